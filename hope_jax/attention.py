@@ -1,0 +1,113 @@
+"""Softmax attention with rotary positions: full or sliding window, packed documents, a ring-buffer cache.
+
+Letters: B streams, S slots of the call, W cache length (also the window when there is a cache), H heads, K head width.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from hope_jax.layers import scaled_normal
+from hope_jax.layout import Layout
+
+
+@struct.dataclass
+class Cache:
+  """The last W tokens of the document a stream is in; token p lies at p modulo W."""
+  key_BxWxHxK: jax.Array
+  value_BxWxHxK: jax.Array
+  position_BxW: jax.Array  # -1: empty
+
+
+def empty_cache(batch: int, length: int, heads: int, width: int, dtype) -> Cache:
+  """A cache without tokens; length 0 for calls that nothing follows."""
+  shape = (batch, length, heads, width)
+  return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full((batch, length), -1))
+
+
+def rotate(x_BxSxHxK, position_BxS, base: float):
+  """Rotary position embedding (arXiv 2104.09864), angles in float32."""
+  half = x_BxSxHxK.shape[-1] // 2
+  angle = position_BxS[..., None, None] * base ** (-jnp.arange(half) / half)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  a, b = jnp.split(x_BxSxHxK.astype(jnp.float32), 2, -1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxSxHxK.dtype)
+
+
+def attend(q_BxSxHxK, k_BxLxHxK, v_BxLxHxK, mask_BxSxL):
+  """Softmax attention over the allowed keys; a query with none reads a mean that nobody uses."""
+  return jax.nn.dot_product_attention(q_BxSxHxK, k_BxLxHxK, v_BxLxHxK, mask=mask_BxSxL[:, None])
+
+
+def attend_banded(q_BxSxHxK, k_BxSxHxK, v_BxSxHxK, layout: Layout, window: int):
+  """Sliding window without a cache in O(S * window): blocks of `window` slots see themselves and the block before."""
+  batch, total = layout.valid_BxS.shape
+  blocks = -(-total // window)
+  pad = lambda a, value=0: jnp.pad(a, ((0, 0), (0, blocks * window - total), *[(0, 0)] * (a.ndim - 2)), constant_values=value)
+  split = lambda a: pad(a).reshape(batch * blocks, window, *a.shape[2:])
+
+  def pair(a, value=0):
+    a = pad(a, value).reshape(batch, blocks, window, *a.shape[2:])
+    before = jnp.concatenate([jnp.full_like(a[:, :1], value), a[:, :-1]], 1)
+    return jnp.concatenate([before, a], 2).reshape(batch * blocks, 2 * window, *a.shape[3:])
+
+  mask = visible(split(layout.position_BxS), split(layout.document_BxS), pair(layout.position_BxS),
+                 pair(layout.document_BxS), pair(layout.valid_BxS, False), window)
+  out = attend(split(q_BxSxHxK), pair(k_BxSxHxK), pair(v_BxSxHxK), mask)
+  return out.reshape(batch, blocks * window, *out.shape[2:])[:, :total]
+
+
+def visible(position_BxS, document_BxS, key_position_BxL, key_document_BxL, key_valid_BxL, window: int):
+  """Which keys each query may see: its own document, not the future, at most `window` back (0: no limit)."""
+  ago = position_BxS[:, :, None] - key_position_BxL[:, None]
+  allowed = (ago >= 0) & (document_BxS[:, :, None] == key_document_BxL[:, None]) & key_valid_BxL[:, None]
+  return allowed & (ago < window) if window else allowed
+
+
+def store(cache: Cache, k_BxSxHxK, v_BxSxHxK, layout: Layout) -> Cache:
+  """The cache after the call: the last W tokens of the document that each stream ends in."""
+  length = cache.position_BxW.shape[1]
+  ends_in = jnp.take_along_axis(layout.document_BxS, jnp.maximum(layout.last_B, 0)[:, None], 1)
+  current = layout.valid_BxS & (layout.document_BxS == ends_in) & (layout.position_BxS >= layout.count_B[:, None] - length)
+  target = jnp.where(current, layout.position_BxS % length, length)
+  rows = jnp.arange(target.shape[0])[:, None]
+  put = lambda old, new: old.at[rows, target].set(new.astype(old.dtype), mode="drop")
+  left = (layout.last_B[:, None] >= 0) & (ends_in > 0)  # another document than the one that was cached
+  position = jnp.where(left, -1, cache.position_BxW)
+  return Cache(put(cache.key_BxWxHxK, k_BxSxHxK), put(cache.value_BxWxHxK, v_BxSxHxK), put(position, layout.position_BxS))
+
+
+class Attention(nn.Module):
+  """Token mixer: (x, cache) -> (y, cache). Queries and keys are normalised per head, which keeps Muon and bf16 stable."""
+  heads: int
+  layers: int
+  window: int  # 0: the whole document
+  rope_base: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x_BxSxD, cache: Cache, layout: Layout):
+    batch, total, dim = x_BxSxD.shape
+    dense = lambda name, features, init: nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+    qkv = dense("qkv", 3 * dim, scaled_normal(dim))(x_BxSxD).reshape(batch, total, 3, self.heads, -1)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    q = rotate(nn.RMSNorm(dtype=self.dtype, name="q_norm")(q), layout.position_BxS, self.rope_base)
+    k = rotate(nn.RMSNorm(dtype=self.dtype, name="k_norm")(k), layout.position_BxS, self.rope_base)
+
+    length = cache.position_BxW.shape[1]
+    if not length and 0 < 2 * self.window < total:
+      y = attend_banded(q, k, v, layout, self.window)
+    else:
+      # with a cache, what is cached is what can be seen: cutting a document differently then changes nothing
+      mask = visible(layout.position_BxS, layout.document_BxS,
+                     jnp.concatenate([cache.position_BxW, layout.position_BxS], 1),
+                     jnp.concatenate([jnp.zeros_like(cache.position_BxW), layout.document_BxS], 1),
+                     jnp.concatenate([cache.position_BxW >= 0, layout.valid_BxS], 1), length or self.window)
+      y = attend(q, jnp.concatenate([cache.key_BxWxHxK.astype(k.dtype), k], 1),
+                 jnp.concatenate([cache.value_BxWxHxK.astype(v.dtype), v], 1), mask)
+    if length:
+      cache = store(cache, k, v, layout)
+    return dense("out", dim, scaled_normal(dim, 2 * self.layers))(y.reshape(batch, total, dim)), cache

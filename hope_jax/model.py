@@ -1,0 +1,161 @@
+"""The language model: embedding, N blocks scanned over stacked parameters, norm, head tied to the embedding.
+
+A block is a token mixer (attention or self-modifying Titans), then a channel mixer (SwiGLU or CMS), each pre-normed.
+
+    model = HopeLM(config)
+    params = init_params(config, key)
+    logits, _, _ = model.apply({"params": params}, tokens_BxT)                      # whole documents
+    logits, fast, _ = model.apply({"params": params}, tokens_BxT, init_fast(config, B))   # to be continued
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
+
+from hope_jax import layout as layouts
+from hope_jax import rule as rules
+from hope_jax.attention import Attention, empty_cache
+from hope_jax.cms import CMS
+from hope_jax.layers import CONV, SwiGLU
+from hope_jax.selfmod import SelfMod, empty_memory
+from hope_jax.state import FastState, LayerState
+
+
+def compute_dtype(config):
+  """Of activations and matrix products."""
+  return jnp.dtype(config.model.dtype)
+
+
+def chunk_grid(config) -> int:
+  """Documents start at multiples of this; 0 where nothing depends on chunks."""
+  return rules.from_config(config.selfmod).grid if config.model.kind == "hope_selfmod" else 0
+
+
+def _truncate(through_writes: str) -> int:
+  return {"full": 0, "none": 1}.get(through_writes) if ":" not in through_writes else int(through_writes.split(":")[1])
+
+
+class Block(nn.Module):
+  """Token mixer and channel mixer: (x, LayerState or None, layout, dropout key) -> (x, LayerState or None, stats)."""
+  config: FrozenConfigDict
+
+  @nn.compact
+  def __call__(self, x_BxSxD, state, layout, rng):
+    c, dtype = self.config, compute_dtype(self.config)
+    dim, heads, layers = c.model.dim, c.model.heads, c.model.layers
+    norm = lambda name: nn.RMSNorm(dtype=dtype, name=name)
+    h = norm("mixer_norm")(x_BxSxD)
+    if c.model.kind == "hope_selfmod":
+      s, rule = c.selfmod, rules.from_config(c.selfmod)
+      mixer = SelfMod(rule, heads, layers, int(s.hidden * dim // heads), s.conv, s.gate_skip, s.eta_init, s.alpha_init,
+                      _truncate(s.through_writes), s.remat_chunks, dtype, name="selfmod")
+      memory, tail = (state.memory, state.conv_Bx3xD) if state else (None, None)
+      y, memory, tail, stats = mixer(h, memory, tail, layout)
+      new = LayerState(memory=memory, conv_Bx3xD=tail)
+    else:
+      mixer = Attention(heads, layers, c.attention.window, c.attention.rope_base, dtype, name="attention")
+      cache = state.cache if state else empty_cache(x_BxSxD.shape[0], 0, heads, dim // heads, dtype)
+      y, cache = mixer(h, cache, layout)
+      new, stats = LayerState(cache=cache), {}
+    x_BxSxD = x_BxSxD + self.drop(y, rng, 0)
+
+    hidden = int(c.mixer.hidden * dim)
+    if c.mixer.kind == "swiglu":
+      y = SwiGLU(hidden, layers, dtype, name="mlp")(norm("channel_norm")(x_BxSxD))
+    elif c.mixer.levels:
+      y = CMS(tuple(name for name, _ in c.mixer.levels), c.mixer.connection, hidden, layers, dtype, name="cms")(x_BxSxD)
+    else:
+      y = jnp.zeros_like(x_BxSxD)
+    return x_BxSxD + self.drop(y, rng, 1), new if state else None, stats
+
+  def drop(self, y, rng, branch: int):
+    """Dropout, where a key is given."""
+    rate = self.config.model.dropout
+    if rng is None or not rate:
+      return y
+    keep = jax.random.bernoulli(jax.random.fold_in(rng, branch), 1 - rate, y.shape)
+    return jnp.where(keep, y / (1 - rate), 0)
+
+
+class HopeLM(nn.Module):
+  """tokens -> (logits_BxTxV float32, FastState or None, stats with a leading layer axis)."""
+  config: FrozenConfigDict
+
+  @nn.compact
+  def __call__(self, tokens_BxT, fast=None, segments_BxT=None, *, documents: int = 1, aligned: bool = False, rng=None):
+    """One call.
+
+    Args:
+      fast: what the streams have read so far (`init_fast`); None: they start here, and no state is returned.
+      segments_BxT: document of each token: 0 is padding, another number than before starts a new document. Default:
+        one document, no padding.
+      documents: at most so many documents in a stream's part of this call (more read not-a-number).
+      aligned: documents start at multiples of `chunk_grid(config)` already, as packed windows do.
+      rng: key for dropout; None: no dropout.
+    """
+    c, dtype = self.config, compute_dtype(self.config)
+    batch = tokens_BxT.shape[0]
+    if segments_BxT is None:
+      segments_BxT, aligned = jnp.ones_like(tokens_BxT), aligned or fast is None
+    zero = jnp.zeros(batch, jnp.int32)
+    segment, count = (fast.segment_B, fast.count_B) if fast else (zero, zero)
+    layout = layouts.arrange(segments_BxT, segment, count, chunk_grid(c), documents, aligned)
+
+    embed = nn.Embed(c.model.vocab, c.model.dim, embedding_init=nn.initializers.normal(c.model.dim ** -0.5), name="embed")
+    x = embed(layouts.to_slots(layout, tokens_BxT)).astype(dtype) * c.model.dim ** 0.5
+    block = Block(c, parent=None)
+    blocks = self.param("blocks", self.init_blocks, block)
+
+    def step(x, xs):
+      params, state, i = xs
+      key = None if rng is None else jax.random.fold_in(rng, i)
+      x, state, stats = block.apply({"params": params}, x, state, layout, key)
+      return x, (state, stats)
+
+    if c.model.remat == "block":
+      step = jax.checkpoint(step)
+    layers = fast.layers if fast else None
+    x, (layers, stats) = jax.lax.scan(step, x, (blocks, layers, jnp.arange(c.model.layers)))
+    x = nn.RMSNorm(dtype=dtype, name="norm")(layouts.to_tokens(layout, x))
+    logits = jnp.einsum("btd,vd->btv", x, embed.embedding.astype(dtype), preferred_element_type=jnp.float32)
+    return logits, FastState(layout.segment_B, layout.count_B, layers) if fast else None, stats
+
+  def init_blocks(self, key, block):
+    """Parameters of all blocks, stacked on a leading axis."""
+    c = self.config
+    x, ones, zero = jnp.zeros((1, 1, c.model.dim), compute_dtype(c)), jnp.ones((1, 1), jnp.int32), jnp.zeros(1, jnp.int32)
+    layout = layouts.arrange(ones, zero, zero, chunk_grid(c))
+    return jax.vmap(lambda k: block.init(k, x, None, layout, None)["params"])(jax.random.split(key, c.model.layers))
+
+
+def build(config) -> HopeLM:
+  """The model of a configuration."""
+  return HopeLM(FrozenConfigDict({part: config[part] for part in ("model", "attention", "mixer", "selfmod")}))
+
+
+def init_params(config, key) -> dict:
+  """Fresh parameters, float32."""
+  return build(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def context_length(config) -> int:
+  """Tokens that attention keeps while it generates; 0 where nothing is kept but the memories."""
+  if config.model.kind == "hope_selfmod":
+    return 0
+  return config.attention.window or config.attention.context or config.data.seq
+
+
+def init_fast(config, batch: int) -> FastState:
+  """The state of B streams that have read nothing."""
+  c = config
+  width = c.model.dim // c.model.heads
+  if c.model.kind == "hope_selfmod":
+    rule = rules.from_config(c.selfmod)
+    memory = empty_memory(rule, batch, c.model.heads, width, int(c.selfmod.hidden * width), c.selfmod.gate_skip)
+    tail = None if c.selfmod.conv == "none" else jnp.zeros((batch, CONV - 1, c.model.dim), compute_dtype(c))
+    layer = LayerState(memory=memory, conv_Bx3xD=tail)
+  else:
+    layer = LayerState(cache=empty_cache(batch, context_length(c), c.model.heads, width, compute_dtype(c)))
+  zero = jnp.zeros(batch, jnp.int32)
+  return FastState(zero, zero, jax.tree.map(lambda a: jnp.stack([a] * c.model.layers), layer))

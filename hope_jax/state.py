@@ -1,0 +1,48 @@
+"""What is remembered: between the calls of a stream (FastState), and between optimizer steps (TrainState).
+
+FastState is laid out for everything that a model keeps per stream: a stream is a document or a conversation, and every
+leaf has a stream axis, so streams can be batched, split, sharded and saved. Layers are stacked on a leading axis.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+
+@struct.dataclass
+class LayerState:
+  """One block's fast state; with a leading axis L, all blocks'. None where the block has no such part."""
+  memory: Any = None  # self-modifying Titans: weights read and written, (B, H, ...)
+  conv_Bx3xD: Any = None  # the convolutions' last inputs
+  cache: Any = None  # attention.Cache
+
+
+@struct.dataclass
+class FastState:
+  """All that a model remembers of B streams."""
+  segment_B: jax.Array  # id of the document each stream is in, 0 before the first
+  count_B: jax.Array  # tokens read of it
+  layers: LayerState  # leaves (L, B, ...)
+
+
+@struct.dataclass
+class TrainState:
+  """All that a run needs tomorrow, with the data iterator and the config."""
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  rng: jax.Array  # typed key; folded with the step where randomness is needed
+  fast: Any = None  # FastState where streams outlive a batch
+
+
+def select(fast: FastState, streams) -> FastState:
+  """The state of some streams: an index array, in its order."""
+  return FastState(fast.segment_B[streams], fast.count_B[streams], jax.tree.map(lambda a: a[:, streams], fast.layers))
+
+
+def fast_bytes(fast: FastState) -> int:
+  """Bytes per stream."""
+  total = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(fast))
+  return total // fast.segment_B.shape[0]

@@ -1,0 +1,24 @@
+"""What every test shares: CPU by default, a persistent compilation cache, float64 on request, the marker `slow`."""
+
+import os
+import pathlib
+
+# The environment, and before jax is imported: processes that a test starts inherit it.
+CACHE = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax
+import pytest
+
+
+def pytest_configure(config):
+  config.addinivalue_line("markers", "slow: takes more than about 20 s on two cores; leave out with -m 'not slow'")
+
+
+@pytest.fixture
+def x64():
+  """float64 within one test."""
+  with jax.enable_x64(True):
+    yield

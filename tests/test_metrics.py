@@ -1,0 +1,89 @@
+"""Laws of the metrics: a resumed run leaves the file of an uninterrupted one; rates count training time alone."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.metrics import Meter, Metrics, format_line, matmul_rate
+
+
+def train(workdir, first, last, resume_step=-1):
+  with Metrics(workdir, resume_step) as metrics:
+    for step in range(first, last + 1):
+      metrics.write(step, {"loss": jnp.float32(1 / step), "memory": {"layer_0": np.float64(step)}, "tokens": 64 * step})
+
+
+def rows(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+
+
+def test_resumed_file_equals_uninterrupted(tmp_path):
+  train(tmp_path / "whole", 1, 9)
+  train(tmp_path / "cut", 1, 7)
+  with (tmp_path / "cut" / "metrics.jsonl").open("a") as f:
+    f.write('{"step": 8, "lo')  # killed while writing
+  train(tmp_path / "cut", 5, 9, resume_step=4)
+  assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+  assert [r["step"] for r in rows(tmp_path / "cut")] == list(range(1, 10))
+
+
+def test_run_from_the_start_drops_what_was_there(tmp_path):
+  train(tmp_path, 1, 3)
+  train(tmp_path, 1, 2)
+  assert [r["step"] for r in rows(tmp_path)] == [1, 2]
+
+
+def test_rows_are_flat_numbers_and_on_disk_at_once(tmp_path):
+  with Metrics(tmp_path) as metrics:
+    metrics.write(3, {"loss": jnp.float32(0.5), "memory": {"layer_0": {"norm": np.float32(2)}}, "tokens": np.int64(7)})
+    assert rows(tmp_path) == [{"step": 3, "loss": 0.5, "memory/layer_0/norm": 2.0, "tokens": 7}]
+    with pytest.raises(ValueError, match=r"memory/all has shape \(2,\); write one number per name"):
+      metrics.write(4, {"memory": {"all": jnp.zeros(2)}})
+    assert len(rows(tmp_path)) == 1
+  assert list((tmp_path / "tb").glob("events.out.tfevents.*"))
+
+
+class Clock:
+  """A clock that stands still unless told."""
+
+  now = 0.0
+
+  def __call__(self):
+    return self.now
+
+
+def test_meter_counts_training_time_alone():
+  clock = Clock()
+  meter = Meter(steps=100, tokens=1000, flops=6.0, peak=12_000.0, clock=clock)
+  clock.now += 60  # compilation
+  meter.start(1)
+  clock.now += 5
+  with meter.pause():
+    clock.now += 30  # evaluation
+  clock.now += 5
+  assert meter.read(11) == {"tokens_per_s": 1000.0, "mfu": 0.5, "eta_s": 89.0}
+  clock.now += 5
+  assert meter.read(21)["tokens_per_s"] == 2000.0  # of the last interval
+  with pytest.raises(ValueError, match="no training between steps 21 and 21"):
+    meter.read(21)
+
+
+def test_lines_are_aligned_and_readable():
+  rates = {"tokens_per_s": 51_234.0, "mfu": 0.312, "eta_s": 3725.0}
+  a = format_line(5, 1000, loss=8.31, bpb=2.9, rates=rates, grad_norm=1.25, lr=1e-3, memory=[0.1, 0.02])
+  b = format_line(990, 1000, loss=10.5, bpb=1.2, rates={"tokens_per_s": 1.5e6, "mfu": 0.05, "eta_s": 9.4},
+                  grad_norm=0.01, lr=1e-5, memory=[0.3, 0.4])
+  assert a == ("step    5/1000  loss  8.3100  bpb 2.9000   51.2k tok/s  MFU 31.2%  eta  1:02:05  "
+               "grad 1.25e+00  lr 1.00e-03  memory 1.0e-01 2.0e-02")
+  assert [i for i, c in enumerate(a) if c == "/"] == [i for i, c in enumerate(b) if c == "/"] and len(a) == len(b)
+  many = format_line(5, 1000, loss=8.31, bpb=2.9, rates=rates, grad_norm=1.25, lr=1e-3, memory=[0.1] * 23 + [0.5])
+  assert many.endswith("memory 1.0e-01 to 5.0e-01 in 24 layers")
+
+
+def test_matmul_rate_is_a_rate_and_measured_once():
+  rate = matmul_rate("float32")
+  assert 1e8 < rate < 1e16
+  assert matmul_rate("float32") == rate
