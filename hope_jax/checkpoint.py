@@ -75,6 +75,7 @@ class Checkpoints:
       registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)  # else stored as arrays
     context = ocp.Context()
     context.checkpointables.registry = registry
+    context.async_options.create_directories_asynchronously = False  # a failure there leaves threads waiting minutes
     try:
       with context:
         self._pending = step, ocp.save_checkpointables_async(self.directory / str(step), items)

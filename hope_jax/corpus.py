@@ -1,6 +1,6 @@
 """Documents and where they come from: text every Python carries, text files, JSON lines.
 
-A source is described by data, `ConfigDict(name, kind, path, field, domains, weight)`, one entry of `config.data.sources`:
+A source is data, `ConfigDict(name, kind, path, field, domains, weight)`, one entry of `config.data.sources`:
 
     embedded  pydoc's reference topics, the standard library's sources and its tests: needs no download
     text      a text file, or every file of a folder: one document a file

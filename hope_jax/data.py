@@ -2,13 +2,14 @@
 
     python -m hope_jax.data --config=configs/pilot.py       builds data.dir or verifies it, and prints what is in it
 
-data.dir holds tokenizer.model, manifest.json (what it was built from; size and sha256 of every file) and, for each source
-and split, `tokens` (flat, one document after another, each <s> ... </s>), `offsets` and `domains` (one number a document).
+data.dir holds tokenizer.model, manifest.json (what it was built from; size and sha256 of every file) and, for each
+source and split, `tokens` (flat, one document after another, each <s> ... </s>), `offsets` and `domains`.
 
-Packing: the documents, in a fixed random order, each on a multiple of `align` slots, form one long row that is cut every
-`seq` slots. So a document, and every piece of one that continues in the next window, starts at a multiple of `align`.
-A window: int32 [seq] `tokens` (0 in padding), `labels` (the document's next token, also when it lies in the next window;
--1 at its end and in padding), `segments` (1, 2, ... by document; 0 in padding). Every next-token pair occurs exactly once.
+Packing: the documents, in a fixed random order, each on a multiple of `align` slots, form one long row that is cut
+every `seq` slots. So a document, and every piece of one that continues in the next window, starts at a multiple of
+`align`. A window: int32 [seq] `tokens` (0 in padding), `labels` (the document's next token, also when it lies in the
+next window; -1 at its end and in padding), `segments` (1, 2, ... by document; 0 in padding). Every next-token pair
+occurs exactly once.
 """
 
 import hashlib
@@ -85,7 +86,7 @@ def train_batches(config: ConfigDict) -> grain.DatasetIterator:
     windows = grain.MapDataset.mix(
         [grain.MapDataset.source(p).seed(config.data.seed).shuffle().repeat() for p in parts],
         [s.weight for s in config.data.sources])
-  return iter(windows.batch(config.data.batch).to_iter_dataset(_READ))
+  return iter(windows.batch(config.data.batch, drop_remainder=True).to_iter_dataset(_READ))
 
 
 def eval_batches(config: ConfigDict, batches: int) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
@@ -112,7 +113,8 @@ def _eval_rows(config: ConfigDict, count: int) -> list[tuple[str, Sequence, int]
   rounds = range(max(len(windows) for _, windows in parts))
   rows = [(name, windows, i) for i in rounds for name, windows in parts if i < len(windows)]
   if not rows:
-    raise ValueError(f"{folder}: no validation document; raise data.val_fraction or split the sources into more documents")
+    raise ValueError(f"{folder}: no validation document; "
+                     "raise data.val_fraction or split the sources into more documents")
   return rows[:count]
 
 
@@ -184,7 +186,8 @@ def _check_sources(config: ConfigDict) -> None:
     raise ValueError(f"data.sources are named {names}: give each a name of its own, of letters, digits, _ and -")
   for s in sources:
     if not s.weight > 0:
-      raise ValueError(f"source {s.name}: weight {s.weight} is not positive; remove it from data.sources to leave it out")
+      raise ValueError(f"source {s.name}: weight {s.weight} is not positive; "
+                       "remove it from data.sources to leave it out")
 
 
 def _wanted(config: ConfigDict) -> dict:
@@ -201,7 +204,8 @@ def _write(folder: Path, config: ConfigDict) -> None:
   with tqdm(total=documents, desc="tokenise", unit=" documents", file=sys.stderr) as bar:
     domains = {s.name: _write_source(folder, s, config.data.val_fraction, tok, bar) for s in config.data.sources}
   files = {p.name: dict(bytes=p.stat().st_size, sha256=_sha256(p)) for p in sorted(folder.iterdir())}
-  manifest = dict(config=_wanted(config), tokenizer=tok.digest, python=sys.version.split()[0], domains=domains, files=files)
+  manifest = dict(config=_wanted(config), tokenizer=tok.digest, python=sys.version.split()[0], domains=domains,
+                  files=files)
   (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
@@ -220,7 +224,7 @@ def _measure(config: ConfigDict) -> tuple[dict[tuple[str, str], int], int]:
 
 
 def _sample(config: ConfigDict, sizes: dict[tuple[str, str], int]) -> Iterator[str]:
-  """Lines of the train split, about tokenizer_chars characters: from every (source, domain) alike, as far as it has them."""
+  """Lines of the train split, about tokenizer_chars characters: as many from each (source, domain), if it has them."""
   share, left = {}, config.data.tokenizer_chars
   for n, key in enumerate(sorted(sizes, key=sizes.get)):
     share[key] = min(1.0, left / (len(sizes) - n) / sizes[key])
@@ -306,7 +310,8 @@ def table(config: ConfigDict) -> str:
   """What the data folder holds, by source, domain and split, and the padding of its packing."""
   folder = build(config)
   domains = json.loads((folder / "manifest.json").read_text())["domains"]
-  lines = [f"{'source/domain':32} {'split':10} {'documents':>9} {'tokens':>12} {'bytes':>13} {'bytes/token':>11} {'padding':>7}"]
+  lines = [f"{'source/domain':32} {'split':10} {'documents':>9} {'tokens':>12} {'bytes':>13} {'bytes/token':>11} "
+           f"{'padding':>7}"]
   for source in config.data.sources:
     for split in SPLITS:
       for number, domain in enumerate(domains[source.name]):

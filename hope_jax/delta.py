@@ -7,10 +7,11 @@ One sequence, one matrix W (O, I), with layer inputs x_t, forcings f_t, retentio
 Unrolled, W_C = Gamma_C W_0 - sum_t (Gamma_C / Gamma_t) u_t x_t^T with Gamma_t = prod_{s<=t} alpha_s, where
 u_t = step_t W_{t-1} x_t + rate_t f_t solves the unit lower-triangular system
 
-    (I + L) U = R,   L_ts = step_t (Gamma_{t-1} / Gamma_s) x_s.x_t (s < t),   R_t = step_t Gamma_{t-1} W_0 x_t + rate_t f_t.
+    (I + L) u = r,   L_ts = step_t (Gamma_{t-1} / Gamma_s) x_s.x_t (s < t),   r_t = step_t Gamma_{t-1} W_0 x_t + rate_t f_t.
 
 A token with step = rate = 0 and log alpha = 0 changes nothing: that is how padding is written.
-Letters: C tokens of the chunk, O and I the matrix's output and input widths.
+Letters: C tokens of the chunk, O and I the matrix's output and input widths. Tokens are the last axis: every product
+below then reads and writes its operands in the order in which they lie in memory.
 """
 
 import jax
@@ -45,24 +46,24 @@ def _product(a, b):
 
 
 @jax.custom_vjp
-def unit_lower_solve(lower_CxC: jax.Array, right_CxO: jax.Array) -> jax.Array:
-  """U with (I + L) U = R. The backward pass is two products with the same inverse."""
-  return unit_lower_inverse(lower_CxC) @ right_CxO
+def solve(lower_CxC: jax.Array, inverse_CxC: jax.Array, right_OxC: jax.Array) -> jax.Array:
+  """U with (I + L) U^T = R^T, given (I + L)^-1. The gradient goes to L and R, by two products with the same inverse."""
+  del lower_CxC
+  return right_OxC @ inverse_CxC.T
 
 
-def _solve_forward(lower, right):
-  inverse = unit_lower_inverse(lower)
-  solution = inverse @ right
-  return solution, (inverse, solution)
+def _solve_forward(lower_CxC, inverse_CxC, right_OxC):
+  solution = solve(lower_CxC, inverse_CxC, right_OxC)
+  return solution, (inverse_CxC, solution)
 
 
-def _solve_backward(residuals, grad):
-  inverse, solution = residuals
-  grad_right = inverse.T @ grad
-  return -jnp.tril(grad_right @ solution.T, -1), grad_right
+def _solve_backward(residuals, grad_OxC):
+  inverse_CxC, solution_OxC = residuals
+  grad_right = grad_OxC @ inverse_CxC
+  return -jnp.tril(grad_right.T @ solution_OxC, -1), None, grad_right
 
 
-unit_lower_solve.defvjp(_solve_forward, _solve_backward)
+solve.defvjp(_solve_forward, _solve_backward)
 
 
 def _ratios(later_C, earlier_C, diagonal: int):
@@ -71,24 +72,33 @@ def _ratios(later_C, earlier_C, diagonal: int):
   return jnp.exp(jnp.where(mask, later_C[:, None] - earlier_C, -jnp.inf))
 
 
-def write(w_OxI, x_CxI, forcing_CxO, step_C, log_alpha_C):
-  """W_C of the recurrence above; forcing_t = rate_t f_t. Rows of several matrices may be stacked along O."""
+def couple(x_IxC, step_C, log_alpha_C):
+  """L: how much of the write of token s every later token t finds at its own input."""
   log_gamma = jnp.cumsum(log_alpha_C)
-  before = log_gamma - log_alpha_C
-  lower = step_C[:, None] * _ratios(before, log_gamma, -1) * (x_CxI @ x_CxI.T)
-  right = (step_C * jnp.exp(before))[:, None] * (x_CxI @ w_OxI.T) + forcing_CxO
-  u_CxO = unit_lower_solve(lower, right)
-  return jnp.exp(log_gamma[-1]) * w_OxI - (jnp.exp(log_gamma[-1] - log_gamma)[:, None] * u_CxO).T @ x_CxI
+  return step_C[:, None] * _ratios(log_gamma - log_alpha_C, log_gamma, -1) * (x_IxC.T @ x_IxC)
 
 
-def write_decayed(w_OxI, x_CxI, forcing_CxO, log_alpha_C):
+def write(w_OxI, x_IxC, seen_OxC, forcing_OxC, step_C, log_alpha_C, lower_CxC, inverse_CxC):
+  """W_C of the recurrence above. Rows of several matrices with the same inputs may be stacked along O.
+
+  Args:
+    seen_OxC: W_0 x_t.
+    forcing_OxC: rate_t f_t.
+    lower_CxC, inverse_CxC: `couple` of the same inputs, and its `unit_lower_inverse`.
+  """
+  log_gamma = jnp.cumsum(log_alpha_C)
+  right = step_C * jnp.exp(log_gamma - log_alpha_C) * seen_OxC + forcing_OxC
+  u_OxC = solve(lower_CxC, inverse_CxC, right)
+  return jnp.exp(log_gamma[-1]) * w_OxI - (jnp.exp(log_gamma[-1] - log_gamma) * u_OxC) @ x_IxC.T
+
+
+def write_decayed(w_OxI, x_IxC, forcing_OxC, log_alpha_C):
   """The same without the rank-one factor: W_t = alpha_t W_{t-1} - rate_t f_t x_t^T."""
   log_gamma = jnp.cumsum(log_alpha_C)
-  weights = jnp.exp(log_gamma[-1] - log_gamma)[:, None]
-  return jnp.exp(log_gamma[-1]) * w_OxI - (weights * forcing_CxO).T @ x_CxI
+  return jnp.exp(log_gamma[-1]) * w_OxI - (jnp.exp(log_gamma[-1] - log_gamma) * forcing_OxC) @ x_IxC.T
 
 
-def write_momentum(w_OxI, m_OxI, x_CxI, pairs, step_C, rate_C, log_alpha_C, log_beta_C):
+def write_momentum(w_OxI, m_OxI, x_IxC, pairs, step_C, rate_C, log_alpha_C, log_beta_C):
   """The general write: gradients of several outer products, and momentum over them.
 
       m_t = beta_t m_{t-1} + sum_j f^j_t (z^j_t)^T,   W_t = W_{t-1} (alpha_t I - step_t x_t x_t^T) - rate_t m_t
@@ -97,7 +107,7 @@ def write_momentum(w_OxI, m_OxI, x_CxI, pairs, step_C, rate_C, log_alpha_C, log_
   P_tr = sum_{r<=s<=t} (Gamma_t / Gamma_s) rate_s beta^(s-r).
 
   Args:
-    pairs: sequence of (f_CxO, z_CxI), zero where the token is padding.
+    pairs: sequence of (f_OxC, z_IxC), zero where the token is padding.
     step_C: of the rank-one factor, or None for none.
     log_beta_C: log of momentum per token (0 at padding), or None for no momentum: m_t is then the gradient.
 
@@ -115,19 +125,18 @@ def write_momentum(w_OxI, m_OxI, x_CxI, pairs, step_C, rate_C, log_alpha_C, log_
 
   w_next = jnp.exp(log_gamma[-1]) * w_OxI - kept_C[-1] * m_OxI
   for f, z in pairs:
-    w_next -= (weight_CxC[-1][:, None] * f).T @ z
+    w_next -= (weight_CxC[-1] * f) @ z.T
   if step_C is not None:
-    before = log_gamma - log_alpha_C
     earlier_CxC = jnp.pad(weight_CxC, ((1, 0), (0, 0)))[:-1]  # P at t - 1
-    seen = jnp.exp(before)[:, None] * (x_CxI @ w_OxI.T)
-    seen -= jnp.pad(kept_C, (1, 0))[:-1, None] * (x_CxI @ m_OxI.T)
+    seen = jnp.exp(log_gamma - log_alpha_C) * (w_OxI @ x_IxC)
+    seen -= jnp.pad(kept_C, (1, 0))[:-1] * (m_OxI @ x_IxC)
     for f, z in pairs:
-      seen -= (earlier_CxC * (x_CxI @ z.T)) @ f
-    lower = step_C[:, None] * _ratios(before, log_gamma, -1) * (x_CxI @ x_CxI.T)
-    own = unit_lower_solve(lower, step_C[:, None] * seen)
-    w_next -= (jnp.exp(log_gamma[-1] - log_gamma)[:, None] * own).T @ x_CxI
+      seen -= f @ (earlier_CxC * (x_IxC.T @ z)).T
+    lower = couple(x_IxC, step_C, log_alpha_C)
+    own = solve(lower, unit_lower_inverse(lower), step_C * seen)
+    w_next -= (jnp.exp(log_gamma[-1] - log_gamma) * own) @ x_IxC.T
 
   m_next = carried_C[-1] * m_OxI
   for f, z in pairs:
-    m_next += (blend_CxC[-1][:, None] * f).T @ z
+    m_next += (blend_CxC[-1] * f) @ z.T
   return w_next, m_next

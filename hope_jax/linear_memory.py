@@ -71,22 +71,25 @@ def weights(rule: Rule, params: dict, state: dict):
   """Every memory's current weights, the open chunk's writes included: dict of (rows, D)."""
   settled = settle(rule, params, state, True, True)["start"]
   width = params["w"].shape[-1]
-  return {name: settled[where, :width] for name, where in rows(rule, width).items()}
+  out = {name: settled[where, :width] for name, where in rows(rule, width).items()}
+  if not rule.alpha:  # nothing reads M_alpha, which keeps its initial weights
+    out["alpha"] = params["w"][rows(rule, width)["alpha"]]
+  return out
 
 
-def generate(rule: Rule, params: dict, state: dict, xk_CxD, xv_CxD, xq_CxD):
+def generate(rule: Rule, params: dict, state: dict, xk_DxC, xv_DxC, xq_DxC):
   """Raw reads from the chunk-start weights: (k, v, q, eta, alpha) before any non-linearity."""
-  width = xk_CxD.shape[-1]
+  width = xk_DxC.shape[0]
   where, w = rows(rule, width), state["start"][:, :width]
-  from_k = xk_CxD @ jnp.concatenate([w[where["k"]], w[where["eta"]], w[where["alpha"]]]).T
+  from_k = jnp.concatenate([w[where["k"]], w[where["eta"]], w[where["alpha"]]]) @ xk_DxC
   w_q = w[where["q"]] if rule.adaptive_q else params["w_q"]
-  return from_k[:, :width], xv_CxD @ w[where["v"]].T, xq_CxD @ w_q.T, from_k[:, width], from_k[:, width + 1]
+  return from_k[:width], w[where["v"]] @ xv_DxC, w_q @ xq_DxC, from_k[width], from_k[width + 1]
 
 
-def read(rule: Rule, state: dict, q_CxD):
+def read(rule: Rule, state: dict, q_DxC):
   """M_mem(q)."""
-  width = q_CxD.shape[-1]
-  return q_CxD @ state["start"][rows(rule, width)["mem"], :width].T
+  width = q_DxC.shape[0]
+  return state["start"][rows(rule, width)["mem"], :width] @ q_DxC
 
 
 def write(rule: Rule, state: dict, token) -> dict:
@@ -108,21 +111,21 @@ def write(rule: Rule, state: dict, token) -> dict:
   shape = state["turn"].shape
   turn = state["turn"].reshape(-1, shape[-1])  # both groups' rows: the same tokens write them
   def spread(f):
-    rest = jnp.zeros_like(f) if rule.momentum else f[:, :0]
-    return jnp.tile(jnp.concatenate([f, rest], -1), (1, _groups(rule)))
+    rest = jnp.zeros_like(f) if rule.momentum else f[:0]
+    return jnp.tile(jnp.concatenate([f, rest]), (_groups(rule), 1))
   if rule.general:
-    kept = jnp.where(token.valid[:, None], 1.0, 0.0)
+    kept = jnp.where(token.valid, 1.0, 0.0)
     push = state["push"].reshape(turn.shape) if rule.momentum else jnp.zeros_like(turn)
     turn, push = delta.write_momentum(
         turn, push, k, [(spread(f * kept), z) for f, z in pairs], step if rule.rank_one else None, rate,
         token.log_alpha, log_momentum(rule, token.valid, k.dtype))
     if rule.momentum:
       out["push"] = push.reshape(shape)
+  elif rule.rank_one:
+    lower = delta.couple(k, step, token.log_alpha)
+    turn = delta.write(turn, k, turn @ k, rate * spread(pairs[0][0]), step, token.log_alpha, lower,
+                       delta.unit_lower_inverse(lower))
   else:
-    forcing = rate[:, None] * spread(pairs[0][0])
-    if rule.rank_one:
-      turn = delta.write(turn, k, forcing, step, token.log_alpha)
-    else:
-      turn = delta.write_decayed(turn, k, forcing, token.log_alpha)
+    turn = delta.write_decayed(turn, k, rate * spread(pairs[0][0]), token.log_alpha)
   out["turn"] = turn.reshape(shape)
   return out

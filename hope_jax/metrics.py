@@ -60,7 +60,8 @@ class Meter:
   `tokens`: tokens per step.  `flops`: per token, forward and backward.  `peak`: FLOP/s of all devices together.
   """
 
-  def __init__(self, steps: int, tokens: int, flops: float, peak: float, clock: Callable[[], float] = time.perf_counter):
+  def __init__(self, steps: int, tokens: int, flops: float, peak: float,
+               clock: Callable[[], float] = time.perf_counter):
     self.steps, self.tokens, self.flops, self.peak = steps, tokens, flops, peak
     self._clock = clock
     self.start(0)

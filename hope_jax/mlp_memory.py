@@ -7,6 +7,8 @@ Memories are stacked: k, v, mem, (q), then eta, alpha. Letters: C tokens, D head
 D outputs, P = N + 2 memories. Weights: w_in_PxMxD (W2), w_out_NxDxM (W1), g_out_2xM (W1 of eta and alpha), skip_2xD.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 
@@ -69,116 +71,152 @@ def _gelu(a):
   return a * below, below + a * jnp.exp(-0.5 * a * a) * (2 * jnp.pi) ** -0.5
 
 
-def _one(w, i, z_CxD):
+def _one(w, i, z_DxC):
   """Memory i with D outputs, applied to z."""
-  return z_CxD + _gelu(z_CxD @ w["w_in"][i].T)[0] @ w["w_out"][i].T
+  return z_DxC + w["w_out"][i] @ _gelu(w["w_in"][i] @ z_DxC)[0]
 
 
-def generate(rule: Rule, params: dict, state: dict, xk_CxD, xv_CxD, xq_CxD):
+def generate(rule: Rule, params: dict, state: dict, xk_DxC, xv_DxC, xq_DxC):
   """Raw reads from the chunk-start weights: (k, v, q, eta, alpha) before any non-linearity."""
   w = state["start"]
-  q = _one(w, 3, xq_CxD) if rule.adaptive_q else xq_CxD @ params["w_q"].T
-  h_2xCxM = _gelu(jnp.einsum("cd,pmd->pcm", xk_CxD, w["w_in"][-2:]))[0]
-  gates_2xC = jnp.einsum("pcm,pm->pc", h_2xCxM, w["g_out"])
+  q = _one(w, 3, xq_DxC) if rule.adaptive_q else params["w_q"] @ xq_DxC
+  h_2xMxC = _gelu(w["w_in"][-2:] @ xk_DxC)[0]
+  gates_2xC = jnp.sum(h_2xMxC * w["g_out"][..., None], 1)
   if "skip" in w:
-    gates_2xC += w["skip"] @ xk_CxD.T
-  return _one(w, 0, xk_CxD), _one(w, 1, xv_CxD), q, gates_2xC[0], gates_2xC[1]
+    gates_2xC += w["skip"] @ xk_DxC
+  return _one(w, 0, xk_DxC), _one(w, 1, xv_DxC), q, gates_2xC[0], gates_2xC[1]
 
 
-def read(rule: Rule, state: dict, q_CxD):
+def read(rule: Rule, state: dict, q_DxC):
   """M_mem(q)."""
-  return _one(state["start"], 2, q_CxD)
+  return _one(state["start"], 2, q_DxC)
 
 
-def _forward(w: dict, z_CxD):
-  """All memories on the same z: outputs (N, C, D) and (2, C), hidden activations (P, C, M) and their slope."""
-  h_PxCxM, slope_PxCxM = _gelu(jnp.einsum("cd,pmd->pcm", z_CxD, w["w_in"]))
-  vectors = z_CxD + jnp.einsum("ncm,ndm->ncd", h_PxCxM[:-2], w["w_out"])
-  scalars = jnp.einsum("pcm,pm->pc", h_PxCxM[-2:], w["g_out"])
+def _forward(w: dict, z_DxC):
+  """All memories on the same z, before their skips: pre-activations, outputs (N, D, C) and (2, C), hidden, slope."""
+  a_PxMxC = jnp.einsum("pmd,dc->pmc", w["w_in"], z_DxC)
+  h_PxMxC, slope_PxMxC = _gelu(a_PxMxC)
+  vectors = jnp.einsum("ndm,nmc->ndc", w["w_out"], h_PxMxC[:-2])
+  scalars = jnp.sum(h_PxMxC[-2:] * w["g_out"][..., None], 1)
+  return a_PxMxC, vectors, scalars, h_PxMxC, slope_PxMxC
+
+
+def gradients(rule: Rule, w: dict, k_DxC, v_DxC):
+  """The inner gradients as outer products, layer by layer.
+
+  Returns:
+    ([{layer: (forcing, input)}], {layer: W x}): a second set of products where the gradient also goes through the
+    target, and what each layer sees at the chunk-start weights.
+  """
+  a, vectors, scalars, h, slope = _forward(w, k_DxC)
+  seen = {"w_in": a, "w_out": vectors, "g_out": scalars[:, None]}
+  _, target_vectors, target_scalars, h_v, slope_v = _forward(w, v_DxC)
+  vectors, target_vectors = k_DxC + vectors, v_DxC + target_vectors
   if "skip" in w:
-    scalars += w["skip"] @ z_CxD.T
-  return vectors, scalars, h_PxCxM, slope_PxCxM
+    seen["skip"] = (w["skip"] @ k_DxC)[:, None]
+    scalars, target_scalars = scalars + seen["skip"][:, 0], target_scalars + w["skip"] @ v_DxC
+  pull = lambda e: (e,)
+  if rule.unit_target:
+    target_vectors, pull = jax.vjp(unit, target_vectors)
 
-
-def _send_back(w: dict, e_NxCxD, e_2xC, slope_PxCxM):
-  """The errors at the outputs, back-propagated to the hidden pre-activations."""
-  back = [jnp.einsum("ncd,ndm->ncm", e_NxCxD, w["w_out"]), e_2xC[..., None] * w["g_out"][:, None]]
-  return jnp.concatenate(back) * slope_PxCxM
-
-
-def gradients(rule: Rule, w: dict, k_CxD, v_CxD) -> list[dict]:
-  """The inner gradient of every layer as outer products: [(forcing, input) per layer], a second one through the target."""
-  vectors, scalars, h, slope = _forward(w, k_CxD)
-  raw_vectors, target_scalars, h_v, slope_v = _forward(w, v_CxD)
-  normalise = unit if rule.unit_target else (lambda t: t)
-  target_vectors, pull = jax.vjp(normalise, raw_vectors)
-
-  def products(e_NxCxD, e_2xC, h_PxCxM, slope_PxCxM, z_CxD):
-    d_PxCxM = _send_back(w, e_NxCxD, e_2xC, slope_PxCxM)
-    z_of = lambda count: jnp.broadcast_to(z_CxD, (count, *z_CxD.shape))
-    out = {"w_in": (d_PxCxM, z_of(d_PxCxM.shape[0])), "w_out": (e_NxCxD, h_PxCxM[:-2]),
-           "g_out": (e_2xC[..., None], h_PxCxM[-2:])}
+  def products(e_NxDxC, e_2xC, h_PxMxC, slope_PxMxC, z_DxC):
+    back = [jnp.einsum("ndm,ndc->nmc", w["w_out"], e_NxDxC), w["g_out"][..., None] * e_2xC[:, None]]
+    d_PxMxC = jnp.concatenate(back) * slope_PxMxC
+    z_of = lambda count: jnp.broadcast_to(z_DxC, (count, *z_DxC.shape))
+    out = {"w_in": (d_PxMxC, z_of(len(d_PxMxC))), "w_out": (e_NxDxC, h_PxMxC[:-2]),
+           "g_out": (e_2xC[:, None], h_PxMxC[-2:])}
     if "skip" in w:
-      out["skip"] = (e_2xC[..., None], z_of(2))
+      out["skip"] = (e_2xC[:, None], z_of(2))
     return out
 
   if rule.objective == "l2":
     e, e_scalar = 2 * (vectors - target_vectors), 2 * (scalars - target_scalars)
   else:
     e, e_scalar = -target_vectors, -target_scalars
-  out = [products(e, e_scalar, h, slope, k_CxD)]
+  out = [products(e, e_scalar, h, slope, k_DxC)]
   if rule.target_gradient:
     of_target, of_scalar = (-e, -e_scalar) if rule.objective == "l2" else (-vectors, -scalars)
-    out.append(products(pull(of_target)[0], of_scalar, h_v, slope_v, v_CxD))
-  return out
+    out.append(products(pull(of_target)[0], of_scalar, h_v, slope_v, v_DxC))
+  return out, seen
+
+
+def _factored(rule: Rule, layer: str) -> bool:
+  return rule.rank_one and (rule.factor == "layer" or layer in ("w_in", "skip"))
+
+
+def _steps(rule: Rule, layer: str, products, token, size_before):
+  """Step, rate and running size of one matrix."""
+  x_IxC = products[0][1]
+  step = step_size(rule, token.eta, x_IxC)
+  if not rule.bound:
+    return step, step, size_before
+  size = running_size(rule, size_before, sum(length(f) * length(z) for f, z in products), token.valid)
+  rate = rate_size(step, size, x_IxC, token.alpha, token.forget, rule.bound, _factored(rule, layer))
+  return step, rate, size[-1]
 
 
 def write(rule: Rule, state: dict, token) -> dict:
   """All memories take the chunk's tokens; `token` is selfmod.Token."""
-  pairs = gradients(rule, state["start"], token.k, token.v)
-  log_beta = log_momentum(rule, token.valid, token.k.dtype)
-  run, out = state["run"], dict(state)
+  pairs, seen = gradients(rule, state["start"], token.k, token.v)
+  matrices = {layer: w if w.ndim == 3 else w[:, None] for layer, w in state["run"].items()}  # (memories, O, I)
+  products = {layer: [p[layer] for p in pairs] for layer in matrices}
+  before = state["size"] if rule.momentum else {layer: jnp.zeros(len(w), w.dtype) for layer, w in matrices.items()}
+  steps = {layer: jax.vmap(lambda p, n: _steps(rule, layer, p, token, n))(products[layer], before[layer])
+           for layer in matrices}
+  if rule.general:
+    written = _write_general(rule, state, token, matrices, products, steps)
+  else:
+    if state["start"] is not state["run"]:  # an open chunk: its own tokens have written since
+      seen = {layer: jnp.einsum("poi,pic->poc", w, products[layer][0][1]) for layer, w in matrices.items()}
+    written = {"run": _write(rule, token, matrices, products, steps, seen)}
+  if not rule.alpha:  # nothing reads M_alpha, which keeps its initial weights
+    run = written["run"]
+    written["run"] = run | {layer: run[layer].at[-1].set(matrices[layer][-1]) for layer in run if layer != "w_out"}
+  fit = lambda new, old: jax.tree.map(lambda a, b: a.reshape(b.shape), new, old)
+  return state | {part: fit(value, state[part]) for part, value in written.items()}
 
-  def factored(layer):
-    return rule.rank_one and (rule.factor == "layer" or layer != "w_out" and layer != "g_out")
 
-  def steps(layer, products, size_before):
-    """Step, rate and running size of one matrix."""
-    x = products[0][1]
-    step = step_size(rule, token.eta, x)
-    if not rule.bound:
-      return step, step, size_before
-    size = sum(length(f) * length(z) for f, z in products)
-    size = running_size(rule, size_before, size, token.valid)
-    return step, rate_size(step, size, x, token.alpha, token.forget, rule.bound, factored(layer)), size[-1]
+def _write_general(rule: Rule, state, token, matrices, products, steps) -> dict:
+  """With momentum, or gradients of two outer products: every matrix by itself."""
+  kept, log_beta = jnp.where(token.valid, 1.0, 0.0), log_momentum(rule, token.valid, token.k.dtype)
+  out = {"run": {}, "momentum": {}, "size": {}}
+  for layer, w in matrices.items():
+    def one(w, m, products, step, rate):
+      pairs = [(f * kept, z) for f, z in products]
+      return delta.write_momentum(w, m, products[0][1], pairs, step if _factored(rule, layer) else None, rate,
+                                  token.log_alpha, log_beta)
+    m = state["momentum"][layer].reshape(w.shape) if rule.momentum else jnp.zeros_like(w)
+    step, rate, out["size"][layer] = steps[layer]
+    out["run"][layer], out["momentum"][layer] = jax.vmap(one)(w, m, products[layer], step, rate)
+  return out if rule.momentum else {"run": out["run"]}
 
-  new_run, new_momentum, new_size = {}, {}, {}
-  for layer in run:
-    w = run[layer] if run[layer].ndim == 3 else run[layer][:, None]  # (memories, O, I)
-    products = [p[layer] for p in pairs]
-    size_before = state["size"][layer] if rule.momentum else jnp.zeros(w.shape[0], w.dtype)
-    step, rate, size = jax.vmap(lambda p, n: steps(layer, p, n))(products, size_before)
-    if rule.general:
-      kept = jnp.where(token.valid[:, None], 1.0, 0.0)
-      m = state["momentum"][layer].reshape(w.shape) if rule.momentum else jnp.zeros_like(w)
-      def one(w, m, products, step, rate):
-        return delta.write_momentum(w, m, products[0][1], [(f * kept, z) for f, z in products],
-                                    step if factored(layer) else None, rate, token.log_alpha, log_beta)
-      w, m = jax.vmap(one)(w, m, products, step, rate)
-      if rule.momentum:
-        new_momentum[layer], new_size[layer] = m.reshape(run[layer].shape), size
-    elif not factored(layer):
-      f, x = products[0]
-      w = jax.vmap(lambda w, x, f: delta.write_decayed(w, x, f, token.log_alpha))(w, x, rate[..., None] * f)
-    elif layer in ("w_in", "skip"):
-      # one system for all rows: the input and the step of the factor are the same for every memory
-      forcing = jnp.moveaxis(rate[..., None] * products[0][0], 0, 1).reshape(rate.shape[1], -1)
-      w = delta.write(w.reshape(-1, w.shape[-1]), token.k, forcing, step[0], token.log_alpha).reshape(w.shape)
+
+def _write(rule: Rule, token, matrices, products, steps, seen) -> dict:
+  """One outer product a token: all triangular systems are inverted together."""
+  forcing = {layer: steps[layer][1][:, None] * products[layer][0][0] for layer in matrices}
+  out, lowers = {}, {}
+  for layer, w in matrices.items():
+    x = products[layer][0][1]
+    if not _factored(rule, layer):
+      out[layer] = jax.vmap(delta.write_decayed, (0, 0, 0, None))(w, x, forcing[layer], token.log_alpha)
+    elif layer == "w_in":  # input and step of the factor are the same for every memory: one system for all rows
+      lowers[layer] = delta.couple(token.k, steps[layer][0][0], token.log_alpha)[None]
+    elif layer != "skip":
+      lowers[layer] = jax.vmap(delta.couple, (0, 0, None))(x, steps[layer][0], token.log_alpha)
+  if not lowers:
+    return out
+  inverses = jax.vmap(delta.unit_lower_inverse)(jnp.concatenate(list(lowers.values())))
+  ends = list(itertools.accumulate(len(lower) for lower in lowers.values()))
+  inverses = dict(zip(lowers, jnp.split(inverses, ends[:-1])))
+  for layer, w in matrices.items():
+    if layer in out:
+      continue
+    x, step = products[layer][0][1], steps[layer][0]
+    if layer in ("w_in", "skip"):
+      rows = lambda a: a.reshape(-1, a.shape[-1])
+      out[layer] = delta.write(rows(w), token.k, rows(seen[layer]), rows(forcing[layer]), step[0], token.log_alpha,
+                               lowers["w_in"][0], inverses["w_in"][0])
     else:
-      f, x = products[0]
-      w = jax.vmap(delta.write, in_axes=(0, 0, 0, 0, None))(w, x, rate[..., None] * f, step, token.log_alpha)
-    new_run[layer] = w.reshape(run[layer].shape)
-  out["run"] = new_run
-  if rule.momentum:
-    out["momentum"], out["size"] = new_momentum, new_size
+      out[layer] = jax.vmap(delta.write, (0, 0, 0, 0, 0, None, 0, 0))(
+          w, x, seen[layer], forcing[layer], step, token.log_alpha, lowers[layer], inverses[layer])
   return out

@@ -102,7 +102,7 @@ class HopeLM(nn.Module):
     segment, count = (fast.segment_B, fast.count_B) if fast else (zero, zero)
     layout = layouts.arrange(segments_BxT, segment, count, chunk_grid(c), documents, aligned)
 
-    embed = nn.Embed(c.model.vocab, c.model.dim, embedding_init=nn.initializers.normal(c.model.dim ** -0.5), name="embed")
+    embed = nn.Embed(c.model.vocab, c.model.dim, embedding_init=nn.initializers.normal(0.02), name="embed")
     x = embed(layouts.to_slots(layout, tokens_BxT)).astype(dtype) * c.model.dim ** 0.5
     block = Block(c, parent=None)
     blocks = self.param("blocks", self.init_blocks, block)

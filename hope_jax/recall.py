@@ -3,7 +3,7 @@
     k1 v1 k2 v2 ... kn vn  .  .  k2 .  k1 .  .  .  kn      every key asked once, in any order, at any later place
                                  v2    v1          vn      labels: the value where the key is asked, -1 elsewhere
 
-Ids: 0 fills, 1 ... keys are keys, keys + 1 ... 2 keys are values. Example i of a split depends on (seed, split, i) only.
+Ids: 0 fills, 1 ... keys are keys, keys + 1 ... 2 keys are values. Example i depends on (seed, split, i) only.
 """
 
 import sys

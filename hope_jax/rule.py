@@ -58,28 +58,28 @@ def from_config(selfmod) -> Rule:
   return Rule(**{f.name: selfmod[f.name] for f in dataclasses.fields(Rule) if f.name in selfmod})
 
 
-def length(x, axis=-1):
-  """Euclidean norm, with a zero instead of an infinite gradient at 0."""
-  return jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis), 1e-30))
+def length(x_IxC):
+  """Euclidean norm over the features, with a zero instead of an infinite gradient at 0."""
+  return jnp.sqrt(jnp.maximum(jnp.sum(x_IxC * x_IxC, -2), 1e-30))
 
 
-def unit(x):
+def unit(x_IxC):
   """x / max(||x||, 1e-6)."""
-  return x / jnp.maximum(length(x), NORM_FLOOR)[..., None]
+  return x_IxC / jnp.maximum(length(x_IxC), NORM_FLOOR)[..., None, :]
 
 
-def step_size(rule: Rule, eta_C, x_CxI):
+def step_size(rule: Rule, eta_C, x_IxC):
   """Step of the rank-one factor for layer input x."""
   if rule.factor == "input":
     return eta_C
-  return eta_C / (1 + eta_C * jnp.sum(x_CxI * x_CxI, -1))
+  return eta_C / (1 + eta_C * jnp.sum(x_IxC * x_IxC, -2))
 
 
-def rate_size(step_C, size_C, x_CxI, alpha_C, forget_C, bound, factored=True):
+def rate_size(step_C, size_C, x_IxC, alpha_C, forget_C, bound, factored=True):
   """Rate of the gradient under the bound above; `forget` is 1 - alpha without cancellation, `size` is n."""
   slack = forget_C
   if factored:
-    slack = jnp.minimum(slack, 1 - step_C * jnp.sum(x_CxI * x_CxI, -1) + alpha_C)
+    slack = jnp.minimum(slack, 1 - step_C * jnp.sum(x_IxC * x_IxC, -2) + alpha_C)
   slack = slack * bound
   return step_C * slack / (slack + step_C * size_C + 1e-30)
 

@@ -21,8 +21,8 @@ from hope_jax.rule import Rule, unit
 
 class Token(NamedTuple):
   """What a chunk's tokens write. Padding has eta 0 and alpha 1, which writes nothing."""
-  k: jax.Array  # (C, D)
-  v: jax.Array  # (C, D)
+  k: jax.Array  # (D, C)
+  v: jax.Array  # (D, C)
   eta: jax.Array  # (C,)
   alpha: jax.Array  # (C,)
   log_alpha: jax.Array  # (C,), never log(sigmoid)
@@ -40,21 +40,21 @@ def fresh(rule: Rule, params: dict) -> dict:
   return memories(rule).fresh(rule, params)
 
 
-def chunk(rule: Rule, params: dict, state: dict, xk_CxD, xv_CxD, xq_CxD, valid_C):
-  """Reads and writes one chunk, or a part of one: (y_CxD, state, Token)."""
+def chunk(rule: Rule, params: dict, state: dict, xk_DxC, xv_DxC, xq_DxC, valid_C):
+  """Reads and writes one chunk, or a part of one: (y_DxC, state, Token)."""
   memory = memories(rule)
-  k, v, q, eta, alpha = memory.generate(rule, params, state, xk_CxD, xv_CxD, xq_CxD)
-  y_CxD = memory.read(rule, state, unit(q))
+  k, v, q, eta, alpha = memory.generate(rule, params, state, xk_DxC, xv_DxC, xq_DxC)
+  y_DxC = memory.read(rule, state, unit(q))
   alpha += params["b_alpha"]
   eta = jnp.where(valid_C, rule.eta_scale * jax.nn.softplus(eta + params["b_eta"]), 0.0)
   keep = valid_C & rule.alpha
   token = Token(
       unit(k), v, eta, jnp.where(keep, jax.nn.sigmoid(alpha), 1.0), jnp.where(keep, jax.nn.log_sigmoid(alpha), 0.0),
       jnp.where(keep, jax.nn.sigmoid(-alpha), 0.0), valid_C)
-  return y_CxD, memory.write(rule, state, token), token
+  return y_DxC, memory.write(rule, state, token), token
 
 
-def run(rule: Rule, params: dict, state: dict | None, xk_TxD, xv_TxD, xq_TxD, valid_T, position_T, *,
+def run(rule: Rule, params: dict, state: dict | None, xk_DxT, xv_DxT, xq_DxT, valid_T, position_T, *,
         truncate: int = 0, remat: int = 0):
   """T tokens of one stream and head.
 
@@ -68,17 +68,18 @@ def run(rule: Rule, params: dict, state: dict | None, xk_TxD, xv_TxD, xq_TxD, va
     remat: recompute the backward pass in groups of this many chunks; 0: store everything.
 
   Returns:
-    (y_TxD, state, {"eta_T", "alpha_T"}); after a call with state None, the state is good for `weights` only.
+    (y_DxT, state, {"eta_T", "alpha_T"}); after a call with state None, the state is good for `weights` only.
   """
-  total = xk_TxD.shape[0]
-  size = min(total, rule.chunk) if total == 1 else rule.chunk
+  total = xk_DxT.shape[1]
+  size = 1 if total == 1 else rule.chunk
   chunks = -(-total // size)
   groups = -(-chunks // (remat or chunks))
   chunks_each = -(-chunks // groups)
-  def split(a):
-    a = jnp.pad(a, ((0, groups * chunks_each * size - total), *[(0, 0)] * (a.ndim - 1)))
-    return a.reshape(groups, chunks_each, size, *a.shape[1:])
-  inputs = jax.tree.map(split, (xk_TxD, xv_TxD, xq_TxD, valid_T, position_T))
+  def split(a):  # the chunks' axes first, tokens last
+    a = jnp.pad(a, (*[(0, 0)] * (a.ndim - 1), (0, groups * chunks_each * size - total)))
+    return jnp.moveaxis(a.reshape(*a.shape[:-1], groups, chunks_each, size), (-3, -2), (0, 1))
+  join = lambda a: jnp.moveaxis(a, (0, 1), (-3, -2)).reshape(*a.shape[2:-1], -1)[..., :total]
+  inputs = jax.tree.map(split, (xk_DxT, xv_DxT, xq_DxT, valid_T, position_T))
   number = jnp.arange(groups * chunks_each).reshape(groups, chunks_each)
   memory, new = memories(rule), fresh(rule, params)
   from_start = state is None
@@ -91,8 +92,8 @@ def run(rule: Rule, params: dict, state: dict | None, xk_TxD, xv_TxD, xq_TxD, va
     first, opens = position[0], valid[0]
     at = [from_start and every == size or opens & (first % every == 0)
           for every in (rule.chunk_generators, rule.chunk_memory)]
-    state = memory.settle(rule, params, state, *at)
     state = jax.tree.map(lambda s, n: jnp.where(opens & (first == 0), n, s), state, new)
+    state = memory.settle(rule, params, state, *at)
     y, state, token = chunk(rule, params, state, xk, xv, xq, valid)
     return state, (y, token.eta, token.alpha)
 
@@ -102,7 +103,7 @@ def run(rule: Rule, params: dict, state: dict | None, xk_TxD, xv_TxD, xq_TxD, va
   if remat:
     group = jax.checkpoint(group)
   state, outputs = jax.lax.scan(group, new if from_start else state, (number, inputs))
-  y, eta, alpha = jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:])[:total], outputs)
+  y, eta, alpha = jax.tree.map(join, outputs)
   return y, state, {"eta_T": eta, "alpha_T": alpha}
 
 
@@ -173,7 +174,7 @@ class SelfMod(nn.Module):
       kinds = ("conv_k", "conv_v", "conv_q") if self.conv == "separate" else ("conv",)
       mixed = [conv(self.param(name, pass_through(), (CONV, dim)), extended, layout.position_BxS) for name in kinds]
       mixed = mixed if self.conv == "separate" else mixed * 3
-    split = lambda a: a.astype(jnp.float32).reshape(batch, total, self.heads, width).swapaxes(1, 2)
+    split = lambda a: jnp.moveaxis(a.astype(jnp.float32).reshape(batch, total, self.heads, width), 1, -1)
 
     params = self.memory_parameters(width)
     operator = functools.partial(run, self.rule, truncate=self.truncate, remat=self.remat)
@@ -181,7 +182,7 @@ class SelfMod(nn.Module):
     by_stream = jax.vmap(by_head, in_axes=(None, 0, 0, 0, 0, 0, 0))
     y, state, gates = by_stream(params, memory, *map(split, mixed), layout.valid_BxS, layout.position_BxS)
 
-    y = nn.RMSNorm(dtype=self.dtype, name="norm")(y.swapaxes(1, 2))
+    y = nn.RMSNorm(dtype=self.dtype, name="norm")(jnp.moveaxis(y, -1, 1))
     y = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=scaled_normal(dim, 2 * self.layers),
                  name="out")(y.reshape(batch, total, dim))
     stats = self.stats(params, state, gates, layout)

@@ -38,7 +38,7 @@ def train(texts: Iterable[str], path: str | Path, vocab_size: int) -> None:
   try:
     spm.SentencePieceTrainer.train(
         sentence_iterator=_lines(texts), model_writer=model, vocab_size=vocab_size,
-        seed_sentencepiece_size=16 * vocab_size,  # the default, a million, takes three times as long and codes no better
+        seed_sentencepiece_size=4 * vocab_size,  # half the time of the default, a million, and 1% more bytes per token
         **_TRAINER)
   except RuntimeError as error:
     raise ValueError(_advice(str(error), vocab_size)) from error
@@ -57,7 +57,8 @@ def _advice(message: str, vocab_size: int) -> str:
     return (f"model.vocab {vocab_size} is more than the text supports; set it to at most {most[1]}, "
             "or give more text (data.sources, data.tokenizer_chars)")
   if least := re.search(r"\d+ vs (\d+)", message):
-    return f"model.vocab {vocab_size} is too small for the 256 bytes and the text's characters; set it to {least[1]} or more"
+    return (f"model.vocab {vocab_size} is too small for the 256 bytes and the text's characters; "
+            f"set it to {least[1]} or more")
   if "sentences_.empty()" in message:
     return "no text to train the tokenizer on; give documents (data.sources) or raise data.tokenizer_chars"
   return f"SentencePiece could not train: {message}"
@@ -153,6 +154,4 @@ class StreamDecoder:
 
   def flush(self) -> str:
     """What was held back; the next push starts a new text."""
-    text = self._decoder.decode(b"", final=True)
-    self._decoder.reset()
-    return text
+    return self._decoder.decode(b"", final=True)

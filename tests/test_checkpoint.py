@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,16 @@ def test_a_directory_that_cannot_be_written_fails_at_once(tmp_path):
   for directory in (tmp_path / "file", tmp_path / "file" / "below", Path("/dev/null/below")):
     with pytest.raises(OSError, match=f"checkpoints cannot be written in {directory}: .*; choose another --workdir"):
       Checkpoints(directory, keep=1)
+
+
+def test_a_failed_save_surfaces_whatever_the_reason(tmp_path):
+  saved = Checkpoints(tmp_path / "checkpoints", keep=1)
+  with pytest.raises(RuntimeError, match="saving step 1 in .*/checkpoints failed .no step is whole yet.: "):
+    saved.save(1, initial().replace(fast=object()), {}, META)
+  shutil.rmtree(saved.directory)
+  saved.directory.write_text("")
+  with pytest.raises(RuntimeError, match="saving step 2 in .*Not a directory"):
+    saved.save(2, initial(), {}, META)
 
 
 FULL_DISK = """

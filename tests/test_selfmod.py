@@ -1,8 +1,11 @@
-"""Self-modifying Titans, chunk-parallel, against the token loop of reference_selfmod.py."""
+"""Self-modifying Titans, chunk-parallel, against the token loop of reference_selfmod.py.
+
+    python -m pytest tests/test_selfmod.py -m 'not slow'
+"""
 
 import dataclasses
+import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,46 +17,145 @@ from hope_jax import selfmod
 from hope_jax.rule import Rule
 
 TOKENS = 21
+# Each option at one pair of chunk sizes (M_mem, generators): all sizes with each kind of memory; the rest is slow.
+SIZES = [(4, 4), (16, 16), (1, 1), (8, 4), (2, 2), (64, 64), (4, 8), (7, 7), (3, 6), (32, 32), (2, 1)]
+PAIRS = {name: SIZES[i // 2 % len(SIZES)] for i, name in enumerate(cases.OPTIONS)}
+# compiling is most of the time: the backend need not optimise
+jit = functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def run(rule, params, state, x, start=0, **options):
-  tokens = x[0].shape[0]
-  return selfmod.run(rule, params, state, *x, jnp.ones(tokens, bool), start + jnp.arange(tokens), **options)
-
-
-def case(name, chunk=4, chunk_memory=None):
-  options = cases.OPTIONS[name]
-  rule = Rule(chunk_generators=chunk, chunk_memory=chunk_memory or chunk, **options)
+def make(name, sizes, tokens=TOKENS, dtype=jnp.float64):
+  """(rule, (params, x)) of an option."""
+  rule = Rule(chunk_memory=sizes[0], chunk_generators=sizes[1], **cases.OPTIONS[name])
   params = cases.parameters(rule, jax.random.key(1), gate_skip=name in ("gate_skip", "everything"))
-  return rule, params
+  return rule, jax.tree.map(lambda a: a.astype(dtype), (params, cases.inputs(jax.random.key(2), tokens)))
 
 
-def outcome(rule, params, x):
+def chunked(rule, params, x, from_start=False, **options):
   """Output and every memory's final weights, in the reference's layout."""
-  y, state, _ = run(rule, params, selfmod.fresh(rule, params), x)
-  return y, cases.named(rule, selfmod.memories(rule).weights(rule, params, state))
+  tokens = x[0].shape[0]
+  state = None if from_start else selfmod.fresh(rule, params)
+  x_DxT = (a.T for a in x)
+  y, state, _ = selfmod.run(rule, params, state, *x_DxT, jnp.ones(tokens, bool), jnp.arange(tokens), **options)
+  return y.T, cases.named(rule, selfmod.memories(rule).weights(rule, params, state))
 
 
-def reference_outcome(rule, params, x):
-  there = cases.to_reference(rule, params)
-  y, state = reference.run(cases.reference_rule(rule), there, reference.fresh(there), *x)
+def token_loop(rule, params, x):
+  """The same by the definition: `reference.run`, as a scan over its `step`."""
+  there, their_rule = cases.to_reference(rule, params), cases.reference_rule(rule)
+  def step(state, token):
+    y, state = reference.step(their_rule, there, state, *token)
+    return state, y
+  state, y = jax.lax.scan(step, dict(reference.fresh(there), count=jnp.int32(0)), x)
   return y, state["run"]
 
 
-def drop_alpha(rule, weights):
-  """Without retention M_alpha is never read, and the two forms may differ in it."""
-  return weights if rule.alpha else {k: v for k, v in weights.items() if k != "alpha"}
+def differentiated(function):
+  """(f(...), gradient of a fixed linear functional of all that f returns), jitted."""
+  def both(rule, params, x):
+    out, pull = jax.vjp(functools.partial(function, rule), params, x)
+    return out, pull(jax.tree.map(lambda a: jnp.asarray(np.cos(1 + np.arange(a.size)).reshape(a.shape), a.dtype), out))
+  return jit(both)
 
 
-def assert_same(rule, got, want, **tolerance):
-  chex.assert_trees_all_close(got[0], want[0], **tolerance)
-  chex.assert_trees_all_close(drop_alpha(rule, got[1]), drop_alpha(rule, want[1]), **tolerance)
+def error(got, want):
+  """Largest difference, relative to each array's scale."""
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  relative = lambda a, b: float(jnp.max(jnp.abs(a - b)) / (jnp.max(jnp.abs(b)) + 1e-3))
+  return max(jax.tree.leaves(jax.tree.map(relative, got, want)))
+
+
+def test_a_scan_over_the_step_is_the_reference(x64):
+  rule, (params, x) = make("linear", (3, 2), 7)
+  there = cases.to_reference(rule, params)
+  y, state = reference.run(cases.reference_rule(rule), there, reference.fresh(there), *x)
+  assert error(jit(token_loop)(rule, params, x), (y, state["run"])) < 1e-14
 
 
 @pytest.mark.parametrize("name", cases.OPTIONS)
 def test_chunked_equals_token_loop(x64, name):
-  rule, params = case(name)
-  params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
-  x = tuple(a.astype(jnp.float64) for a in cases.inputs(jax.random.key(2), TOKENS))
-  assert_same(rule, jax.jit(outcome, static_argnums=0)(rule, params, x), reference_outcome(rule, params, x),
-              atol=1e-10, rtol=1e-10)
+  rule, args = make(name, PAIRS[name])
+  assert error(jit(chunked)(rule, *args), jit(token_loop)(rule, *args)) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["mlp", "linear_momentum"])
+def test_gradients_equal_those_of_the_token_loop(x64, name):
+  rule, args = make(name, (4, 4))
+  assert error(differentiated(chunked)(rule, *args), differentiated(token_loop)(rule, *args)) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in cases.OPTIONS if n not in ("mlp", "linear_momentum")])
+def test_gradients_of_every_option_equal_those_of_the_token_loop(x64, name):
+  rule, args = make(name, PAIRS[name])
+  assert error(differentiated(chunked)(rule, *args), differentiated(token_loop)(rule, *args)) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlp", "linear", "everything", "linear_bound_momentum"])
+def test_every_chunk_size_equals_the_token_loop(x64, name):
+  for sizes in [*SIZES, (16, 4), (4, 16)]:
+    rule, args = make(name, sizes, 35)
+    assert error(jit(chunked)(rule, *args), jit(token_loop)(rule, *args)) < 1e-10, sizes
+
+
+@pytest.mark.parametrize("name", ["linear", "linear_bound_momentum", "mlp"])
+def test_float32_is_as_exact_as_it_can_be(x64, name):
+  rule, args = make(name, (64, 64), 150)
+  single = jax.tree.map(lambda a: a.astype(jnp.float32), args)
+  got = jit(chunked)(rule, *single)
+  assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(got))
+  assert error(got, jit(token_loop)(rule, *args)) < 1e-5
+
+
+def check_through_writes(name):
+  rule, args = make(name, (4, 4), 14)  # four chunks
+  run = lambda **options: differentiated(functools.partial(chunked, **options))(rule, *args)
+  (values, whole), values_equal = run(), lambda a: jax.tree.all(jax.tree.map(np.array_equal, a, values))
+  for n in (4, 9):
+    got, gradient = run(truncate=n)
+    assert values_equal(got) and error(gradient, whole) < 1e-14
+  gradients = []
+  for n in (1, 2):
+    got, gradient = run(truncate=n)
+    assert values_equal(got) and all(jnp.isfinite(a).all() for a in jax.tree.leaves(gradient))
+    gradients.append(gradient)
+  assert all(error(a, b) > 1e-3 for a, b in [(gradients[0], whole), (gradients[1], whole), gradients])
+  for n in (2, 3):
+    assert error(run(remat=n), (values, whole)) < 1e-13
+
+
+def test_through_writes_and_remat_change_no_value_and_only_the_gradients_they_should(x64):
+  check_through_writes("linear_no_rank_one")
+
+
+@pytest.mark.slow
+def test_the_same_with_mlp_memories(x64):
+  check_through_writes("mlp")
+
+
+def test_one_chunk_of_gradient_is_that_of_one_chunk(x64):
+  rule, (params, x) = make("linear", (4, 4), 8)
+  tail = lambda x, **options: chunked(rule, params, x, **options)[0][4:].sum()
+  cut = jit(lambda _, x: jax.grad(lambda x: tail(x, truncate=1))(x))(0, x)
+  assert all(not a[:4].any() for a in cut) and cut[2][4:].any()
+
+
+@pytest.mark.parametrize("name", ["mlp", "linear_bound_momentum"])
+def test_no_state_is_a_fresh_state(x64, name):
+  rule, args = make(name, (4, 4))
+  assert error(jit(functools.partial(chunked, from_start=True))(rule, *args), jit(chunked)(rule, *args)) < 1e-14
+  uneven = dataclasses.replace(rule, chunk_memory=8)
+  assert error(jit(functools.partial(chunked, from_start=True))(uneven, *args), jit(chunked)(uneven, *args)) < 1e-14
+
+
+def test_padding_writes_nothing_wherever_it_lies(x64):
+  rule, (params, x) = make("linear_bound_momentum", (4, 4), 13)
+  keep = np.array([0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1], bool)  # no token of one document's chunk moves
+  position = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
+  def run(rule, junk):
+    filled = jax.tree.map(lambda a: jnp.where(keep, a.T, junk), x)
+    y, state, _ = selfmod.run(rule, params, selfmod.fresh(rule, params), *filled, jnp.asarray(keep), jnp.asarray(position))
+    return y[:, keep], selfmod.memories(rule).weights(rule, params, state)
+  run = jit(run)
+  assert error(run(rule, 7.0), run(rule, 0.0)) == 0

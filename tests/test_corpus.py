@@ -1,0 +1,99 @@
+"""Documents arrive in one order, whole, in a split that never moves; bad input is named."""
+
+import gzip
+import json
+import random
+
+import pytest
+from ml_collections import ConfigDict
+
+from hope_jax import corpus
+
+
+def source(kind, path="", field="text", domains=""):
+  return ConfigDict(dict(name="s", kind=kind, path=str(path), field=field, domains=domains, weight=1.0))
+
+
+def jsonl(path, *records):
+  opener = gzip.open if path.suffix == ".gz" else open
+  with opener(path, "wt") as f:
+    f.writelines(json.dumps(r) + "\n" for r in records)
+  return path
+
+
+def test_embedded_needs_nothing_and_keeps_its_order():
+  read = list(corpus.read(source("embedded", domains="reference, library")))
+  assert read == list(corpus.read(source("embedded", domains="library,reference")))
+  library = [d.name.split("/") for d in read if d.domain == "library"]
+  assert library == sorted(library)
+  assert {d.domain for d in read} == {"reference", "library"}
+  assert len({d.name for d in read}) == len(read)
+  text = {d.name: d.text for d in read}
+  assert text["library/json/decoder.py"] == open(json.decoder.__file__, newline="").read()
+  assert not any("site-packages" in name for name in text)
+
+
+def test_one_domain_is_what_that_domain_is_in_the_whole(tmp_path):
+  for name in ("a/1.txt", "a/b/2.txt", "c/3.txt", "4.txt"):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(name)
+  whole = list(corpus.read(source("text", tmp_path)))
+  assert [(d.name, d.domain) for d in whole] == [
+      ("4.txt", tmp_path.stem), ("a/1.txt", "a"), ("a/b/2.txt", "a"), ("c/3.txt", "c")]
+  assert list(corpus.read(source("text", tmp_path, domains="a"))) == [d for d in whole if d.domain == "a"]
+
+
+def test_any_byte_survives(tmp_path):
+  data = random.Random(0).randbytes(2000) + b"\r\n\x00\xff" + "\u2581\ufeffé".encode()
+  (tmp_path / "x.bin").write_bytes(data)
+  (document,) = corpus.read(source("text", tmp_path / "x.bin"))
+  assert document.text.encode("utf-8", "surrogateescape") == data
+
+
+def test_jsonl_plain_and_gzip_are_the_same_documents(tmp_path):
+  records = [dict(body="one\n"), dict(body=" "), dict(body="two", id=3)]
+  for name in ("w.jsonl", "v.jsonl.gz"):
+    jsonl(tmp_path / name, *records)
+  (tmp_path / "notes.md").write_text("not JSON")
+  read = list(corpus.read(source("jsonl", tmp_path, "body")))
+  assert [(d.name, d.text, d.domain) for d in read] == [
+      ("v.jsonl.gz:1", "one\n", "v"), ("v.jsonl.gz:3", "two", "v"),
+      ("w.jsonl:1", "one\n", "w"), ("w.jsonl:3", "two", "w")]
+
+
+def test_half_a_surrogate_pair_becomes_its_bytes(tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text('{"text": "x\\ud800y \\ud83d\\ude00"}\n')
+  (document,) = corpus.read(source("jsonl", path))
+  assert document.text.encode("utf-8", "surrogateescape") == b"x\xed\xa0\x80y \xf0\x9f\x98\x80"
+
+
+def test_a_larger_validation_share_only_adds():
+  names = [f"d{i}" for i in range(4000)]
+  small, large = ({n for n in names if corpus.split_of(n, f) == "validation"} for f in (0.05, 0.2))
+  assert small < large
+  assert 0.04 < len(small) / 4000 < 0.06 and 0.18 < len(large) / 4000 < 0.22
+  assert all(corpus.split_of(n, 0.0) == "train" for n in names)
+
+
+def test_bad_input_is_named(tmp_path):
+  def fails(match, *args, **kwargs):
+    with pytest.raises(ValueError, match=match):
+      list(corpus.read(source(*args, **kwargs)))
+
+  fails("unknown kind 'web'; set it to one of embedded, text, jsonl", "web")
+  fails("unknown domain librarie; it has library, reference, tests", "embedded", domains="librarie")
+  fails("does not exist; give a file or a folder", "text", tmp_path / "none")
+  fails("has no documents; correct its path", "text", tmp_path)
+  (tmp_path / "empty.txt").write_text(" \n")
+  fails("has no documents", "text", tmp_path)
+  good = jsonl(tmp_path / "good.jsonl", dict(text="a"), dict(body="b", id=1))
+  fails(r"good.jsonl:2: no text in field 'text'; .* one of: body, id", "jsonl", good)
+  fails("unknown domain web; it has good", "jsonl", tmp_path, domains="web")
+  (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n\n{"text"\n')
+  fails("bad.jsonl:3: not JSON", "jsonl", tmp_path / "bad.jsonl")
+  cut = jsonl(tmp_path / "cut.jsonl.gz", dict(text="abc" * 100))
+  cut.write_bytes(cut.read_bytes()[:-12])
+  fails("cut.jsonl.gz is not a whole gzip file", "jsonl", cut)
+  with pytest.raises(ValueError, match=r"val_fraction 1.0 is not in \[0, 1\)"):
+    corpus.split_of("a", 1.0)

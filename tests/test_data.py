@@ -1,0 +1,281 @@
+"""Every pair supervised once, order from the seed alone, resume == uninterrupted, no folder used that does not fit."""
+
+import collections
+import itertools
+import json
+import random
+import shutil
+
+import grain
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from hope_jax import config, corpus, data
+
+
+def small(folder, name="built"):
+  """Two sources of odd lengths: 'words' with two domains, 'numbers' with one."""
+  c = config.base()
+  c.model.vocab = 400
+  c.data.update(dict(dir=str(folder / name), val_fraction=0.2, tokenizer_chars=200_000, seq=64, align=16, batch=4))
+  c.data.sources = tuple(
+      ConfigDict(dict(name=n, kind="text", path=str(folder / n), field="text", domains="", weight=w))
+      for n, w in (("words", 3.0), ("numbers", 1.0)))
+  return c
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+  """The folder of texts with a built data folder in it; tests that damage it copy it first."""
+  folder = tmp_path_factory.mktemp("data")
+  rng = random.Random(0)
+  words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 8))) for _ in range(300)]
+  for i in range(60):
+    prose = " ".join(rng.choices(words, k=rng.randint(1, 120)))
+    numbers = "\n".join(str(rng.random()) for _ in range(rng.randint(1, 20)))
+    for path, text in ((f"words/{'prose' if i % 3 else 'lists'}/{i}.txt", prose), (f"numbers/{i}.txt", numbers)):
+      (folder / path).parent.mkdir(parents=True, exist_ok=True)
+      (folder / path).write_text(text)
+  data.build(small(folder))
+  return folder
+
+
+def windows(c, source="words", split="train", **kwargs):
+  return data.Windows(data.build(c), source, split, c.data.seq, c.data.align, **dict(dict(seed=0), **kwargs))
+
+
+def shard(c, source, split):
+  """The documents' token lists."""
+  tokens, offsets, _ = data._load(data.build(c), source, split)
+  return [tokens[a:b].tolist() for a, b in itertools.pairwise(offsets)]
+
+
+def rows(iterator, batches):
+  return [row.tobytes() for _ in range(batches) for row in next(iterator)["tokens"]]
+
+
+def test_shards_are_the_documents_in_order(built):
+  c = small(built)
+  tok = data.tokenizer(c)
+  manifest = json.loads((data.build(c) / "manifest.json").read_text())
+  for source in c.data.sources:
+    documents = list(corpus.read(source))
+    for split in corpus.SPLITS:
+      of_split = [d for d in documents if corpus.split_of(d.name, 0.2) == split]
+      stored = shard(c, source.name, split)
+      assert [tok.decode(ids) for ids in stored] == [d.text for d in of_split]
+      assert all(ids[0] == tok.bos and ids[-1] == tok.eos for ids in stored)
+      counts = [n[split] for n in manifest["domains"][source.name].values()]
+      assert sum(n["documents"] for n in counts) == len(of_split)
+      assert sum(n["tokens"] for n in counts) == sum(map(len, stored))
+      assert sum(n["bytes"] for n in counts) == sum(len(d.text.encode()) for d in of_split)
+
+
+@pytest.fixture
+def numbered(tmp_path):
+  """A shard in which every token is unlike every other, so a pair says where it was."""
+  lengths = np.random.default_rng(0).integers(2, 150, 60)
+  np.save(tmp_path / "s.train.offsets.npy", np.cumsum([0, *lengths]))
+  np.save(tmp_path / "s.train.tokens.npy", np.arange(1, lengths.sum() + 1, dtype=np.uint16))
+  np.save(tmp_path / "s.train.domains.npy", np.arange(60) % 2)
+  return tmp_path, lengths
+
+
+@pytest.mark.parametrize("seq, align", [(64, 16), (48, 48), (16, 8), (10, 1), (8192, 64)])
+def test_every_next_token_pair_is_supervised_once(numbered, seq, align):
+  folder, lengths = numbered
+  packed = data.Windows(folder, "s", "train", seq, align, seed=0)
+  ends = np.cumsum(lengths)
+  expected = sorted(set(range(1, ends[-1] + 1)) - set(ends.tolist()))
+  pairs, read = [], []
+  for w in (packed[i] for i in range(len(packed))):
+    on = w["labels"] >= 0
+    assert (w["labels"][on] == w["tokens"][on] + 1).all()
+    pairs += w["tokens"][on].tolist()
+    read += w["tokens"][w["segments"] > 0].tolist()
+  assert sorted(pairs) == expected
+  assert sorted(read) == list(range(1, ends[-1] + 1))
+  assert packed.padding == pytest.approx(1 - ends[-1] / (len(packed) * seq))
+
+
+@pytest.mark.parametrize("seq, align", [(64, 16), (10, 1), (8192, 64)])
+def test_every_piece_starts_at_a_multiple_of_align(numbered, seq, align):
+  folder, lengths = numbered
+  document = np.repeat(np.arange(60), lengths)  # of token t: document[t - 1]
+  packed = data.Windows(folder, "s", "train", seq, align, seed=0)
+  for w in (packed[i] for i in range(len(packed))):
+    on = w["segments"] > 0
+    assert not w["tokens"][~on].any() and (w["labels"][~on] == -1).all()
+    assert w["tokens"].dtype == w["labels"].dtype == w["segments"].dtype == np.int32
+    numbers = list(dict.fromkeys(w["segments"][on].tolist()))
+    assert numbers == list(range(1, len(numbers) + 1))
+    for number in numbers:
+      at = np.flatnonzero(w["segments"] == number)
+      assert at[0] % align == 0 and (np.diff(at) == 1).all()
+      assert len(set(document[w["tokens"][at] - 1])) == 1 and (np.diff(w["tokens"][at]) == 1).all()
+
+
+def test_documents_are_packed_in_an_order_of_the_seed(numbered):
+  def packed(seed):
+    return data.Windows(numbered[0], "s", "train", 64, 16, seed=seed)[0]["tokens"].tolist()
+
+  assert packed(3) == packed(3) != packed(4)
+
+
+def test_domains_share_out_the_windows(numbered):
+  folder, lengths = numbered
+  starts = np.cumsum([0, *lengths])
+  for number in (0, 1):
+    packed = data.Windows(folder, "s", "train", 64, 16, seed=0, domain=number)
+    read = np.concatenate([w["tokens"][w["segments"] > 0] for w in (packed[i] for i in range(len(packed)))])
+    expected = np.concatenate([np.arange(starts[d], starts[d + 1]) + 1 for d in range(number, 60, 2)])
+    assert sorted(read.tolist()) == expected.tolist()
+
+
+def test_order_is_the_seed_and_every_epoch_is_another_order(built):
+  c = small(built)
+  c.data.sources = c.data.sources[:1]
+  c.data.dir += "_one"
+  count = len(windows(c))
+  c.data.batch = 1
+  first = rows(batches := data.train_batches(c), count)
+  second = rows(batches, count)
+  packed = windows(c)
+  assert sorted(first) == sorted(second) == sorted(packed[i]["tokens"].tobytes() for i in range(count))
+  assert first != second
+  assert rows(data.train_batches(c), 2 * count) == first + second
+  c.data.seed = 1
+  assert rows(data.train_batches(c), count) != first
+
+
+def test_resume_in_the_middle_of_an_epoch_is_uninterrupted(built):
+  c = small(built)
+  batches = data.train_batches(c)
+  rows(batches, 5)
+  state = json.loads(json.dumps(batches.get_state()))  # a checkpoint may pass through JSON
+  ahead = rows(batches, 20)
+  again = data.train_batches(c)
+  again.set_state(state)
+  assert rows(again, 20) == ahead
+
+
+def test_resume_at_every_batch(built, monkeypatch):
+  monkeypatch.setattr(data, "iter", lambda dataset: dataset, raising=False)
+  batches = data.train_batches(small(built))
+  grain.experimental.assert_equal_output_after_checkpoint(grain.experimental.LimitIterDataset(batches, 12))
+
+
+def test_sources_are_mixed_by_weight(built):
+  c = small(built)
+  owner = {windows(c, source)[i]["tokens"].tobytes(): source
+           for source in ("words", "numbers") for i in range(len(windows(c, source)))}
+  drawn = collections.Counter(owner[row] for row in rows(data.train_batches(c), 50))
+  assert drawn == dict(words=150, numbers=50)
+
+
+def test_evaluation_is_fixed_whole_and_takes_turns(built):
+  c = small(built)
+  c.data.batch = 5
+  whole = list(data.eval_batches(c, 10_000))
+  c.data.seed = 5
+  np.testing.assert_equal(list(data.eval_batches(c, 10_000)), whole)
+  np.testing.assert_equal(list(data.eval_batches(c, 2)), whole[:2])
+  names = [name for batch, _ in whole for name in batch]
+  assert names[:4] == ["words/lists", "words/prose", "numbers/numbers", "words/lists"]
+  assert all(batch["tokens"].shape == (5, 64) for _, batch in whole)
+  supervised = sum((batch["labels"] >= 0).sum() for _, batch in whole)
+  documents = shard(c, "words", "validation") + shard(c, "numbers", "validation")
+  assert supervised == sum(len(ids) - 1 for ids in documents)
+  last_names, last = whole[-1]
+  assert "" in last_names
+  assert [name == "" for name in last_names] == (~last["segments"].any(1)).tolist()
+  assert (last["labels"][[name == "" for name in last_names]] == -1).all()
+
+
+def test_built_again_it_is_the_same_bytes(built):
+  c = small(built, "again")
+  first, second = data.build(small(built)), data.build(c)
+  assert {p.name: p.read_bytes() for p in first.iterdir()} == {p.name: p.read_bytes() for p in second.iterdir()}
+  assert "words/prose " in data.table(c)
+
+
+def test_a_build_that_fails_leaves_nothing(built):
+  c = small(built, "failed/built")
+  c.model.vocab = 50_000
+  with pytest.raises(ValueError, match="model.vocab 50000 is more than the text supports"):
+    data.build(c)
+  assert not list((built / "failed").iterdir())
+
+
+def test_two_builders_at_once_share_the_first_ones_folder(built, monkeypatch):
+  c, write = small(built, "raced"), data._write
+
+  def late(partial, config):
+    write(partial, config)
+    shutil.copytree(data.build(small(built)), c.data.dir)
+
+  monkeypatch.setattr(data, "_write", late)
+  data.build(c)
+  assert not list(built.glob(".raced.*"))
+  monkeypatch.setattr(data, "_write", None)
+  assert next(data.train_batches(c))["tokens"].shape == (4, 64)
+
+
+def test_a_folder_that_does_not_fit_the_config_is_refused(built):
+  def fails(match, change):
+    c = small(built)
+    change(c)
+    with pytest.raises(ValueError, match=match):
+      data.train_batches(c)
+
+  fails("built with vocab 400, the config says 500; set them alike", lambda c: c.model.update(vocab=500))
+  fails("val_fraction 0.2, the config says 0.3", lambda c: c.data.update(val_fraction=0.3))
+  fails("built with sources .*numbers", lambda c: c.data.update(sources=c.data.sources[:1]))
+  fails("data.seq 100 is not a multiple of data.align 16; set data.seq to 96", lambda c: c.data.update(seq=100))
+  fails("training windows are fewer than one batch of 5000", lambda c: c.data.update(batch=5000))
+  fails("unknown data.task 'txt'", lambda c: c.data.update(task="txt"))
+  fails("weight -1.0 is not positive", lambda c: c.data.sources[0].update(weight=-1.0))
+  fails("give each a name of its own", lambda c: c.data.sources[0].update(name="numbers"))
+  fails("holds no readable manifest.json", lambda c: c.data.update(dir=str(built / "words")))
+  weighted = small(built)
+  weighted.data.sources[0].weight = 9.0  # mixes batches, so the shards still fit
+  data.build(weighted)
+
+
+def test_a_damaged_folder_is_refused(built):
+  def fails(match, damage, verify=False):
+    c = small(built, "damaged")
+    shutil.copytree(data.build(small(built)), c.data.dir)
+    damage(built / "damaged")
+    with pytest.raises(ValueError, match=match):
+      data.build(c, verify)
+    shutil.rmtree(c.data.dir)
+
+  def truncate(folder):
+    path = folder / "numbers.validation.tokens.npy"
+    path.write_bytes(path.read_bytes()[:-2])
+
+  def flip(folder):
+    path = folder / "words.train.tokens.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+
+  def other_tokenizer(folder):
+    data.train_tokenizer(["other text " * 9, "abcdefghijklmnop"] * 99, folder / "tokenizer.model", 284)
+
+  fails("truncated shard .*numbers.validation.tokens.npy: .* delete the folder and rebuild it", truncate)
+  fails("truncated shard .*words.train.offsets.npy: 0 bytes", lambda f: (f / "words.train.offsets.npy").unlink())
+  fails("words.train.tokens.npy changed since it was built", flip, verify=True)
+  fails("is not the tokenizer of these shards", other_tokenizer)
+  fails("no tokenizer at", lambda f: (f / "tokenizer.model").unlink())
+
+
+def test_too_few_documents_for_a_split(built):
+  c = small(built, "whole")
+  c.data.val_fraction = 0.0
+  with pytest.raises(ValueError, match="no validation document; raise data.val_fraction"):
+    data.eval_batches(c, 1)
+  c = small(built, "none")
+  c.data.val_fraction = 0.9999
+  with pytest.raises(ValueError, match="source words: every document fell into the validation split; lower"):
+    data.build(c)
