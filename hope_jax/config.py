@@ -5,13 +5,29 @@ The tree is locked: a field that is not below is an error, and so is a value of 
 """
 
 import json
+import re
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-MODEL_KINDS = ("transformer", "hope_attention", "hope_selfmod")
 LATER_KINDS = ("hope_hybrid", "titan_hybrid", "titans_lmm", "titans_mac", "titans_mag", "titans_mal",
                "gated_deltanet", "samba")
+CHOICES = {
+    "model.kind": ("transformer", "hope_attention", "hope_selfmod"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "block"),
+    "mixer.kind": ("swiglu", "cms"),
+    "mixer.connection": ("sequential", "independent", "nested"),
+    "selfmod.memory": ("mlp", "linear"),
+    "selfmod.objective": ("l2", "dot"),
+    "selfmod.factor": ("layer", "input"),
+    "selfmod.conv": ("none", "shared", "separate"),
+    "data.task": ("text", "recall"),
+    "optim.name": ("adamw", "muon"),
+}
+AT_LEAST_ONE = ("model.dim", "model.layers", "model.heads", "model.vocab", "selfmod.chunk_generators",
+                "selfmod.chunk_memory", "data.seq", "data.align", "data.batch", "optim.accumulate", "train.steps",
+                "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep")
 
 
 def base() -> ConfigDict:
@@ -60,7 +76,7 @@ def base() -> ConfigDict:
   c.selfmod.alpha_init = 0.98  # retention at the start
   c.selfmod.bound = 8.0  # keeps every memory's spectral norm below max(this, its norm at the start); 0: no bound
   c.selfmod.through_writes = "full"  # full | none | chunks:n
-  c.selfmod.remat_chunks = 0  # recompute the backward pass in groups of n chunks; 0: store all
+  c.selfmod.remat_chunks = 1  # recompute the backward pass in groups of n chunks; 0: store all
 
   c.teach = ConfigDict()  # refused by this version unless 0
   c.teach.scale = 0.0
@@ -74,7 +90,7 @@ def base() -> ConfigDict:
   c.data.sources = (  # where text comes from
       ConfigDict(dict(name="embedded", kind="embedded", path="", field="text", domains="", weight=1.0)),)
   c.data.val_fraction = 0.05  # by a hash of the document's name
-  c.data.tokenizer_chars = 20_000_000  # characters the tokenizer learns from
+  c.data.tokenizer_chars = 5_000_000  # characters the tokenizer learns from
   c.data.seq = 512
   c.data.align = 64  # documents start at multiples of this many tokens: a multiple of both chunk sizes
   c.data.batch = 8  # sequences per optimizer step, all devices together
@@ -107,7 +123,7 @@ def base() -> ConfigDict:
 
 def to_json(config: ConfigDict) -> str:
   """One canonical text per configuration."""
-  return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+  return json.dumps(config.to_dict(), indent=1, sort_keys=True, default=lambda c: c.to_dict())
 
 
 def from_json(text: str) -> ConfigDict:
@@ -123,3 +139,70 @@ def from_json(text: str) -> ConfigDict:
 def load(path: str | Path) -> ConfigDict:
   """The configuration kept in a workdir or beside a checkpoint."""
   return from_json(Path(path).read_text())
+
+
+def validate(config: ConfigDict, devices: int = 1) -> None:
+  """Raises ValueError, naming the field and the fix, for a configuration that cannot run."""
+  c = config
+  if c.model.kind in LATER_KINDS:
+    raise ValueError(f"model.kind={c.model.kind} is not in this version: set --config.model.kind to one of "
+                     f"{', '.join(CHOICES['model.kind'])}")
+  if c.mixer.in_context:
+    raise ValueError("mixer.in_context: levels that write while they read are not in this version: "
+                     "set --config.mixer.in_context=False")
+  for field, value in c.teach.items():
+    if value:
+      raise ValueError(f"teach.{field}={value}: the teach signal is not in this version: set --config.teach.{field}=0")
+  for field, allowed in CHOICES.items():
+    _check(_get(c, field) in allowed, f"{field}={_get(c, field)!r}: choose one of {', '.join(allowed)}")
+  for field in AT_LEAST_ONE:
+    _check(_get(c, field) >= 1, f"{field}={_get(c, field)}: set it to 1 or more")
+
+  m, s, d = c.model, c.selfmod, c.data
+  _check(m.dim % m.heads == 0, f"model.dim={m.dim} is not divisible by model.heads={m.heads}: change one of them")
+  _check(0 <= m.dropout < 1, f"model.dropout={m.dropout}: set it to 0 or more and below 1")
+  _check((m.kind == "transformer") <= (c.mixer.kind == "swiglu"),
+         "a transformer with mixer.kind=cms is hope_attention: set model.kind=hope_attention or mixer.kind=swiglu")
+  if m.kind != "hope_selfmod":
+    _check(m.dim // m.heads % 2 == 0, f"head width {m.dim // m.heads} is odd, rotary positions need it even: "
+                                      "change model.dim or model.heads")
+  else:
+    _validate_selfmod(s, d)
+  _check(d.seq % d.align == 0, f"data.seq={d.seq} is not a multiple of data.align={d.align}: set data.seq to "
+                               f"{-(-d.seq // d.align) * d.align}")
+  parts = c.optim.accumulate * devices
+  _check(d.batch % parts == 0, f"data.batch={d.batch} is not divisible by {devices} devices times optim.accumulate="
+                               f"{c.optim.accumulate}: set data.batch to {-(-d.batch // parts) * parts}")
+  names = [name for name, _ in c.mixer.levels]
+  _check(len(set(names)) == len(names), f"mixer.levels: names repeat in {names}")
+  for name, period in c.mixer.levels:
+    _check(period >= 0, f"mixer.levels: period {period} of {name} is negative")
+    _check(period <= d.seq or period % d.seq == 0,
+           f"mixer.levels: period {period} of {name} is longer than data.seq={d.seq} but no multiple of it: set it to "
+           f"{-(-period // d.seq) * d.seq}")
+
+
+def _validate_selfmod(s, d):
+  small, large = sorted((s.chunk_generators, s.chunk_memory))
+  _check(large % small == 0, f"selfmod.chunk_generators={s.chunk_generators} and chunk_memory={s.chunk_memory}: "
+                             f"one must be a multiple of the other; set the larger to {-(-large // small) * small}")
+  _check(d.align % large == 0, f"data.align={d.align} is not a multiple of the chunk size {large}: documents would "
+                               f"start inside a chunk; set data.align to {-(-d.align // large) * large}")
+  _check(re.fullmatch(r"full|none|chunks:[1-9]\d*", s.through_writes) is not None,
+         f"selfmod.through_writes={s.through_writes!r}: choose full, none or chunks:n")
+  _check(0 <= s.momentum < 1, f"selfmod.momentum={s.momentum}: set it to 0 or more and below 1")
+  _check(0 < s.alpha_init < 1 and s.eta_init > 0,
+         f"selfmod.alpha_init={s.alpha_init}, eta_init={s.eta_init}: retention lies between 0 and 1, the step is positive")
+  if s.bound:
+    _check(s.alpha, f"selfmod.bound={s.bound} is kept by forgetting, and selfmod.alpha is off: set selfmod.bound=0")
+    _check(s.factor == "layer", f"selfmod.bound={s.bound} needs the steps of selfmod.factor=layer: set selfmod.bound=0")
+
+
+def _get(config, field):
+  section, name = field.split(".")
+  return config[section][name]
+
+
+def _check(good: bool, message: str):
+  if not good:
+    raise ValueError(message)

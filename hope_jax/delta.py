@@ -14,8 +14,12 @@ Letters: C tokens of the chunk, O and I the matrix's output and input widths. To
 below then reads and writes its operands in the order in which they lie in memory.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+from hope_jax.products import gram
 
 
 def unit_lower_inverse(lower_CxC: jax.Array) -> jax.Array:
@@ -72,13 +76,28 @@ def _ratios(later_C, earlier_C, diagonal: int):
   return jnp.exp(jnp.where(mask, later_C[:, None] - earlier_C, -jnp.inf))
 
 
-def couple(x_IxC, step_C, log_alpha_C):
-  """L: how much of the write of token s every later token t finds at its own input."""
+class Decay(NamedTuple):
+  """How the writes of a chunk fade: Gamma_t = prod_{s<=t} alpha_s."""
+  before_C: jax.Array  # Gamma_{t-1}: of what was there, when token t comes
+  between_CxC: jax.Array  # Gamma_{t-1} / Gamma_s for s < t, else 0
+  after_C: jax.Array  # Gamma_C / Gamma_t: of the write of t, at the end
+  whole: jax.Array  # Gamma_C
+
+
+def decay(log_alpha_C) -> Decay:
+  """Computed once a chunk, from log alpha."""
   log_gamma = jnp.cumsum(log_alpha_C)
-  return step_C[:, None] * _ratios(log_gamma - log_alpha_C, log_gamma, -1) * (x_IxC.T @ x_IxC)
+  before = log_gamma - log_alpha_C
+  return Decay(jnp.exp(before), _ratios(before, log_gamma, -1), jnp.exp(log_gamma[-1] - log_gamma),
+               jnp.exp(log_gamma[-1]))
 
 
-def write(w_OxI, x_IxC, seen_OxC, forcing_OxC, step_C, log_alpha_C, lower_CxC, inverse_CxC):
+def couple(x_IxC, step_C, decay: Decay):
+  """L: how much of the write of token s every later token t finds at its own input."""
+  return step_C[:, None] * decay.between_CxC * gram(x_IxC)
+
+
+def write(w_OxI, x_IxC, seen_OxC, forcing_OxC, step_C, decay: Decay, lower_CxC, inverse_CxC):
   """W_C of the recurrence above. Rows of several matrices with the same inputs may be stacked along O.
 
   Args:
@@ -86,16 +105,13 @@ def write(w_OxI, x_IxC, seen_OxC, forcing_OxC, step_C, log_alpha_C, lower_CxC, i
     forcing_OxC: rate_t f_t.
     lower_CxC, inverse_CxC: `couple` of the same inputs, and its `unit_lower_inverse`.
   """
-  log_gamma = jnp.cumsum(log_alpha_C)
-  right = step_C * jnp.exp(log_gamma - log_alpha_C) * seen_OxC + forcing_OxC
-  u_OxC = solve(lower_CxC, inverse_CxC, right)
-  return jnp.exp(log_gamma[-1]) * w_OxI - (jnp.exp(log_gamma[-1] - log_gamma) * u_OxC) @ x_IxC.T
+  u_OxC = solve(lower_CxC, inverse_CxC, step_C * decay.before_C * seen_OxC + forcing_OxC)
+  return decay.whole * w_OxI - (decay.after_C * u_OxC) @ x_IxC.T
 
 
-def write_decayed(w_OxI, x_IxC, forcing_OxC, log_alpha_C):
+def write_decayed(w_OxI, x_IxC, forcing_OxC, decay: Decay):
   """The same without the rank-one factor: W_t = alpha_t W_{t-1} - rate_t f_t x_t^T."""
-  log_gamma = jnp.cumsum(log_alpha_C)
-  return jnp.exp(log_gamma[-1]) * w_OxI - (jnp.exp(log_gamma[-1] - log_gamma) * forcing_OxC) @ x_IxC.T
+  return decay.whole * w_OxI - (decay.after_C * forcing_OxC) @ x_IxC.T
 
 
 def write_momentum(w_OxI, m_OxI, x_IxC, pairs, step_C, rate_C, log_alpha_C, log_beta_C):
@@ -132,7 +148,7 @@ def write_momentum(w_OxI, m_OxI, x_IxC, pairs, step_C, rate_C, log_alpha_C, log_
     seen -= jnp.pad(kept_C, (1, 0))[:-1] * (m_OxI @ x_IxC)
     for f, z in pairs:
       seen -= f @ (earlier_CxC * (x_IxC.T @ z)).T
-    lower = couple(x_IxC, step_C, log_alpha_C)
+    lower = couple(x_IxC, step_C, decay(log_alpha_C))
     own = solve(lower, unit_lower_inverse(lower), step_C * seen)
     w_next -= (jnp.exp(log_gamma[-1] - log_gamma) * own) @ x_IxC.T
 

@@ -68,7 +68,7 @@ def arrange(segments_BxT, segment_B, count_B, grid: int, documents: int = 1, ali
     return Layout(here, position, document, first, last, segment, count, None, None)
 
   # a new document skips to the next multiple of the grid; a continued one starts inside its chunk
-  position_before = jnp.where(order > 0, jnp.roll(_compact(position, order, here), 1, 1), count_B[:, None] - 1)
+  position_before = jnp.roll(_compact(position, order, here), 1, 1)
   position_before = jnp.take_along_axis(position_before, jnp.maximum(order, 0), 1)
   skipped = jnp.where(new & (order > 0), -(position_before + 1) % grid, 0)
   entered = jnp.where(jnp.take_along_axis(_compact(new, order, here), jnp.zeros((batch, 1), int), 1), 0, count_B[:, None] % grid)

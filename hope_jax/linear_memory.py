@@ -121,11 +121,12 @@ def write(rule: Rule, state: dict, token) -> dict:
         token.log_alpha, log_momentum(rule, token.valid, k.dtype))
     if rule.momentum:
       out["push"] = push.reshape(shape)
-  elif rule.rank_one:
-    lower = delta.couple(k, step, token.log_alpha)
-    turn = delta.write(turn, k, turn @ k, rate * spread(pairs[0][0]), step, token.log_alpha, lower,
-                       delta.unit_lower_inverse(lower))
   else:
-    turn = delta.write_decayed(turn, k, rate * spread(pairs[0][0]), token.log_alpha)
+    decay, forcing = delta.decay(token.log_alpha), rate * spread(pairs[0][0])
+    if rule.rank_one:
+      lower = delta.couple(k, step, decay)
+      turn = delta.write(turn, k, turn @ k, forcing, step, decay, lower, delta.unit_lower_inverse(lower))
+    else:
+      turn = delta.write_decayed(turn, k, forcing, decay)
   out["turn"] = turn.reshape(shape)
   return out

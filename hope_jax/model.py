@@ -28,8 +28,10 @@ def compute_dtype(config):
 
 
 def chunk_grid(config) -> int:
-  """Documents start at multiples of this; 0 where nothing depends on chunks."""
-  return rules.from_config(config.selfmod).grid if config.model.kind == "hope_selfmod" else 0
+  """Documents start at multiples of this; 1: anywhere, but without gaps (bands of attention); 0: anywhere."""
+  if config.model.kind == "hope_selfmod":
+    return rules.from_config(config.selfmod).grid
+  return 1 if config.attention.window else 0
 
 
 def _truncate(through_writes: str) -> int:
@@ -103,7 +105,8 @@ class HopeLM(nn.Module):
     layout = layouts.arrange(segments_BxT, segment, count, chunk_grid(c), documents, aligned)
 
     embed = nn.Embed(c.model.vocab, c.model.dim, embedding_init=nn.initializers.normal(0.02), name="embed")
-    x = embed(layouts.to_slots(layout, tokens_BxT)).astype(dtype) * c.model.dim ** 0.5
+    known_BxT = jnp.where(tokens_BxT < 0, c.model.vocab, tokens_BxT)  # past the table reads nan; -1 would read its end
+    x = embed(layouts.to_slots(layout, known_BxT)).astype(dtype) * c.model.dim ** 0.5
     block = Block(c, parent=None)
     blocks = self.param("blocks", self.init_blocks, block)
 

@@ -13,8 +13,8 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 KINDS = (  # of parameters, by the end of their path
     (r"embedding", "embedding"),
-    (r"(kernel|w_in|w_out|w_q|/w)", "matrix"),
-    (r"(scale|share|g_out|skip|b_eta|b_alpha|conv(_k|_v|_q)?)", "vector"),
+    (r"(kernel|v_in|v_out|g_in|w_q|/w)", "matrix"),
+    (r"(scale|share|g_out|g_skip|b_eta|b_alpha|conv(_k|_v|_q)?)", "vector"),
 )
 
 

@@ -37,6 +37,10 @@ class Rule:
   chunk_memory: int = 64
   chunk_generators: int = 64
 
+  def __post_init__(self):
+    if self.factor == "input" and self.rank_one and self.bound:
+      raise ValueError('selfmod.factor "input" takes whole steps, which no rate can bound; set selfmod.bound to 0')
+
   @property
   def chunk(self) -> int:
     """Tokens processed at once."""
@@ -81,7 +85,7 @@ def rate_size(step_C, size_C, x_IxC, alpha_C, forget_C, bound, factored=True):
   if factored:
     slack = jnp.minimum(slack, 1 - step_C * jnp.sum(x_IxC * x_IxC, -2) + alpha_C)
   slack = slack * bound
-  return step_C * slack / (slack + step_C * size_C + 1e-30)
+  return step_C * slack / jnp.maximum(slack + step_C * size_C, 1e-18)  # 0 at padding; its square is no float32 zero
 
 
 def running_size(rule: Rule, size_before, size_C, valid_C):

@@ -111,9 +111,10 @@ def parameter_shapes(rule: Rule, width: int, hidden: int, gate_skip: bool = Fals
   """Shapes of one head's initial weights."""
   if rule.memory == "linear":
     return {"w": (max(s.stop for s in linear_memory.rows(rule, width).values()), width)}
-  count = len(mlp_memory.names(rule))
-  shapes = {"w_in": (count, hidden, width), "w_out": (count - 2, width, hidden), "g_out": (2, hidden)}
-  return shapes | ({"skip": (2, width)} if gate_skip else {})
+  count = len(mlp_memory.vectors(rule))
+  shapes = {"v_in": (count, hidden, width), "v_out": (count, width, hidden), "g_in": (2, hidden, width),
+            "g_out": (2, 1, hidden)}
+  return shapes | ({"g_skip": (2, 1, width)} if gate_skip else {})
 
 
 def empty_memory(rule: Rule, batch: int, heads: int, width: int, hidden: int, gate_skip: bool = False) -> dict:
@@ -145,7 +146,7 @@ class SelfMod(nn.Module):
     """Initial weights, (heads, ...). Identity where a memory has no skip of its own; small enough to start near it."""
     rule, out = self.rule, {}
     for name, shape in parameter_shapes(rule, width, self.hidden, self.gate_skip).items():
-      scale = self.hidden ** -0.5 / 4 if name in ("w_out", "g_out") else width ** -0.5 if name == "w_in" else 0.02
+      scale = self.hidden ** -0.5 / 4 if name.endswith("out") else width ** -0.5 if name.endswith("in") else 0.02
       out[name] = self.param(name, nn.initializers.normal(scale), (self.heads, *shape))
     if rule.memory == "linear":
       where = linear_memory.rows(rule, width)
@@ -179,8 +180,9 @@ class SelfMod(nn.Module):
     params = self.memory_parameters(width)
     operator = functools.partial(run, self.rule, truncate=self.truncate, remat=self.remat)
     by_head = jax.vmap(operator, in_axes=(0, 0, 0, 0, 0, None, None))
-    by_stream = jax.vmap(by_head, in_axes=(None, 0, 0, 0, 0, 0, 0))
-    y, state, gates = by_stream(params, memory, *map(split, mixed), layout.valid_BxS, layout.position_BxS)
+    # a copy of the initial weights for each stream: their gradient is then summed over streams once, not at every chunk
+    copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (batch, *p.shape)), params)
+    y, state, gates = jax.vmap(by_head)(copies, memory, *map(split, mixed), layout.valid_BxS, layout.position_BxS)
 
     y = nn.RMSNorm(dtype=self.dtype, name="norm")(jnp.moveaxis(y, -1, 1))
     y = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=scaled_normal(dim, 2 * self.layers),

@@ -33,10 +33,11 @@ def parameters(rule: Rule, key, width=8, hidden=12, gate_skip=False) -> dict:
     for name in ("k", "v", "mem"):
       params["w"] = params["w"].at[rows[name]].add(jnp.eye(width))
   else:
-    count = len(mlp_memory.names(rule))
-    params = {"w_in": draw(count, hidden, width), "w_out": draw(count - 2, width, hidden), "g_out": draw(2, hidden)}
+    count = len(mlp_memory.vectors(rule))
+    params = {"v_in": draw(count, hidden, width), "v_out": draw(count, width, hidden),
+              "g_in": draw(2, hidden, width), "g_out": draw(2, 1, hidden)}
     if gate_skip:
-      params["skip"] = draw(2, width)
+      params["g_skip"] = draw(2, 1, width)
   params |= {"b_eta": jnp.float32(-1.0), "b_alpha": jnp.float32(2.0)}
   if not rule.adaptive_q:
     params["w_q"] = jnp.eye(width) + draw(width, width)
@@ -47,12 +48,8 @@ def named(rule: Rule, weights: dict) -> dict:
   """`memory.weights(...)` or a fresh state's weights, in the reference's layout."""
   if rule.memory == "linear":
     return {name: {"w": w} for name, w in weights.items()}
-  out = {}
-  for name, layers in weights.items():
-    out[name] = {"w2": layers["w_in"], "w1": layers["w_out"] if "w_out" in layers else layers["g_out"][None]}
-    if "skip" in layers:
-      out[name]["skip"] = layers["skip"][None]
-  return out
+  layers = {"in": "w2", "out": "w1", "skip": "skip"}
+  return {name: {layers[layer]: w for layer, w in of_memory.items()} for name, of_memory in weights.items()}
 
 
 def to_reference(rule: Rule, params: dict) -> dict:

@@ -1,0 +1,32 @@
+"""Associative recall (MQAR): 8 key-value pairs, 64 keys, sequence 64. Can the memory store and find what it read once?
+
+    python -m hope_jax.launch --config=configs/recall.py --workdir=runs/recall
+"""
+
+from hope_jax import config
+
+
+def get_config():
+  c = config.base()
+  c.data.task = "recall"
+  c.data.recall_pairs = 8
+  c.data.recall_keys = 64
+  c.data.seq = 64
+  c.data.align = 64
+  c.data.batch = 64
+  c.model.vocab = 129  # filler, keys, values
+  c.model.dim = 64
+  c.model.layers = 2
+  c.model.heads = 1
+  c.mixer.hidden = 2.0
+  c.selfmod.chunk_generators = 8
+  c.selfmod.chunk_memory = 8
+  c.optim.lr = 3e-3
+  c.optim.warmup = 50
+  c.optim.weight_decay = 0.0
+  c.train.steps = 1000
+  c.train.log_every = 50
+  c.train.eval_every = 50
+  c.train.eval_batches = 8
+  c.train.save_every = 500
+  return c

@@ -1,0 +1,256 @@
+"""Training speed of HOPE and of a transformer with as many channel-mixer parameters, from one interleaved run.
+
+    python evals/speed.py                                            # 4 models, small, on a CPU: about 4 minutes
+    python evals/speed.py --lengths=512,1024,2048,4096 --depths=2,4,8 --output=speed.json
+    python evals/speed.py --preset=pilot                             # a GPU
+
+All models are compiled first: into an empty persistent cache, then once more from it. Then they take turns, one each in
+every round, so that what slows the machine down slows all of them. Random tokens, one document a sequence.
+"""
+
+import datetime
+import json
+import os
+from pathlib import Path
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+
+from absl import app, flags
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from tqdm import tqdm
+
+from hope_jax import config as configs, costs, metrics, step as steps
+
+PRESETS = {  # vocabulary, width, layers, heads, sequence, batch, dtype
+    "small": dict(vocab=4096, dim=256, layers=4, heads=4, seq=512, batch=4, dtype="float32"),
+    "pilot": dict(vocab=32_768, dim=512, layers=12, heads=8, seq=2048, batch=6, dtype="bfloat16"),
+}
+MODELS = {  # model.kind, selfmod.memory
+    "transformer": ("transformer", None),
+    "hope_attention": ("hope_attention", None),
+    "selfmod_linear": ("hope_selfmod", "linear"),
+    "selfmod_mlp": ("hope_selfmod", "mlp"),
+}
+PRESET = flags.DEFINE_enum("preset", "small", list(PRESETS), "Size of the models.")
+NAMES = flags.DEFINE_list("models", list(MODELS), f"Of {', '.join(MODELS)}; the others are compared with the first.")
+SWEPT = flags.DEFINE_list("swept", ["selfmod_linear", "selfmod_mlp"], "Models of --lengths and --depths.")
+LENGTHS = flags.DEFINE_list("lengths", [], "Time per token at these sequence lengths.")
+LENGTH_TOKENS = flags.DEFINE_integer("length_tokens", 4096, "Tokens in every batch of --lengths, a multiple of each.")
+DEPTHS = flags.DEFINE_list("depths", [], "Time to compile at these numbers of layers.")
+ROUNDS = flags.DEFINE_integer("rounds", 8, "Turns of each model.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 2, "Training steps a turn.", lower_bound=1)
+OUTPUT = flags.DEFINE_string("output", None, "All numbers, as JSON.")
+
+
+def configuration(name: str, **changes):
+  """A model of the preset's size, some of it changed."""
+  if name not in MODELS:
+    raise ValueError(f"no model {name}: choose from {', '.join(MODELS)}")
+  size = PRESETS[PRESET.value] | changes
+  c = configs.base()
+  c.model.kind, memory = MODELS[name]
+  if memory:
+    c.selfmod.memory = memory
+  c.mixer.kind, c.mixer.hidden = ("swiglu", 8 / 3) if name == "transformer" else ("cms", 4.0)
+  for field, value in size.items():
+    (c.data if field in ("seq", "batch") else c.model)[field] = value
+  configs.validate(c)
+  return c
+
+
+def compile_cold(config) -> tuple:
+  """costs.compile_program of the training step, out of no cache, into the persistent one."""
+  jax.clear_caches()
+  for entry in Path(jax.config.jax_compilation_cache_dir).rglob("*"):
+    if entry.is_file():
+      entry.unlink()
+  return costs.compile_program(*costs.train_program(config))
+
+
+class Runner:
+  """A compiled training step, its state and a batch."""
+
+  def __init__(self, name: str, **changes):
+    self.config = c = configuration(name, **changes)
+    self.tokens = c.data.batch * c.data.seq
+    self.step, self.cold = compile_cold(c)
+    jax.clear_caches()  # of this process: what follows comes from the persistent cache
+    program = costs.train_program(c)
+    _, self.warm = costs.compile_program(*program)
+    self.memory = costs.memory(self.step)
+    self.flops = {"model": costs.model_flops(c), "training": costs.training_flops(c)}
+    params = costs.param_shapes(c)
+    self.parameters = count(params)
+    self.channel = count([part for key, part in params["blocks"].items() if key in ("mlp", "channel_norm", "cms")])
+    self.seconds = []  # per step, one of each turn
+    shardings = jax.tree.map(lambda s: s.sharding, program[1:])
+    self.state = jax.jit(lambda key: steps.init_state(c, key), out_shardings=shardings[0])(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (c.data.batch, c.data.seq), 0, c.model.vocab)
+    batch = {"tokens": tokens, "labels": jnp.roll(tokens, -1, 1), "segments": jnp.ones_like(tokens)}
+    self.batch = jax.device_put(batch, shardings[1])
+
+  def turn(self, number: int) -> float:
+    """Seconds per step, over this many."""
+    began = time.perf_counter()
+    for _ in range(number):
+      self.state, out = self.step(self.state, self.batch)  # the state was donated: only the new one is good
+    jax.block_until_ready((self.state, out))
+    return (time.perf_counter() - began) / number
+
+  def numbers(self, rate: float) -> dict:
+    """All that was measured; `rate`: FLOP/s of the device on a matrix product."""
+    median = statistics.median(self.seconds)
+    c = self.config
+    return {"kind": c.model.kind, "memory": c.selfmod.memory if c.model.kind == "hope_selfmod" else None,
+            "layers": c.model.layers, "seq": c.data.seq, "batch": c.data.batch, "parameters": self.parameters,
+            "channel_parameters": self.channel, "flops_per_token": self.flops, "step_s": self.seconds,
+            "median_step_s": median, "min_step_s": min(self.seconds), "tokens_per_s": self.tokens / median,
+            "share_of_rate": self.flops["model"] * self.tokens / median / rate,
+            "compile_cold": self.cold, "compile_cached": self.warm, "memory_bytes": self.memory}
+
+
+def count(tree) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def take_turns(runners: dict, label: str) -> None:
+  """A warm-up step each, then the rounds."""
+  with tqdm(total=len(runners) * (ROUNDS.value + 1), desc=label, unit="turn", mininterval=1) as bar:
+    for i in range(ROUNDS.value + 1):
+      for name, runner in runners.items():
+        bar.set_postfix_str(str(name))
+        seconds = runner.turn(STEPS.value if i else 1)
+        if i:
+          runner.seconds.append(seconds)
+        bar.update()
+
+
+def build(label: str, jobs: dict) -> dict:
+  """Runners: {key: (model, changes)} -> {key: Runner}."""
+  return {key: Runner(name, **changes) for key, (name, changes) in tqdm(jobs.items(), desc=label, unit="model")}
+
+
+def check_channel_mixers(runners: dict) -> None:
+  """ValueError where channel mixers differ in size: their speeds would not compare."""
+  sizes = {name: runner.channel for name, runner in runners.items()}
+  if max(sizes.values()) > 1.01 * min(sizes.values()):
+    raise ValueError(f"channel mixers differ in parameters, {sizes}: change mixer.hidden in configuration()")
+
+
+def table(head: list, rows: list) -> str:
+  """Markdown."""
+  lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+  return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def compare(rate_of) -> tuple[dict, str]:
+  """The models beside each other."""
+  runners = build("compile", {name: (name, {}) for name in NAMES.value})
+  check_channel_mixers(runners)
+  take_turns(runners, "train")
+  rate, base = rate_of(), next(iter(runners.values()))
+  out, speeds, sizes = {}, [], []
+  total = lambda seconds: f"{sum(seconds.values()):.1f}"
+  millions = lambda number: f"{number / 1e6:,.1f}"
+  for name, runner in runners.items():
+    n = runner.numbers(rate)
+    # each turn against the same round's turn of the first model
+    ratios = sorted(b / a for a, b in zip(runner.seconds, base.seconds))
+    ratio = statistics.median(ratios)
+    out[name] = n | {"speed_ratio": {"to": NAMES.value[0], "rounds": ratios, "median": ratio}}
+    speeds.append([name, f"{n['tokens_per_s']:,.0f}", f"{1e3 * n['median_step_s']:,.1f}",
+                   f"{1e3 * n['min_step_s']:,.1f}", f"{ratio:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})", f"{100 * n['share_of_rate']:.1f}%"])
+    flops = n["flops_per_token"]
+    sizes.append([name, f"{n['parameters']:,}", f"{n['channel_parameters']:,}", millions(flops["model"]),
+                  millions(flops["training"]), f"{n['memory_bytes']['peak'] / 2**20:,.0f}",
+                  total(n["compile_cold"]), total(n["compile_cached"])])
+  return out, table(
+      ["model", "tokens/s", "median step, ms", "min step, ms", f"speed / {NAMES.value[0]} (min to max of rounds)",
+       "share of matrix rate"], speeds) + "\n" + table(
+           ["model", "parameters", "in channel mixers", "model MFLOP/token", "computed MFLOP/token", "peak MiB",
+            "compile s", "cached s"], sizes)
+
+
+def length_jobs() -> dict:
+  """--lengths: {(name, length): (name, changes)}."""
+  total, lengths = LENGTH_TOKENS.value, [int(length) for length in LENGTHS.value]
+  for length in lengths:
+    if total % length:
+      raise ValueError(f"--lengths: {total} tokens are no whole number of sequences of {length}: set --length_tokens="
+                       f"{-(-total // length) * length}")
+  return {(name, length): (name, dict(seq=length, batch=total // length)) for name in SWEPT.value for length in lengths}
+
+
+def by_length(jobs: dict, rate_of) -> tuple[list, str]:
+  """Time per token against the length of the sequence."""
+  runners = build("compile lengths", jobs)
+  take_turns(runners, "train lengths")
+  rate = rate_of()
+  us = {key: 1e6 * statistics.median(runner.seconds) / runner.tokens for key, runner in runners.items()}
+  lengths = sorted({length for _, length in jobs})
+  rows = [[name, *(f"{us[name, length]:,.1f}" for length in lengths)] for name in SWEPT.value]
+  return ([{"model": name} | runner.numbers(rate) for (name, _), runner in runners.items()],
+          table([f"us per token, {LENGTH_TOKENS.value} a batch, at sequence", *lengths], rows))
+
+
+def by_depth() -> tuple[list, str]:
+  """Time to compile against the number of layers."""
+  out, rows = [], []
+  for name in SWEPT.value:
+    rows.append([name])
+    for depth in tqdm(DEPTHS.value, desc=f"compile depths, {name}", unit="model"):
+      _, seconds = compile_cold(configuration(name, layers=int(depth)))
+      out.append({"model": name, "layers": int(depth)} | seconds)
+      rows[-1].append(f"{sum(seconds.values()):.1f}")
+  return out, table(["seconds to trace and compile at layers", *DEPTHS.value], rows)
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, --lengths=512,1024")
+  device, dtype = jax.devices()[0], PRESETS[PRESET.value]["dtype"]
+  jobs, rates = length_jobs(), []
+
+  def rate_of() -> float:
+    """The device's matrix-product rate, the best so far: measured between the parts, as the machine may be busy."""
+    metrics.matmul_rate.cache_clear()
+    rates.append(metrics.matmul_rate(dtype))
+    return max(rates)
+
+  report = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "command": shlex.join(["python", "evals/speed.py", *sys.argv[1:]]),
+            "device": {"kind": device.device_kind, "platform": device.platform, "processor": platform.machine(),
+                       "cores": os.cpu_count(), "load_before": os.getloadavg()},
+            "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in (jax, flax, optax)},
+            "preset": PRESETS[PRESET.value], "rounds": ROUNDS.value, "steps_per_turn": STEPS.value}
+  parts = []
+  with tempfile.TemporaryDirectory() as cache:
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    rate_of()
+    report["models"], text = compare(rate_of)
+    parts.append(text)
+    if jobs:
+      report["lengths"], text = by_length(jobs, rate_of)
+      parts.append(text)
+    if DEPTHS.value:
+      report["depths"], text = by_depth()
+      parts.append(text)
+  report["device"] |= {"load_after": os.getloadavg(), "matrix_flops_per_s": rates}
+  print(f"{device.device_kind}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {dtype} matrix products at "
+        f"{max(rates) / 1e9:,.0f} GFLOP/s; {report['preset']}\n")
+  print("\n".join(parts))
+  if OUTPUT.value:
+    Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
+    Path(OUTPUT.value).write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  app.run(main)

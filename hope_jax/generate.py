@@ -1,0 +1,250 @@
+"""Writes text: reads a prompt in one call, then one token at a time, in constant memory however long the text.
+
+    python -m hope_jax.generate --checkpoint=runs/smoke --prompt="import "              the continuation, to stdout
+    python -m hope_jax.generate --checkpoint=runs/smoke --interactive [--state=DIR]     a conversation, line by line
+
+    config, params, tokenizer = load("runs/smoke")
+    stream = Stream(config, params, temperature=0.8, seed=1)
+    for token in stream.generate([tokenizer.bos, *tokenizer.encode("import ")], tokens=100, stop=tokenizer.eos): ...
+
+All that a model remembers of a text is its fast state: memories, or a ring buffer of keys and values. A token's random
+key is folded from the number of tokens before it, so a conversation that was saved goes on as if it had not stopped.
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+import operator
+from pathlib import Path
+import sys
+import time
+
+from absl import app, flags, logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hope_jax import checkpoint, model as models
+from hope_jax.state import FastState, fast_bytes
+from hope_jax.tokenizer import StreamDecoder, Tokenizer
+
+SHORTEST, LONGEST = 16, 2048  # tokens read in a call: powers of two, so few compilations; a call holds all its logits
+COMMANDS = "/save DIR, /load DIR, /reset, /quit"
+
+
+def load(workdir: str | Path):
+  """(config, params, tokenizer) of a run's last checkpoint, on the first device.
+
+  Raises FileNotFoundError without a checkpoint, ValueError when the tokenizer is missing or not the checkpoint's own.
+  """
+  steps = Path(workdir) / "checkpoints"
+  meta = checkpoint.read_meta(steps)
+  if meta["tokenizer"] == "none":
+    raise ValueError(f"{workdir} was not trained on text and has no tokenizer: choose a run with data.task=text")
+  tokenizer = Tokenizer(Path(workdir) / "tokenizer.model")
+  checkpoint.check_tokenizer(meta, tokenizer.digest)
+  params, config, _ = checkpoint.load_params(steps)
+  return config, params, tokenizer
+
+
+def greedy(logits_V, _):
+  """The likeliest token."""
+  return jnp.argmax(logits_V)
+
+
+def nucleus(logits_V, key, temperature: float, top_p: float):
+  """A token drawn from the fewest that hold `top_p` of the probability (arXiv 1904.09751)."""
+  order_V = jnp.argsort(logits_V, descending=True)
+  scaled_V = (logits_V[order_V] - logits_V[order_V[0]]) / temperature  # the largest is 0 at any temperature
+  p_V = jax.nn.softmax(scaled_V)
+  likelier_V = jnp.cumsum(p_V) - p_V
+  return order_V[jax.random.categorical(key, jnp.where(likelier_V < top_p, scaled_V, -jnp.inf))]
+
+
+@functools.lru_cache
+def _step(model, temperature: float, top_p: float, never: tuple[int, ...]):
+  """(params, tokens_T, count, fast, key) -> (the next token (1,), fast). Reads the first `count`; `fast` is donated."""
+  choose = functools.partial(nucleus, temperature=temperature, top_p=top_p) if temperature else greedy
+  def step(params, tokens_T, count, fast, key):
+    segments_T = (jnp.arange(tokens_T.shape[0]) < count).astype(jnp.int32)  # padding is 0
+    logits, fast, _ = model.apply({"params": params}, tokens_T[None], fast, segments_T[None])
+    logits_V = logits[0, count - 1].at[jnp.array(never, jnp.int32)].set(-jnp.inf)
+    return choose(logits_V, jax.random.fold_in(key, fast.count_B[0]))[None], fast
+  return jax.jit(step, donate_argnames="fast")
+
+
+class Stream:
+  """One text that a model reads and writes; each `generate` goes on from where the last one was left.
+
+  fast: FastState of what the model has read, donated by the next step; pending: the last token written, not read yet.
+  """
+
+  def __init__(self, config, params, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
+               never: Sequence[int] = ()):
+    """temperature: 0 is greedy; top_p: share of the probability that is drawn from; never: ids never chosen."""
+    if not temperature >= 0:
+      raise ValueError(f"temperature is {temperature}: set it to 0 (the likeliest token) or more")
+    if not 0 < top_p <= 1:
+      raise ValueError(f"top_p is {top_p}: set it above 0 and to at most 1 (draw from all tokens)")
+    self.config, self.params = config, params
+    self._step = _step(models.build(config), float(temperature), float(top_p), tuple(self._known(never)))
+    self._place = jax.tree.leaves(params)[0].sharding  # a step's inputs are always committed there: one compilation
+    self._key = jax.device_put(jax.random.key(seed), self._place)
+    self.reset()
+
+  def reset(self) -> None:
+    """Forgets everything."""
+    self.start(models.init_fast(self.config, 1))
+
+  def start(self, fast: FastState, pending: int | None = None) -> None:
+    """Goes on from a copy of a state."""
+    self.fast, self.pending = jax.device_put(fast, self._place, may_alias=False), pending
+
+  @property
+  def count(self) -> int:
+    """Tokens in the text so far."""
+    return int(self.fast.count_B[0]) + (self.pending is not None)
+
+  def generate(self, ids: Sequence[int], tokens: int, stop: int | None = None) -> Iterator[int]:
+    """Reads `ids`, then writes up to `tokens` ids as they are asked for; ends before `stop`, which is not read.
+
+    The caller may leave at any token and go on later, without ids as if it had not left. Raises ValueError at once.
+    """
+    if tokens < 1:
+      raise ValueError(f"tokens is {tokens}: ask for 1 or more")
+    ids = self._known(ids)
+    if not ids and self.pending is None:
+      raise ValueError("the prompt is empty: give some text with --prompt, or at least one token (tokenizer.bos)")
+    limit = models.context_length(self.config)
+    if limit and len(ids) > limit:
+      raise ValueError(f"the prompt is {len(ids)} tokens long and attention sees {limit}: shorten it, or train with a "
+                       "longer attention.window (attention.context, if that is 0); hope_selfmod reads any length")
+    return self._write(ids, tokens, stop)
+
+  def _known(self, ids: Sequence[int]) -> list[int]:
+    ids, vocab = [operator.index(i) for i in ids], self.config.model.vocab
+    if unknown := [i for i in ids if not 0 <= i < vocab]:
+      raise ValueError(f"token {unknown[0]} is not in the vocabulary of {vocab}: encode with the run's tokenizer")
+    return ids
+
+  def _write(self, ids, tokens, stop):
+    ids = ids if self.pending is None else [self.pending, *ids]
+    for first in range(0, len(ids), LONGEST):
+      piece = ids[first:first + LONGEST]
+      size = 1 if len(piece) == 1 else max(SHORTEST, 1 << (len(piece) - 1).bit_length())  # 1: the step that writes
+      padded_T = jax.device_put(np.array(piece + [0] * (size - len(piece)), np.int32), self._place)
+      token, self.fast = self._step(self.params, padded_T, len(piece), self.fast, self._key)
+    for written in range(tokens):
+      if written:
+        token, self.fast = self._step(self.params, token, 1, self.fast, self._key)
+      self.pending = None if token.item() == stop else token.item()
+      if self.pending is None:
+        return
+      yield self.pending
+
+  def save(self, directory: str | Path) -> None:
+    """Saves the conversation, replacing the one that is there."""
+    _conversation(directory)
+    meta = {"fingerprint": checkpoint.fingerprint(self.params), "pending": self.pending}
+    checkpoint.save_fast(directory, self.fast, meta)
+
+  def load(self, directory: str | Path) -> None:
+    """Goes on from a saved one. Raises FileNotFoundError when there is none, ValueError when it is another model's."""
+    if not _conversation(directory):
+      raise FileNotFoundError(f"no conversation in {directory}: save one there with /save {directory} (--interactive)")
+    like = jax.eval_shape(lambda: models.init_fast(self.config, 1))
+    fast, meta = checkpoint.load_fast(directory, like, checkpoint.fingerprint(self.params))
+    self.start(fast, meta["pending"])
+
+
+def _conversation(directory) -> list[int]:
+  steps = checkpoint.steps(directory)
+  if not all((Path(directory) / str(step) / "fast").is_dir() for step in steps):  # saving there would delete a run
+    raise ValueError(f"{directory} holds a run's checkpoints, not a conversation: choose another directory")
+  return steps
+
+
+def answer(stream: Stream, tokenizer: Tokenizer, text: str, tokens: int) -> None:
+  """Reads the text and prints what comes after it, as it comes."""
+  ids = tokenizer.encode(text)
+  ids = [tokenizer.bos, *ids] if ids and not stream.count else ids  # a document begins with it
+  decoder, began, written = StreamDecoder(tokenizer), time.perf_counter(), 0
+  for written, token in enumerate(stream.generate(ids, tokens, tokenizer.eos), 1):
+    print(decoder.push(token), end="", flush=True)
+  print(decoder.flush(), flush=True)
+  say(f"[{len(ids)} tokens read, {written} written{' to the end of the document' if written < tokens else ''}, "
+      f"{time.perf_counter() - began:.1f} s with compilation; {fast_bytes(stream.fast):,} bytes of state]")
+
+
+def obey(stream: Stream, command: str) -> None:
+  """Carries out a command of a conversation."""
+  match command.split(maxsplit=1):
+    case ["/reset"]:
+      stream.reset()
+    case ["/save", directory]:
+      stream.save(directory)
+    case ["/load", directory]:
+      stream.load(directory)
+    case _:
+      raise ValueError(f"{command!r} is not a command: use one of {COMMANDS}")
+  say(f"[{command}: {stream.count} tokens in this conversation]")
+
+
+def converse(stream: Stream, tokenizer: Tokenizer, tokens: int) -> None:
+  """Answers the lines of stdin, each read with its newline, until /quit or the end."""
+  say(f"[{stream.count} tokens in this conversation; type a line, or {COMMANDS}]")
+  for line in sys.stdin:
+    try:
+      if line.strip() == "/quit":
+        return
+      if line.startswith("/"):
+        obey(stream, line.strip())
+      else:
+        answer(stream, tokenizer, line, tokens)
+    except (ValueError, OSError) as error:
+      say(f"{type(error).__name__}: {error}")
+
+
+def say(text: str) -> None:
+  """For the person who watches; stdout holds nothing but the text."""
+  print(text, file=sys.stderr, flush=True)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Not at import: programs that use this module have flags of the same names."""
+  flags.DEFINE_string("checkpoint", None, "Folder of a run.", flag_values=values, required=True)
+  flags.DEFINE_string("prompt", "", "What the text starts with, or goes on with (--state).", flag_values=values)
+  flags.DEFINE_integer("tokens", 200, "Write at most this many tokens (a turn).", lower_bound=1, flag_values=values)
+  flags.DEFINE_float("temperature", 0.8, "0: always the likeliest token.", flag_values=values)
+  flags.DEFINE_float("top_p", 0.95, "Draw from the likeliest tokens with this much probability.", flag_values=values)
+  flags.DEFINE_integer("seed", 0, "The same seed gives the same text.", flag_values=values)
+  flags.DEFINE_bool("endless", False, "Never end the document before --tokens.", flag_values=values)
+  flags.DEFINE_bool("interactive", False, f"Answer lines from stdin. Commands: {COMMANDS}.", flag_values=values)
+  flags.DEFINE_string("state", None, "Go on with the conversation saved here.", flag_values=values)
+
+
+def main(argv, f: flags.FlagValues = flags.FLAGS):
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {argv[1:]}: put the prompt in quotes, --prompt=\"...\"")
+  logging.set_verbosity(logging.WARNING)  # Orbax reports every read
+  try:
+    config, params, tokenizer = load(f.checkpoint)
+    never = [tokenizer.eos] if f.endless else []
+    stream = Stream(config, params, temperature=f.temperature, top_p=f.top_p, seed=f.seed, never=never)
+    if f.state is not None:
+      stream.load(f.state)
+    if f.prompt or not f.interactive:
+      answer(stream, tokenizer, f.prompt, f.tokens)
+    if f.interactive:
+      converse(stream, tokenizer, f.tokens)
+  except (ValueError, OSError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+
+
+def run():
+  """Entry point of the console script."""
+  define_flags(flags.FLAGS)
+  app.run(main)
+
+
+if __name__ == "__main__":
+  run()

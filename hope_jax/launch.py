@@ -1,0 +1,53 @@
+"""Trains a model: the main program.
+
+    python -m hope_jax.launch --config=configs/smoke.py --workdir=runs/smoke [--config.any.field=value]
+
+Run again, it resumes. --dry_run prints what the model costs, and trains nothing.
+"""
+
+import os
+from pathlib import Path
+import sys
+
+from absl import app, flags, logging
+import jax
+from ml_collections import config_flags
+
+from hope_jax import config as configs, costs, train
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; --config.any.field=value changes one field.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, fast state, FLOPs and memory; build and train nothing.")
+
+
+def cache_compilations() -> None:
+  """Compiled programs are kept, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+  folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", Path.home() / ".cache" / "hope_jax" / "xla")
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {argv[1:]}: fields are set as --config.section.field=value")
+  logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
+  cache_compilations()
+  try:
+    if DRY_RUN.value:
+      configs.validate(CONFIG.value)
+      print(costs.dry_run(CONFIG.value))
+    elif WORKDIR.value is None:
+      raise ValueError("no --workdir: name the folder of the run, e.g. --workdir=runs/smoke")
+    else:
+      train.train(CONFIG.value, WORKDIR.value)
+  except (ValueError, OSError, FloatingPointError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+
+
+def run():
+  """Entry point of the console script."""
+  flags.mark_flag_as_required("config")
+  app.run(main)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,124 @@
+"""Attention against plain numpy loops; bands against masks; the ring cache against the whole document.
+
+    python -m pytest tests/test_attention.py
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax import attention
+from hope_jax import layout as layouts
+
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+BATCH, TOKENS, HEADS, WIDTH, BASE = 3, 19, 2, 6, 100.0
+CLOSE = dict(atol=2e-5, rtol=1e-5)
+
+
+@functools.cache
+def setup(window):
+  module = attention.Attention(HEADS, 1, window, BASE, jnp.float32)
+  x = np.random.default_rng(0).standard_normal((BATCH, TOKENS, HEADS * WIDTH)).astype(np.float32)
+  lay = layouts.arrange(jnp.ones((BATCH, TOKENS), int), jnp.zeros(BATCH, int), jnp.zeros(BATCH, int), 0)
+  params = module.init(jax.random.key(1), x, attention.empty_cache(BATCH, 0, HEADS, WIDTH, jnp.float32), lay)["params"]
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape, np.float32), params)
+
+  @jit
+  def run(x, cache, segments, segment, count):
+    lay = layouts.arrange(segments, segment, count, 0)
+    y, cache = module.apply({"params": params}, x, cache, lay)
+    return y, cache, lay.segment_B, lay.count_B
+  return run, jax.tree.map(np.float64, params), x
+
+
+def start(length):
+  return attention.empty_cache(BATCH, length, HEADS, WIDTH, jnp.float32), jnp.zeros(BATCH, int), jnp.zeros(BATCH, int)
+
+
+def plain(params, x_TxD, position_T, document_T, window):
+  """Softmax attention of one stream, query by query. Document -1 is padding."""
+  def norm(a, scale):
+    return a / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-6) * scale
+  def rotate(a, position):
+    half = WIDTH // 2
+    angle = position * BASE ** (-np.arange(half) / half)
+    turned = (a[..., :half] + 1j * a[..., half:]) * np.exp(1j * angle)
+    return np.concatenate([turned.real, turned.imag], -1)
+  q, k, v = np.moveaxis((x_TxD @ params["qkv"]["kernel"]).reshape(-1, 3, HEADS, WIDTH), 1, 0)
+  q, k = norm(q, params["q_norm"]["scale"]), norm(k, params["k_norm"]["scale"])
+  out = np.zeros_like(q)
+  for t, (p, d) in enumerate(zip(position_T, document_T)):
+    seen = [s for s in range(t + 1) if document_T[s] == d >= 0 and (not window or p - position_T[s] < window)]
+    for h in range(HEADS if seen else 0):
+      score = np.array([rotate(q[t, h], p) @ rotate(k[s, h], position_T[s]) for s in seen]) / WIDTH ** 0.5
+      share = np.exp(score - score.max())
+      out[t, h] = share / share.sum() @ v[seen, h]
+  return out.reshape(len(x_TxD), -1) @ params["out"]["kernel"]
+
+
+# one document; packed; packed with padding at either end and between documents
+SEGMENTS = np.array([[1] * 19, [1] * 7 + [2] * 8 + [3] * 4, [0] * 2 + [4] * 11 + [0] + [5] * 4 + [0]])
+
+
+def place(segments):
+  position, document = np.zeros(TOKENS, int), np.where(segments > 0, segments, -1)
+  for t in range(1, TOKENS):
+    position[t] = position[t - 1] + 1 if segments[t] == segments[t - 1] else 0
+  return position, document
+
+
+@pytest.mark.parametrize("window", [0, 1, 3, 4, 9, 12])  # banded up to 9: windows that divide the slots, or do not
+def test_attention_is_the_plain_loop(window):
+  run, params, x = setup(window)
+  y = run(x, *start(0)[:1], jnp.asarray(SEGMENTS), *start(0)[1:])[0]
+  for row, segments in enumerate(SEGMENTS):
+    want = plain(params, x[row].astype(float), *place(segments), window)
+    here = segments > 0
+    np.testing.assert_allclose(y[row, here], want[here], **CLOSE)
+
+
+@pytest.mark.parametrize("window, total", [(4, 12), (4, 13), (1, 5), (5, 11)])
+def test_bands_are_the_masked_whole(window, total):
+  rng = np.random.default_rng(total)
+  q, k, v = rng.standard_normal((3, BATCH, total, HEADS, WIDTH)).astype(np.float32)
+  segments = jnp.asarray(np.sort(rng.integers(1, 4, (BATCH, total))))
+  @jit
+  def both(q, k, v):
+    lay = layouts.arrange(segments, jnp.zeros(BATCH, int), jnp.zeros(BATCH, int), 0)
+    mask = attention.visible(lay.position_BxS, lay.document_BxS, lay.position_BxS, lay.document_BxS, lay.valid_BxS, window)
+    return attention.attend_banded(q, k, v, lay, window), attention.attend(q, k, v, mask)
+  np.testing.assert_allclose(*both(q, k, v), **CLOSE)
+
+
+@pytest.mark.parametrize("length", [4, 7])
+def test_a_ring_of_tokens_is_the_window_however_the_document_is_cut(length):
+  run, params, x = setup(length)
+  want = np.stack([plain(params, row.astype(float), np.arange(TOKENS), np.zeros(TOKENS), length) for row in x])
+  for cuts in (range(1, TOKENS), [5, 6, 12], [length, 2 * length]):
+    state, out = start(length), []
+    for a, b in zip([0, *cuts], [*cuts, TOKENS]):
+      room = 1 if b - a == 1 else 12
+      pad = lambda values: jnp.pad(values, ((0, 0), (0, room - (b - a)), *[(0, 0)] * (values.ndim - 2)))
+      y, *state = run(pad(x[:, a:b]), state[0], pad(jnp.ones((BATCH, b - a), int)), *state[1:])
+      out.append(y[:, :b - a])
+    np.testing.assert_allclose(np.concatenate(out, 1), want, **CLOSE)
+    assert sorted(state[0].position_BxW[0].tolist()) == list(range(TOKENS - length, TOKENS))
+
+
+def test_a_new_document_forgets_the_ring_and_padding_does_not():
+  length = 4
+  run, params, x = setup(length)
+  state, out = start(length), []
+  ids = [[1, 1, 1], [1, 1, 2], [0, 2, 0], [2, 3, 3], [0, 0, 0], [3, 0, 3]]
+  for i, row in enumerate(ids):
+    y, *state = run(x[:, 3 * i:3 * i + 3], state[0], jnp.asarray([row] * BATCH), *state[1:])
+    out.append(y)
+  flat, y = np.array(sum(ids, [])), np.concatenate(out, 1)
+  for document in (1, 2, 3):
+    at = np.flatnonzero(flat == document)
+    want = plain(params, x[0, at].astype(float), np.arange(len(at)), np.zeros(len(at)), length)
+    np.testing.assert_allclose(y[0, at], want, **CLOSE)

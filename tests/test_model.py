@@ -1,0 +1,251 @@
+"""Laws of the language model: cutting, packing, padding and batching streams changes nothing; the future cannot leak.
+
+    python -m pytest tests/test_model.py -m 'not slow'
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax import config, model
+from hope_jax import layout as layouts
+from hope_jax.cms import CMS
+from hope_jax.state import select
+
+VOCAB, TOKENS = 23, 26
+# compiling is most of the time: the backend need not optimise
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+CLOSE = dict(atol=2e-5, rtol=1e-5)
+
+
+SELFMOD = {
+    "mlp": dict(chunk_memory=8, chunk_generators=4),
+    "linear": dict(memory="linear", chunk_memory=8, chunk_generators=4, conv="shared", momentum=0.5),
+    "mixed": dict(chunk_memory=4, chunk_generators=8, conv="none", momentum=0.5, adaptive_q=True),
+}
+KINDS = ("transformer", "window", "hope_attention", "mlp", "linear", pytest.param("mixed", marks=pytest.mark.slow))
+
+
+def kind(name):
+  """A tiny configuration of a model kind."""
+  c = config.base()
+  names = {"window": "transformer"} | dict.fromkeys(SELFMOD, "hope_selfmod")
+  c.model.update(dict(kind=names.get(name, name), dim=16, layers=2, heads=2, vocab=VOCAB))
+  c.attention.update(dict(context=32, window=5 if name == "window" else 0))
+  c.mixer.update(dict(kind="swiglu" if c.model.kind == "transformer" else "cms", levels=(("fast", 0), ("slow", 64))))
+  c.selfmod.update(dict(eta_init=0.5, alpha_init=0.9, bound=4.0) | SELFMOD.get(name, {}))
+  return c
+
+
+@functools.cache
+def setup(name):
+  """(jitted call, call without a state, params, fresh state) of a kind; matrices large enough that everything shows."""
+  c = kind(name)
+  params = jit(functools.partial(model.init_params, c))(jax.random.key(0))
+  noise = np.random.default_rng(1)
+  params = jax.tree.map(lambda p: p + 0.1 * noise.standard_normal(p.shape, np.float32), params)
+  apply = functools.partial(model.build(c).apply, {"params": params})
+  call = jit(lambda *args, documents: apply(*args, documents=documents)[:2], static_argnames="documents")
+  whole = jit(lambda tokens, *args, **options: apply(tokens, None, *args, **options)[0],
+              static_argnames=("documents", "aligned"))
+  return call, whole, params, functools.partial(model.init_fast, c)
+
+
+def text(seed=0, batch=4, tokens=TOKENS):
+  return jnp.asarray(np.random.default_rng(seed).integers(0, VOCAB, (batch, tokens)))
+
+
+def feed(name, tokens, cuts, fast, segments=None):
+  """Logits and state after `tokens` in calls cut at `cuts`: each right-padded to 8, or a single token."""
+  segments = jnp.ones_like(tokens) if segments is None else segments
+  out = []
+  for a, b in zip([0, *cuts], [*cuts, tokens.shape[1]]):
+    pad = lambda x: jnp.pad(x[:, a:b], ((0, 0), (0, 0 if b - a == 1 else 8 - (b - a))))
+    logits, fast = setup(name)[0](pad(tokens), fast, pad(segments), documents=4)
+    out.append(logits[:, :b - a])
+  return jnp.concatenate(out, 1), fast
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_any_split_into_calls_is_one_call(name):
+  call, whole, _, fresh = setup(name)
+  tokens, rng = text(), np.random.default_rng(3)
+  want, state = call(tokens, fresh(4), jnp.ones_like(tokens), documents=1)
+  chex.assert_trees_all_close(want, whole(tokens), **CLOSE)
+  splits = [range(1, TOKENS), [8, 16, 24], [5, 6, 12, 13, 21]]  # one by one; whole chunks; anywhere
+  splits += [sorted({8, 16, 24} | set(rng.integers(1, TOKENS, 4).tolist())) for _ in range(3)]
+  for cuts in splits:
+    got = feed(name, tokens, cuts, fresh(4))
+    chex.assert_trees_all_close(got, (want, state), **CLOSE, custom_message=str(cuts))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_packed_padded_and_separate_documents_agree(name):
+  _, whole, _, fresh = setup(name)
+  lengths, rng = (7, 1, 10, 4), np.random.default_rng(0)
+  docs = text(1)
+  alone = whole(docs)  # what follows a document does not matter
+  rows = [(0, 1, 2, 3), (3, 2, 0, 1), (1, 0, 3, 2), (2, 3, 1, 0)]
+  for spread in (False, True):  # one after another at the front; padding anywhere
+    tokens, segments, places = np.full((4, TOKENS), 5), np.zeros((4, TOKENS), int), []
+    for row, order in enumerate(rows):
+      where = np.sort(rng.choice(TOKENS, sum(lengths), replace=False)) if spread else np.arange(sum(lengths))
+      for d, at in zip(order, np.split(where, np.cumsum([lengths[d] for d in order])[:-1])):
+        tokens[row, at], segments[row, at] = docs[d, :lengths[d]], d + 1
+        places.append((row, d, at))
+    tokens, segments = jnp.asarray(tokens), jnp.asarray(segments)
+    logits = whole(tokens, segments, documents=4)
+    streamed, state = feed(name, tokens, [8, 16, 21], fresh(4), segments)
+    for row, d, at in places:
+      chex.assert_trees_all_close(logits[row, at], alone[d, :lengths[d]], **CLOSE)
+      chex.assert_trees_all_close(streamed[row, at], alone[d, :lengths[d]], **CLOSE)
+    assert state.segment_B.tolist() == [4, 2, 3, 1] and state.count_B.tolist() == [4, 1, 10, 7]
+
+
+@pytest.mark.parametrize("name", ["window", "mlp", "linear"])
+def test_aligned_windows_are_separate_documents(name):
+  _, whole, _, _ = setup(name)
+  docs = text(2)
+  alone, tokens, segments = whole(docs), jnp.zeros((4, TOKENS), int), jnp.zeros((4, TOKENS), int)
+  for d, (start, length) in enumerate([(0, 7), (8, 9), (24, 2)]):  # multiples of the grid, padding between
+    tokens = tokens.at[:, start:start + length].set(docs[d, :length])
+    segments = segments.at[:, start:start + length].set(d + 1)
+  logits = whole(tokens, segments, aligned=True)
+  for d, (start, length) in enumerate([(0, 7), (8, 9), (24, 2)]):
+    chex.assert_trees_all_close(logits[:, start:start + length], alone[d:d + 1, :length].repeat(4, 0), **CLOSE)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_padded_prompts_go_on_as_each_alone(name):
+  call, whole, _, fresh = setup(name)
+  lengths, more = np.array([1, 8, 5, 3]), 5
+  tokens = text(7)
+  want = whole(tokens)
+  after = []
+  for gap in (0, 8 - lengths):  # right padding, left padding
+    column = np.arange(8) - np.zeros(4, int)[:, None] - np.reshape(gap, (-1, 1))
+    here = (column >= 0) & (column < lengths[:, None])
+    prompt = jnp.take_along_axis(tokens, jnp.asarray(column % TOKENS), 1)
+    logits, state = call(prompt, fresh(4), jnp.asarray(here, int), documents=4)
+    chex.assert_trees_all_close(logits[here], jnp.concatenate([w[:n] for w, n in zip(want, lengths)]), **CLOSE)
+    rest = jnp.stack([t[n:n + more] for t, n in zip(tokens, lengths)])
+    logits, state = feed(name, rest, range(1, more), state)
+    chex.assert_trees_all_close(logits, jnp.stack([w[n:n + more] for w, n in zip(want, lengths)]), **CLOSE)
+    after.append(state)
+  chex.assert_trees_all_close(*after, **CLOSE)
+  for i in (0, 2):
+    unpadded = feed(name, tokens[i:i + 1, :lengths[i] + more], range(1, lengths[i] + more), fresh(1))[1]
+    chex.assert_trees_all_close(select(after[0], jnp.array([i])), unpadded, **CLOSE)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_streams_do_not_see_each_other(name):
+  call, _, _, fresh = setup(name)
+  call, ones = functools.partial(call, documents=4), jnp.ones((4, 8), int)
+  tokens = text(5, tokens=8)
+  here = jnp.asarray(np.arange(8) < np.array([[2], [7], [4], [5]]), int)
+  _, phases = call(tokens, fresh(4), here)  # every stream at a place of its own
+  logits, state = call(tokens, phases, ones)
+  order = jnp.array([2, 0, 3, 1])
+  chex.assert_trees_all_equal(call(tokens[order], select(phases, order), ones), (logits[order], select(state, order)))
+  others, _ = call(tokens.at[1:].set((tokens[1:] + 1) % VOCAB), phases, ones)
+  chex.assert_trees_all_equal(others[0], logits[0])
+  at = jnp.array([2])  # without the others, and one by one
+  alone = feed(name, tokens[at], range(1, 8), select(phases, at))
+  chex.assert_trees_all_close(alone, (logits[at], select(state, at)), **CLOSE)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_future_does_not_leak(name):
+  _, whole, _, _ = setup(name)
+  tokens = text()
+  base = whole(tokens)
+  for t in range(1, TOKENS, 3):
+    changed = whole(tokens.at[:, t].set((tokens[:, t] + 1) % VOCAB))
+    chex.assert_trees_all_equal(changed[:, :t], base[:, :t])
+    assert (jnp.abs(changed[:, t:] - base[:, t:]).max((0, 2)) > 0).any()
+
+
+@pytest.mark.parametrize("name", ["hope_attention", "linear"])
+def test_scanned_layers_are_the_blocks_one_after_another(name):
+  _, whole, params, _ = setup(name)
+  c, tokens = kind(name), text()
+  zero = jnp.zeros(4, int)
+  layout = layouts.arrange(jnp.ones_like(tokens), zero, zero, model.chunk_grid(c), aligned=True)
+  embedding = params["embed"]["embedding"]
+  x = embedding[tokens] * c.model.dim ** 0.5
+  block = model.Block(model.build(c).config)
+  for i in range(c.model.layers):
+    x = block.apply({"params": jax.tree.map(lambda p: p[i], params["blocks"])}, x, None, layout, None)[0]
+  x = x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * params["norm"]["scale"]
+  chex.assert_trees_all_close(whole(tokens), x @ embedding.T, **CLOSE)  # and the head is the embedding
+
+
+@pytest.mark.parametrize("name", ["window", "linear"])
+def test_unknown_tokens_read_nan_and_other_streams_numbers(name):
+  _, whole, _, _ = setup(name)
+  base = whole(text())
+  for bad in (VOCAB, -1, 10**6):
+    logits = whole(text().at[0, 9].set(bad))
+    assert jnp.isnan(logits[0, 9]).all()
+    chex.assert_trees_all_equal(logits[1:], base[1:])
+
+
+def test_documents_beyond_the_room_read_nan_and_never_a_wrong_number():
+  _, whole, _, _ = setup("linear")
+  tokens = text()
+  want = whole(tokens, jnp.repeat(jnp.arange(1, 14), 2)[None].repeat(4, 0), documents=13)
+  logits = whole(tokens, jnp.repeat(jnp.arange(1, 14), 2)[None].repeat(4, 0), documents=1)
+  lost = jnp.isnan(logits).any(-1)
+  chex.assert_trees_all_close(logits[~lost], want[~lost], **CLOSE)
+  assert not lost[:, :2].any() and lost[:, -1].all() and jnp.isnan(logits[lost]).all() and jnp.isfinite(want).all()
+
+
+def test_dropout_only_with_a_key():
+  c = kind("window")
+  _, whole, params, _ = setup("window")
+  c.model.dropout = 0.5
+  apply = jit(lambda rng: model.build(c).apply({"params": params}, text(), rng=rng)[0])
+  a, b = apply(jax.random.key(0)), apply(jax.random.key(1))
+  assert (jnp.abs(a - b).max((1, 2)) > 1e-3).all()
+  chex.assert_trees_all_equal(a, apply(jax.random.key(0)))
+  chex.assert_trees_all_close(apply(None), whole(text()), **CLOSE)
+
+
+@pytest.mark.slow
+def test_rematerialised_blocks_give_the_same_values_and_gradients():
+  c = kind("linear")
+  params = setup("linear")[2]
+  got = []
+  for remat in ("none", "block"):
+    c.model.remat = remat
+    lm = model.build(c)
+    loss = lambda p: jnp.mean(jax.nn.log_softmax(lm.apply({"params": p}, text())[0])[..., 0])
+    got.append(jit(jax.value_and_grad(loss))(params))
+  chex.assert_trees_all_close(*got, **CLOSE)
+  chex.assert_tree_all_finite(got)  # T is no multiple of the chunk: there is padding, too
+  assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(got[0][1]["blocks"]["selfmod"]))
+
+
+def test_cms_is_its_equation():
+  x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
+  gelu = lambda a: np.asarray(jax.nn.gelu(a, approximate=False))
+  def level(p, x):
+    h = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["norm"]["scale"]
+    return gelu(h @ p["up"]["kernel"]) @ p["down"]["kernel"]
+  for connection in ("sequential", "nested", "independent"):
+    module = CMS(("a", "b", "c"), connection, 12, 2, jnp.float32)
+    params = module.init(jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda p: p + 0.3 * np.arange(p.size).reshape(p.shape) / p.size, params)
+    y = x
+    if connection == "independent":
+      share = np.exp(params["share"]) / np.exp(params["share"]).sum() * 3
+      y = x + sum(s * level(params[name], x) for s, name in zip(share, "abc"))
+    else:
+      for name in "abc":
+        y = y + level(params[name], y)
+    chex.assert_trees_all_close(x + module.apply({"params": params}, x), y, atol=1e-4, rtol=1e-4)
