@@ -166,7 +166,8 @@ def compare(rate_of) -> tuple[dict, str]:
     ratio = statistics.median(ratios)
     out[name] = n | {"speed_ratio": {"to": NAMES.value[0], "rounds": ratios, "median": ratio}}
     speeds.append([name, f"{n['tokens_per_s']:,.0f}", f"{1e3 * n['median_step_s']:,.1f}",
-                   f"{1e3 * n['min_step_s']:,.1f}", f"{ratio:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})", f"{100 * n['share_of_rate']:.1f}%"])
+                   f"{1e3 * n['min_step_s']:,.1f}", f"{ratio:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})",
+                   f"{100 * n['share_of_rate']:.1f}%"])
     flops = n["flops_per_token"]
     sizes.append([name, f"{n['parameters']:,}", f"{n['channel_parameters']:,}", millions(flops["model"]),
                   millions(flops["training"]), f"{n['memory_bytes']['peak'] / 2**20:,.0f}",

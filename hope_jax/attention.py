@@ -43,7 +43,10 @@ def attend(q_BxSxHxK, k_BxLxHxK, v_BxLxHxK, mask_BxSxL):
 
 
 def attend_banded(q_BxSxHxK, k_BxSxHxK, v_BxSxHxK, layout: Layout, window: int):
-  """Sliding window without a cache in O(S * window): blocks of `window` slots see themselves and the block before."""
+  """Sliding window without a cache in O(S * window): blocks of `window` slots see themselves and the block before.
+
+  A document's tokens lie in slots next to each other (model.chunk_grid): across a gap the band would miss some.
+  """
   batch, total = layout.valid_BxS.shape
   blocks = -(-total // window)
   pad = lambda a, value=0: jnp.pad(a, ((0, 0), (0, blocks * window - total), *[(0, 0)] * (a.ndim - 2)), constant_values=value)

@@ -3,7 +3,7 @@
     print(costs.dry_run(config))            python -m hope_jax.launch --config=configs/smoke.py --dry_run
 
 Everything follows from shapes: no data is read and no array is built. FLOPs are those of matrix products, 2 M N K
-each, counted in the program's jaxpr. Masked entries of attention are computed, so they count; element-wise work does not.
+each, counted in the program's jaxpr: masked entries of attention are computed and count, element-wise work does not.
 """
 
 import math

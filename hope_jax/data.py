@@ -322,11 +322,19 @@ def table(config: ConfigDict) -> str:
   return "\n".join(lines)
 
 
-if __name__ == "__main__":
-  CONFIG = config_flags.DEFINE_config_file("config")
+def run() -> None:
+  """Entry point of the console script."""
+  chosen = config_flags.DEFINE_config_file("config")
 
   def main(_):
-    print(build(CONFIG.value, verify=True))
-    print(table(CONFIG.value))
+    try:
+      print(build(chosen.value, verify=True))
+      print(table(chosen.value))
+    except (ValueError, OSError) as error:
+      sys.exit(f"{type(error).__name__}: {error}")
 
   app.run(main)
+
+
+if __name__ == "__main__":
+  run()

@@ -18,12 +18,12 @@ from pathlib import Path
 import sys
 import time
 
-from absl import app, flags, logging
+from absl import app, flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import checkpoint, model as models
+from hope_jax import checkpoint, model as models, startup
 from hope_jax.state import FastState, fast_bytes
 from hope_jax.tokenizer import StreamDecoder, Tokenizer
 
@@ -225,7 +225,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(argv, f: flags.FlagValues = flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: put the prompt in quotes, --prompt=\"...\"")
-  logging.set_verbosity(logging.WARNING)  # Orbax reports every read
+  startup.prepare()
   try:
     config, params, tokenizer = load(f.checkpoint)
     never = [tokenizer.eos] if f.endless else []

@@ -5,32 +5,22 @@
 Run again, it resumes. --dry_run prints what the model costs, and trains nothing.
 """
 
-import os
-from pathlib import Path
 import sys
 
-from absl import app, flags, logging
-import jax
+from absl import app, flags
 from ml_collections import config_flags
 
-from hope_jax import config as configs, costs, train
+from hope_jax import config as configs, costs, startup, train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; --config.any.field=value changes one field.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, fast state, FLOPs and memory; build and train nothing.")
 
 
-def cache_compilations() -> None:
-  """Compiled programs are kept, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
-  folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", Path.home() / ".cache" / "hope_jax" / "xla")
-  jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: fields are set as --config.section.field=value")
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
-  cache_compilations()
+  startup.prepare()
   try:
     if DRY_RUN.value:
       configs.validate(CONFIG.value)

@@ -90,11 +90,12 @@ class Meter:
             "eta_s": (self.steps - step) * seconds / done}
 
 
-def format_line(step: int, steps: int, *, loss: float, bpb: float, rates: dict[str, float], grad_norm: float,
+def format_line(step: int, steps: int, *, loss: float, bpb: float | None, rates: dict[str, float], grad_norm: float,
                 lr: float, memory: Sequence[float] = ()) -> str:
   """The console line of an interval. `rates` from Meter.read; `memory`: update norm of each layer's memory."""
   eta = datetime.timedelta(seconds=round(rates["eta_s"]))
-  line = (f"step {step:{len(str(steps))}d}/{steps}  loss {loss:7.4f}  bpb {bpb:6.4f}  "
+  line = (f"step {step:{len(str(steps))}d}/{steps}  loss {loss:7.4f}  "
+          f"{'' if bpb is None else f'bpb {bpb:6.4f}  '}"
           f"{_short(rates['tokens_per_s']):>6} tok/s  MFU {100 * rates['mfu']:4.1f}%  eta {eta!s:>8}  "
           f"grad {grad_norm:8.2e}  lr {lr:8.2e}")
   if len(memory) > 8:  # a line stays a line

@@ -122,14 +122,15 @@ class _Run:
       return
     nats, labels, size = (sum(x) for x in zip(*((loss * n, n, b) for loss, n, b in interval)))
     interval.clear()
-    values = {"loss": nats / labels, "bpb": nats / math.log(2) / size if size else math.nan,
-              "grad_norm": out["grad_norm"], "lr": out["lr"]}
+    values = {"loss": nats / labels, "grad_norm": out["grad_norm"], "lr": out["lr"]}
+    if self.tokenizer:
+      values["bpb"] = nats / math.log(2) / size
     rates = meter.read(i)
     layers = {str(layer): {name: value[layer] for name, value in out["memory"].items()}
               for layer in range(self.config.model.layers)} if out["memory"] else {}
     metrics.write(i, {"train": values | rates, "memory": layers})
     moved = [sum(value for name, value in layer.items() if name.startswith("moved")) for layer in layers.values()]
-    say(format_line(i, self.config.train.steps, loss=values["loss"], bpb=values["bpb"], rates=rates,
+    say(format_line(i, self.config.train.steps, loss=values["loss"], bpb=values.get("bpb"), rates=rates,
                     grad_norm=float(values["grad_norm"]), lr=float(values["lr"]), memory=moved))
 
   def evaluate(self, metrics, i: int, last: bool) -> dict:

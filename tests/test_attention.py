@@ -89,7 +89,8 @@ def test_bands_are_the_masked_whole(window, total):
   @jit
   def both(q, k, v):
     lay = layouts.arrange(segments, jnp.zeros(BATCH, int), jnp.zeros(BATCH, int), 0)
-    mask = attention.visible(lay.position_BxS, lay.document_BxS, lay.position_BxS, lay.document_BxS, lay.valid_BxS, window)
+    at = lay.position_BxS, lay.document_BxS
+    mask = attention.visible(*at, *at, lay.valid_BxS, window)
     return attention.attend_banded(q, k, v, lay, window), attention.attend(q, k, v, mask)
   np.testing.assert_allclose(*both(q, k, v), **CLOSE)
 

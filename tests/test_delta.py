@@ -53,10 +53,10 @@ def test_gradients_of_solve_are_those_of_a_dense_solver(x64):
 def case(seed=0):
   """Random write; `real` marks the tokens, the others are padding."""
   rng = np.random.default_rng(seed)
-  draw = rng.standard_normal
-  return dict(w=draw((ROWS, WIDTH)), m=draw((ROWS, WIDTH)), x=draw((WIDTH, TOKENS)), f=draw((ROWS, TOKENS)),
-              f2=draw((ROWS, TOKENS)), z=draw((WIDTH, TOKENS)), step=0.3 * rng.random(TOKENS), rate=0.5 * rng.random(TOKENS),
-              alpha=0.5 + 0.5 * rng.random(TOKENS), real=rng.random(TOKENS) < 0.7)
+  draw = lambda *shape: rng.standard_normal(shape)
+  return dict(w=draw(ROWS, WIDTH), m=draw(ROWS, WIDTH), x=draw(WIDTH, TOKENS), z=draw(WIDTH, TOKENS),
+              f=draw(ROWS, TOKENS), f2=draw(ROWS, TOKENS), step=0.3 * rng.random(TOKENS),
+              rate=0.5 * rng.random(TOKENS), alpha=0.5 + 0.5 * rng.random(TOKENS), real=rng.random(TOKENS) < 0.7)
 
 
 def loop(c, beta, rank_one=True, second=False):
@@ -72,10 +72,9 @@ def loop(c, beta, rank_one=True, second=False):
 
 def padded(c, fill=0.0):
   """Arguments of the writes: padding has step = rate = 0 and log alpha = 0; its inputs may be anything."""
-  real = c["real"]
-  return dict(c, step=np.where(real, c["step"], 0), rate=np.where(real, c["rate"], 0),
-              log_alpha=np.where(real, np.log(c["alpha"]), 0), x=np.where(real, c["x"], fill), z=np.where(real, c["z"], fill),
-              f=np.where(real, c["f"], fill), f2=np.where(real, c["f2"], fill))
+  written = {name: np.where(c["real"], c[name], 0) for name in ("step", "rate")}
+  written["log_alpha"] = np.where(c["real"], np.log(c["alpha"]), 0)
+  return c | written | {name: np.where(c["real"], c[name], fill) for name in ("x", "z", "f", "f2")}
 
 
 @jit

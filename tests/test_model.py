@@ -198,8 +198,8 @@ def test_unknown_tokens_read_nan_and_other_streams_numbers(name):
 def test_documents_beyond_the_room_read_nan_and_never_a_wrong_number():
   _, whole, _, _ = setup("linear")
   tokens = text()
-  want = whole(tokens, jnp.repeat(jnp.arange(1, 14), 2)[None].repeat(4, 0), documents=13)
-  logits = whole(tokens, jnp.repeat(jnp.arange(1, 14), 2)[None].repeat(4, 0), documents=1)
+  segments = jnp.repeat(jnp.arange(1, 14), 2)[None].repeat(4, 0)
+  want, logits = whole(tokens, segments, documents=13), whole(tokens, segments, documents=1)
   lost = jnp.isnan(logits).any(-1)
   chex.assert_trees_all_close(logits[~lost], want[~lost], **CLOSE)
   assert not lost[:, :2].any() and lost[:, -1].all() and jnp.isnan(logits[lost]).all() and jnp.isfinite(want).all()
@@ -218,9 +218,7 @@ def test_dropout_only_with_a_key():
 
 @pytest.mark.slow
 def test_rematerialised_blocks_give_the_same_values_and_gradients():
-  c = kind("linear")
-  params = setup("linear")[2]
-  got = []
+  c, params, got = kind("linear"), setup("linear")[2], []
   for remat in ("none", "block"):
     c.model.remat = remat
     lm = model.build(c)

@@ -1,0 +1,75 @@
+"""Every bad configuration is refused early, with a message that names the fix."""
+
+import pytest
+
+from configs import pilot, recall, smoke
+from hope_jax import config
+
+
+def changed(**fields):
+  c = config.base()
+  for name, value in fields.items():
+    section, field = name.split("__")
+    c[section][field] = value
+  return c
+
+
+@pytest.mark.parametrize("module", [smoke, recall])
+def test_shipped_configs_are_valid(module):
+  config.validate(module.get_config())
+
+
+def test_pilot_is_refused_with_fixes_until_it_is_what_this_version_has():
+  c = pilot.get_config()
+  for field, value in (("model.kind", "hope_selfmod"), ("mixer.in_context", False), ("teach.clip", 0.0),
+                       ("teach.decay_duration", 0), ("teach.decay_start", 0), ("teach.scale", 0.0), ("teach.warmup", 0)):
+    section, name = field.split(".")
+    with pytest.raises(ValueError, match=rf"{section}\.{name}.*set --config"):
+      config.validate(c)
+    c[section][name] = value
+  config.validate(c)
+
+
+def test_json_round_trip():
+  c = pilot.get_config()
+  assert config.to_json(config.from_json(config.to_json(c))) == config.to_json(c)
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(model__kind="rnn"), "model.kind='rnn': choose one of transformer"),
+    (dict(model__kind="samba"), "samba is not in this version"),
+    (dict(model__dim=30), "not divisible by model.heads"),
+    (dict(model__layers=0), "model.layers=0: set it to 1 or more"),
+    (dict(model__dropout=1.0), "model.dropout"),
+    (dict(model__kind="transformer"), "mixer.kind=swiglu"),
+    (dict(model__kind="hope_attention", model__dim=12, model__heads=4), "head width 3 is odd"),
+    (dict(selfmod__chunk_generators=48), "set the larger to 96"),
+    (dict(selfmod__chunk_memory=128), "set data.align to 128"),
+    (dict(data__seq=500), "set data.seq to 512"),
+    (dict(data__batch=6, optim__accumulate=4), "set data.batch to 8"),
+    (dict(mixer__levels=(("fast", 0), ("fast", 1))), "names repeat"),
+    (dict(mixer__levels=(("slow", -1),)), "negative"),
+    (dict(mixer__levels=(("slow", 700),)), "set it to 1024"),
+    (dict(selfmod__through_writes="half"), "full, none or chunks:n"),
+    (dict(selfmod__alpha=False), "set selfmod.bound=0"),
+    (dict(selfmod__factor="input"), "set selfmod.bound=0"),
+    (dict(selfmod__momentum=1.0), "selfmod.momentum"),
+    (dict(teach__scale=0.1), "teach.scale=0.1.*set --config.teach.scale=0"),
+    (dict(mixer__in_context=True), "set --config.mixer.in_context=False"),
+])
+def test_what_cannot_run_is_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    config.validate(changed(**fields))
+
+
+def test_batch_must_divide_by_devices():
+  with pytest.raises(ValueError, match="data.batch=8 is not divisible by 3 devices.*set data.batch to 9"):
+    config.validate(config.base(), devices=3)
+
+
+def test_unknown_field_and_wrong_type():
+  c = config.base()
+  with pytest.raises(AttributeError, match="dimm"):
+    c.model.dimm = 3
+  with pytest.raises(TypeError, match="dim"):
+    c.model.dim = "wide"

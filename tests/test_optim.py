@@ -1,0 +1,83 @@
+"""The outer optimizers: which parameter goes where, and when a slow CMS level is stepped."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hope_jax import config, model, optim
+
+
+def small(**optimizer):
+  c = config.base()
+  c.model.dim, c.model.layers, c.model.heads, c.model.vocab = 16, 2, 2, 23
+  c.data.seq = c.data.align = 64
+  c.mixer.levels = (("fast", 0), ("slow", 192))
+  c.optim.warmup = 0
+  for name, value in optimizer.items():
+    c.optim[name] = value
+  return c
+
+
+def walk(c, steps, gradients=None):
+  """Parameters after each step, for given gradients (default: ones)."""
+  params, tx = model.init_params(c, jax.random.key(0)), optim.make(c)
+  state, update = tx.init(params), jax.jit(tx.update)
+  out = [params]
+  for i in range(steps):
+    g = jax.tree.map(jnp.ones_like, params) if gradients is None else gradients(i, params)
+    updates, state = update(g, state, out[-1])
+    out.append(optax.apply_updates(out[-1], updates))
+  return out
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_slow_level_moves_once_per_period_by_its_mean_gradient(name):
+  c = small(name=name, clip=1e9)
+  noise = lambda i, params: jax.tree.map(
+      lambda p: jax.random.normal(jax.random.fold_in(jax.random.key(7), i), p.shape), params)
+  steps = walk(c, 6, noise)
+  level = lambda params, which: params["blocks"]["cms"][which]["up"]["kernel"]
+  moved = [bool((level(a, "slow") != level(b, "slow")).any()) for a, b in zip(steps, steps[1:])]
+  assert moved == [False, False, True, False, False, True]
+  assert all((level(a, "fast") != level(b, "fast")).any() for a, b in zip(steps, steps[1:]))
+  # the same update as one step of the mean gradient on a level without a period
+  plain = small(name=name, clip=1e9)
+  plain.mixer.levels = (("fast", 0), ("slow", 0))
+  mean = lambda i, params: jax.tree.map(lambda *g: sum(g) / 3, *(noise(j, params) for j in range(3)))
+  np.testing.assert_allclose(level(steps[3], "slow"), level(walk(plain, 1, mean)[1], "slow"), atol=1e-6)
+
+
+def test_muon_orthogonalises_every_matrix_by_itself():
+  c = small(name="muon", clip=1e9, weight_decay=0.0)
+  noise = lambda i, params: jax.tree.map(lambda p: jax.random.normal(jax.random.key(3), p.shape), params)
+  before, after = walk(c, 1, noise)
+  for path in (("cms", "fast", "up", "kernel"), ("selfmod", "v_in"), ("selfmod", "w_q")):
+    a, b = before["blocks"], after["blocks"]
+    for name in path:
+      a, b = a[name], b[name]
+    singular = np.linalg.svd(np.asarray(b - a), compute_uv=False)  # one spectrum a layer, head and memory
+    assert (singular.max(-1) / singular.min(-1)).max() < 2.5, path
+
+
+def test_only_matrices_decay():
+  c = small(clip=1e9, weight_decay=0.5)
+  before, after = walk(c, 1, lambda i, params: jax.tree.map(jnp.zeros_like, params))
+  changed = jax.tree_util.tree_map_with_path(
+      lambda path, a, b: (optim.kind(path), bool((a != b).any()), "slow" in optim.path_name(path)), before, after)
+  for label, moved, slow in jax.tree.leaves(changed, is_leaf=lambda x: isinstance(x, tuple)):
+    assert moved == (label == "matrix" and not slow)
+
+
+def test_parameter_without_a_rule_is_an_error():
+  with pytest.raises(ValueError, match="no optimizer rule for parameter blocks/new_thing"):
+    optim.kind((jax.tree_util.DictKey("blocks"), jax.tree_util.DictKey("new_thing")))
+
+
+def test_schedule_warms_up_then_decays_to_the_final_rate():
+  c = small(warmup=10, final_lr=0.1)
+  c.train.steps = 100
+  factor = optim.schedule(c)
+  assert float(factor(0)) == 0 and float(factor(10)) == pytest.approx(1)
+  assert float(factor(100)) == pytest.approx(0.1) and float(factor(55)) == pytest.approx(0.55, abs=0.01)

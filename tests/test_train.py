@@ -1,0 +1,166 @@
+"""The training loop: resumed = uninterrupted, signals, and runs that must not go on."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from hope_jax import checkpoint, config, train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def small(folder, **fields):
+  c = config.base()
+  c.model.dim, c.model.layers, c.model.heads, c.model.vocab, c.model.dropout = 16, 2, 2, 300, 0.1
+  c.selfmod.memory = "linear"
+  c.selfmod.chunk_generators = c.selfmod.chunk_memory = c.data.align = 16
+  c.data.seq, c.data.batch = 32, 4
+  c.data.dir = str(folder / "data")
+  text = folder / "text"
+  text.mkdir(exist_ok=True)
+  for i in range(40):
+    (text / f"{i}.txt").write_text(f"def f{i}(x):\n  return x + {i}\n" * (i % 7 + 1))
+  source = c.data.sources[0].copy_and_resolve_references()
+  source.update(dict(name="notes", kind="text", path=str(text), field=""))
+  c.data.sources, c.data.val_fraction = (source,), 0.2
+  c.optim.warmup = 2
+  c.train.steps, c.train.log_every, c.train.eval_every, c.train.eval_batches, c.train.save_every = 12, 1, 6, 2, 5
+  for name, value in fields.items():
+    section, field = name.split("__")
+    c[section][field] = value
+  return c
+
+
+def losses(workdir):
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return {r["step"]: r["train/loss"] for r in rows if "train/loss" in r}
+
+
+def last_state(workdir, c):
+  params, _, _ = checkpoint.load_params(workdir / "checkpoints")
+  return params
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A run that was never stopped: (folder, config, workdir, result)."""
+  folder = tmp_path_factory.mktemp("whole")
+  c = small(folder)
+  return folder, c, folder / "run", train.train(c, folder / "run")
+
+
+def test_run_ends_with_an_evaluation_beside_the_bigram(whole):
+  _, c, workdir, result = whole
+  assert set(losses(workdir)) == set(range(1, 13))
+  assert 0 < result["bpb"] < 20 and 0 < result["bigram_bpb"] < 20
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert all(row["memory/1/moved/mem"] > 0 for row in rows if "train/loss" in row)
+  assert checkpoint.steps(workdir / "checkpoints") == [10, 12]
+  assert config.to_json(config.load(workdir / "config.json")) == config.to_json(c)
+  assert (workdir / "tokenizer.model").exists() and list((workdir / "tb").iterdir())
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit_in_the_middle_of_an_epoch(whole, monkeypatch):
+  folder, c, workdir, result = whole
+  part = folder / "part"
+
+  class Stop(Exception):
+    pass
+
+  def stop_at(limit):
+    log = train._Run.log
+    def stopping(self, metrics, meter, interval, finished):
+      log(self, metrics, meter, interval, finished)
+      if finished[0] == limit:
+        raise Stop
+    monkeypatch.setattr(train._Run, "log", stopping)
+    return log
+
+  for limit in (7, 11):  # after the checkpoints of steps 5 and 10
+    log = stop_at(limit)
+    with pytest.raises(Stop):
+      train.train(c, part)
+    monkeypatch.setattr(train._Run, "log", log)
+  again = train.train(c, part)
+  assert losses(part) == losses(workdir)
+  chex.assert_trees_all_equal(last_state(part, c), last_state(workdir, c))
+  assert again == result
+
+
+def test_a_finished_run_is_left_as_it_is(whole):
+  _, c, workdir, result = whole
+  before = (workdir / "metrics.jsonl").read_text().count("train/loss")
+  assert train.train(c, workdir) == result
+  assert (workdir / "metrics.jsonl").read_text().count("train/loss") == before
+
+
+def test_sigterm_saves_and_the_same_command_resumes(whole):
+  folder, c, workdir, _ = whole
+  (folder / "long.json").write_text(config.to_json(c))
+  run = folder / "killed"
+  code = ("import sys; from hope_jax import config, train; c = config.load(sys.argv[1]); c.train.steps = 100000; "
+          "c.train.eval_every = c.train.save_every = 100000; train.train(c, sys.argv[2])")
+  process = subprocess.Popen([sys.executable, "-c", code, folder / "long.json", run], cwd=ROOT, stderr=subprocess.PIPE,
+                             text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+  for line in process.stderr:
+    if line.startswith("step"):
+      process.send_signal(signal.SIGTERM)
+      break
+  rest = process.stderr.read()
+  assert process.wait(60) == 128 + signal.SIGTERM and "the same command resumes" in rest
+  step = checkpoint.Checkpoints(run / "checkpoints", 1).latest()
+  assert step == max(losses(run))
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_saves_nothing(whole, monkeypatch):
+  folder, c, _, _ = whole
+  run = folder / "diverged"
+  make = train.steps.make_train_step
+
+  def poisoned(config):
+    step = make(config)
+    def call(state, batch):
+      state, out = step(state, batch)
+      return state, out | {"loss": out["loss"] * (np.nan if int(state.step) == 6 else 1)}
+    return call
+
+  monkeypatch.setattr(train.steps, "make_train_step", poisoned)
+  with pytest.raises(FloatingPointError, match="step 6: loss nan.*Checkpoint 5 is good.*Try a smaller optim.lr"):
+    train.train(c, run)
+  assert checkpoint.steps(run / "checkpoints") == [5]
+
+
+def test_workdir_of_another_model_is_refused(whole):
+  folder, _, workdir, _ = whole
+  with pytest.raises(ValueError, match="checkpoint of another architecture(.|\n)*another workdir"):
+    train.train(small(folder, model__dim=32, train__steps=20), workdir)
+
+
+def test_workdir_that_cannot_be_written_is_refused_before_anything_is_built(tmp_path):
+  (tmp_path / "file").write_text("")
+  c = small(tmp_path)
+  with pytest.raises(OSError, match="cannot be written"):
+    train.train(c, tmp_path / "file" / "run")
+  assert not Path(c.data.dir).exists()
+
+
+def test_gradient_accumulation_changes_nothing(whole):
+  folder, c, workdir, _ = whole
+  one, two = (small(folder, model__dropout=0.0, train__steps=3, optim__accumulate=n) for n in (1, 2))
+  train.train(one, folder / "one")
+  train.train(two, folder / "two")
+  np.testing.assert_allclose(list(losses(folder / "one").values()), list(losses(folder / "two").values()), rtol=1e-4)
+
+
+def test_a_memory_that_makes_no_update_fails_the_evaluation(whole):
+  folder, _, _, _ = whole
+  with pytest.raises(RuntimeError, match="made no update"):
+    train.train(small(folder, selfmod__bound=1e-30, selfmod__alpha_init=1 - 1e-12, train__steps=1), folder / "silent")
