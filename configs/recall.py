@@ -19,14 +19,15 @@ def get_config():
   c.model.layers = 2
   c.model.heads = 1
   c.mixer.hidden = 2.0
+  c.selfmod.memory = "linear"
   c.selfmod.chunk_generators = 8
   c.selfmod.chunk_memory = 8
   c.optim.lr = 3e-3
   c.optim.warmup = 50
   c.optim.weight_decay = 0.0
-  c.train.steps = 1000
-  c.train.log_every = 50
-  c.train.eval_every = 50
+  c.train.steps = 300
+  c.train.log_every = 25
+  c.train.eval_every = 25
   c.train.eval_batches = 8
-  c.train.save_every = 500
+  c.train.save_every = 150
   return c

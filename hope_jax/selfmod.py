@@ -185,7 +185,7 @@ class SelfMod(nn.Module):
     y, state, gates = jax.vmap(by_head)(copies, memory, *map(split, mixed), layout.valid_BxS, layout.position_BxS)
 
     y = nn.RMSNorm(dtype=self.dtype, name="norm")(jnp.moveaxis(y, -1, 1))
-    y = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=scaled_normal(dim, 2 * self.layers),
+    y = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=near_identity(),
                  name="out")(y.reshape(batch, total, dim))
     stats = self.stats(params, state, gates, layout)
     return (y, None, None, stats) if memory is None else (y, state, tail_Bx3xD, stats)

@@ -98,12 +98,13 @@ def test_packed_padded_and_separate_documents_agree(name):
         tokens[row, at], segments[row, at] = docs[d, :lengths[d]], d + 1
         places.append((row, d, at))
     tokens, segments = jnp.asarray(tokens), jnp.asarray(segments)
-    logits = whole(tokens, segments, documents=4)
-    streamed, state = feed(name, tokens, [8, 16, 21], fresh(4), segments)
+    logits, (streamed, state) = whole(tokens, segments, documents=4), feed(name, tokens, [8, 16, 21], fresh(4), segments)
     for row, d, at in places:
       chex.assert_trees_all_close(logits[row, at], alone[d, :lengths[d]], **CLOSE)
       chex.assert_trees_all_close(streamed[row, at], alone[d, :lengths[d]], **CLOSE)
     assert state.segment_B.tolist() == [4, 2, 3, 1] and state.count_B.tolist() == [4, 1, 10, 7]
+    here, alone_1 = select(state, jnp.array([1])).layers, feed(name, docs[1:2, :1], [], fresh(1))[1].layers
+    chex.assert_trees_all_close((here.memory, here.conv_Bx3xD), (alone_1.memory, alone_1.conv_Bx3xD), **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["window", "mlp", "linear"])
@@ -154,8 +155,8 @@ def test_streams_do_not_see_each_other(name):
   chex.assert_trees_all_equal(call(tokens[order], select(phases, order), ones), (logits[order], select(state, order)))
   others, _ = call(tokens.at[1:].set((tokens[1:] + 1) % VOCAB), phases, ones)
   chex.assert_trees_all_equal(others[0], logits[0])
-  at = jnp.array([2])  # without the others, and one by one
-  alone = feed(name, tokens[at], range(1, 8), select(phases, at))
+  at = jnp.array([2])
+  alone = feed(name, tokens[at], range(1, 8), select(phases, at))  # without the others, and one by one
   chex.assert_trees_all_close(alone, (logits[at], select(state, at)), **CLOSE)
 
 
