@@ -20,7 +20,7 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, fast state, FLO
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: fields are set as --config.section.field=value")
-  startup.prepare()
+  startup.prepare(max(CONFIG.value.data.batch // max(CONFIG.value.optim.accumulate, 1), 1))
   try:
     if DRY_RUN.value:
       configs.validate(CONFIG.value)

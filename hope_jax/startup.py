@@ -1,4 +1,4 @@
-"""What every program does first: quiet libraries, and compiled programs that are kept."""
+"""What every program does first: quiet libraries, devices for the cores, compiled programs that are kept."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,16 @@ from absl import logging
 import jax
 
 
-def prepare() -> None:
-  """Compiled programs go to JAX_COMPILATION_CACHE_DIR or the user's cache folder; Orbax no longer tells every file."""
-  logging.set_verbosity(logging.WARNING)
+def prepare(rows: int = 1) -> None:
+  """Call before jax is used. Compiled programs go to JAX_COMPILATION_CACHE_DIR or the user's cache folder.
+
+  Args:
+    rows: sequences that may be shared out. Without an accelerator, every core is then a device of its own, as far as the
+      rows divide: small products use one core each. JAX_NUM_CPU_DEVICES overrides it.
+  """
+  logging.set_verbosity(logging.WARNING)  # Orbax tells every file
+  if "JAX_NUM_CPU_DEVICES" not in os.environ:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    jax.config.update("jax_num_cpu_devices", max(n for n in range(1, cores + 1) if rows % n == 0))
   folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", Path.home() / ".cache" / "hope_jax" / "xla")
   jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -56,7 +56,7 @@ def make_train_step(config):
     gradients = jax.tree.map(lambda g: g / labels, gradients)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss / labels, "labels": labels, "grad_norm": optax.global_norm(gradients),
+    metrics = {"loss": loss / labels, "labels": labels, "grad_norm": optax.tree.norm(gradients),
                "lr": config.optim.lr * factor(state.step), "memory": stats}
     return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 

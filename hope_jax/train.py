@@ -91,12 +91,12 @@ class _Run:
           break
         batch = next(self.batches)
         placed = jax.tree.map(lambda a: jax.device_put(a, self.rows), batch)
-        began = time.perf_counter()
-        self.state, out = self.train_step(self.state, placed)
         if i == self.start:
-          jax.block_until_ready(out)
-          say(f"compiled and ran the first step in {time.perf_counter() - began:.1f} s")
-          meter.start(i + 1)
+          began = time.perf_counter()
+          self.train_step = self.train_step.lower(self.state, placed).compile()
+          say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
+          meter.start(i)
+        self.state, out = self.train_step(self.state, placed)
         if before:
           self.log(metrics, meter, interval, before)
         before = (i + 1, out, self.count_bytes(batch["labels"]))
@@ -151,10 +151,7 @@ class _Run:
         for sums in (total, domains.setdefault(name, dict.fromkeys(total, 0.0))):
           for key in total:
             sums[key] += values[key]
-    for layer_name in moved[0]:
-      if not any(m[layer_name] > 0 for m in moved) and layer_name != "moved/alpha":
-        raise RuntimeError(f"memory {layer_name.split('/')[1]} made no update in the whole evaluation: look at "
-                           "selfmod.eta_init and selfmod.bound, or leave the memory out")
+    check_updates(moved)
     result = {"loss": total["nats"] / total["labels"], "accuracy": total["correct"] / total["labels"],
               "labels": int(total["labels"])}
     if self.tokenizer:
@@ -177,6 +174,14 @@ class _Run:
     for batch in itertools.islice(batches, count):
       model.add(batch["tokens"], batch["labels"])
     return model
+
+
+def check_updates(moved: list[dict]) -> None:
+  """RuntimeError if a memory did not move in any batch of an evaluation; `moved`: name -> distance, for each batch."""
+  for name in moved[0]:
+    if not any(m[name] > 0 for m in moved):
+      raise RuntimeError(f"memory {name.split('/')[-1]} made no update in the whole evaluation: look at "
+                         "selfmod.eta_init, selfmod.alpha_init and selfmod.bound, or leave the memory out")
 
 
 class _Signals(contextlib.AbstractContextManager):

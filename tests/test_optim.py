@@ -1,5 +1,7 @@
 """The outer optimizers: which parameter goes where, and when a slow CMS level is stepped."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,14 +22,18 @@ def small(**optimizer):
   return c
 
 
-def walk(c, steps, gradients=None):
-  """Parameters after each step, for given gradients (default: ones)."""
-  params, tx = model.init_params(c, jax.random.key(0)), optim.make(c)
+@functools.cache
+def initial():
+  return jax.jit(lambda key: model.init_params(small(), key))(jax.random.key(0))
+
+
+def walk(c, steps, gradients):
+  """Parameters after each step, for given gradients."""
+  params, tx = initial(), optim.make(c)
   state, update = tx.init(params), jax.jit(tx.update)
   out = [params]
   for i in range(steps):
-    g = jax.tree.map(jnp.ones_like, params) if gradients is None else gradients(i, params)
-    updates, state = update(g, state, out[-1])
+    updates, state = update(gradients(i, params), state, out[-1])
     out.append(optax.apply_updates(out[-1], updates))
   return out
 

@@ -1,0 +1,56 @@
+"""Curves of one or several runs, as a picture and a table, from their metrics.jsonl.
+
+    python evals/curves.py --runs=runs/recall,runs/recall16 --key=validation/accuracy --output=docs/recall.png
+
+The table (every --every-th point) goes to stdout. Needs matplotlib: pip install 'hope_jax[plots]'.
+"""
+
+import json
+from pathlib import Path
+import sys
+
+from absl import app, flags
+import matplotlib
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RUNS = flags.DEFINE_list("runs", None, "Workdirs.", required=True)
+KEY = flags.DEFINE_string("key", "validation/accuracy", "Which number.")
+OUTPUT = flags.DEFINE_string("output", None, "Picture to write.", required=True)
+EVERY = flags.DEFINE_integer("every", 1, "Points between rows of the table.", lower_bound=1)
+
+
+def read(run: str, key: str) -> dict[int, float]:
+  """step -> value. ValueError, listing what there is, for a run without that number."""
+  rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+  found = {row["step"]: row[key] for row in rows if key in row}
+  if not found:
+    known = sorted({name for row in rows for name in row} - {"step", "time"})
+    raise ValueError(f"{run} has no {key}; it has {', '.join(known)}")
+  return found
+
+
+def main(_):
+  try:
+    curves = {Path(run).name: read(run, KEY.value) for run in RUNS.value}
+  except (ValueError, OSError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+  figure, axes = plt.subplots(figsize=(6, 3.5))
+  for name, curve in curves.items():
+    axes.plot(list(curve), list(curve.values()), marker=".", label=name)
+  axes.set(xlabel="step", ylabel=KEY.value)
+  axes.grid(alpha=0.3)
+  axes.legend()
+  figure.tight_layout()
+  Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(OUTPUT.value, dpi=120)
+
+  steps = sorted(set().union(*curves.values()))
+  shown = [s for i, s in enumerate(steps) if i % EVERY.value == 0 or s == steps[-1]]
+  print("| step | " + " | ".join(curves) + " |\n|---:|" + "---:|" * len(curves))
+  for step in shown:
+    print(f"| {step} | " + " | ".join(f"{c[step]:.4f}" if step in c else "" for c in curves.values()) + " |")
+
+
+if __name__ == "__main__":
+  app.run(main)
