@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from hope_jax.layers import scaled_normal
+from hope_jax.products import gelu
 
 
 class Level(nn.Module):
@@ -24,7 +25,7 @@ class Level(nn.Module):
     h = nn.RMSNorm(dtype=self.dtype, name="norm")(x_BxTxD)
     h = nn.Dense(self.hidden, use_bias=False, dtype=self.dtype, kernel_init=scaled_normal(width), name="up")(h)
     return nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=scaled_normal(self.hidden, self.depth),
-                    name="down")(nn.gelu(h, approximate=False))
+                    name="down")(gelu(h))
 
 
 class CMS(nn.Module):

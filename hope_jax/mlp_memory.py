@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax import delta
-from hope_jax.products import apply, apply_transposed
+from hope_jax.products import apply, apply_transposed, gelu, gelu_and_slope
 from hope_jax.rule import Rule, length, log_momentum, rate_size, running_size, step_size, unit
 
 LAYERS = ("v_in", "v_out", "g_in", "g_out", "g_skip")
@@ -56,22 +56,16 @@ def weights(rule: Rule, params: dict, state: dict) -> dict:
   return out
 
 
-def _gelu(a):
-  """gelu (exact) and its derivative, from one erf."""
-  below = 0.5 * (1 + jax.lax.erf(a * 0.5 ** 0.5))
-  return a * below, below + a * jnp.exp(-0.5 * a * a) * (2 * jnp.pi) ** -0.5
-
-
 def _one(w, i, z_DxC):
   """Vector memory i, applied to z."""
-  return z_DxC + apply(w["v_out"][i], _gelu(apply(w["v_in"][i], z_DxC))[0])
+  return z_DxC + apply(w["v_out"][i], gelu(apply(w["v_in"][i], z_DxC)))
 
 
 def _stack(w: dict, group: str, z_DxC) -> dict:
   """A stack of memories on the same z: what every layer sees (W x), the outputs, hidden activations and their slope."""
   count, hidden, width = w[f"{group}_in"].shape
   a_PxMxC = apply(w[f"{group}_in"].reshape(-1, width), z_DxC).reshape(count, hidden, -1)
-  h_PxMxC, slope_PxMxC = _gelu(a_PxMxC)
+  h_PxMxC, slope_PxMxC = gelu_and_slope(a_PxMxC)
   raw_PxOxC = jax.vmap(apply)(w[f"{group}_out"], h_PxMxC)
   seen = {f"{group}_in": a_PxMxC, f"{group}_out": raw_PxOxC}
   output = raw_PxOxC + z_DxC if group == "v" else raw_PxOxC

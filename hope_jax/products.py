@@ -1,10 +1,11 @@
-"""Matrix products whose gradients leave their operands as they lie in memory.
+"""Matrix products whose gradients leave their operands as they lie in memory, and a gelu whose gradient is one product.
 
 Autodiff puts the cotangent first in every product; where the contraction runs over its first axis, XLA then transposes it,
 and on a CPU recomputes all that leads to it in the other order. These say which operand is turned instead: the weights.
 """
 
 import jax
+import jax.numpy as jnp
 
 
 def _turned(w_OxI, y_OxC):
@@ -33,3 +34,37 @@ apply.defvjp(lambda w, x: (apply(w, x), (w, x)), lambda saved, grad: (grad @ sav
 apply_transposed.defvjp(lambda w, y: (apply_transposed(w, y), (w, y)),
                         lambda saved, grad: (saved[1] @ grad.T, apply(saved[0], grad)))
 gram.defvjp(lambda x: (gram(x), x), lambda x, grad: (x @ (grad + grad.T),))
+
+
+def _bell(a):
+  """Phi(a) and phi(a) of the normal distribution."""
+  return 0.5 * (1 + jax.lax.erf(a * 0.5 ** 0.5)), jnp.exp(-0.5 * a * a) * (2 * jnp.pi) ** -0.5
+
+
+@jax.custom_vjp
+def gelu(a: jax.Array) -> jax.Array:
+  """a Phi(a), exact; the slope is kept for the backward pass instead of an erf."""
+  return a * _bell(a)[0]
+
+
+def _gelu_forward(a):
+  below, density = _bell(a)
+  return a * below, below + a * density
+
+
+gelu.defvjp(_gelu_forward, lambda slope, grad: (grad * slope,))
+
+
+@jax.custom_vjp
+def gelu_and_slope(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """gelu(a) and gelu'(a), from one erf and one exp, the gradient included."""
+  return _gelu_forward(a)
+
+
+def _slope_forward(a):
+  below, density = _bell(a)
+  slope = below + a * density
+  return (a * below, slope), (slope, density * (2 - a * a))
+
+
+gelu_and_slope.defvjp(_slope_forward, lambda saved, grads: (grads[0] * saved[0] + grads[1] * saved[1],))
