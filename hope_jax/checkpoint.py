@@ -31,7 +31,7 @@ from orbax.checkpoint import v1 as ocp
 from hope_jax import config as config_lib
 
 PARTIAL = ".orbax-checkpoint-tmp"  # Orbax's mark on a step it is still writing; ours on one being deleted
-TRAIN_COMMAND = "python -m hope_jax.launch --config=configs/pilot.py"
+TRAIN_COMMAND = "python -m hope_jax.launch --config=configs/smoke.py --workdir=runs/smoke"
 DISK_ERRORS = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "file too large"}
 
 # Each Orbax thread logs a failed write with its whole traceback, a thousand lines; `wait` raises that error once.

@@ -27,7 +27,7 @@ from absl import app
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from hope_jax import corpus, recall
+from hope_jax import corpus, recall, startup
 from hope_jax.corpus import SPLITS
 from hope_jax.tokenizer import Tokenizer, train as train_tokenizer
 
@@ -333,7 +333,7 @@ def run() -> None:
     except (ValueError, OSError) as error:
       sys.exit(f"{type(error).__name__}: {error}")
 
-  app.run(main)
+  app.run(main, flags_parser=startup.parse_flags)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ def main(argv):
     raise app.UsageError(f"unexpected arguments {argv[1:]}: fields are set as --config.section.field=value")
   startup.prepare(max(CONFIG.value.data.batch // max(CONFIG.value.optim.accumulate, 1), 1))
   try:
+    configs.validate(CONFIG.value)
     if DRY_RUN.value:
-      configs.validate(CONFIG.value)
       print(costs.dry_run(CONFIG.value))
     elif WORKDIR.value is None:
       raise ValueError("no --workdir: name the folder of the run, e.g. --workdir=runs/smoke")
@@ -36,7 +36,7 @@ def main(argv):
 def run():
   """Entry point of the console script."""
   flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=startup.parse_flags)
 
 
 if __name__ == "__main__":

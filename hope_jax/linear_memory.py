@@ -10,7 +10,7 @@ Rows of the stacked weights: k, v, (q), eta, alpha, mem. Letters: C tokens, D he
 import jax.numpy as jnp
 
 from hope_jax import delta
-from hope_jax.rule import Rule, length, log_momentum, rate_size, running_size, step_size, unit
+from hope_jax.rule import Rule, length, log_momentum, rate_size, running_size, step_size
 
 
 def rows(rule: Rule, width: int) -> dict[str, slice]:

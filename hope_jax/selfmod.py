@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax import linear_memory, mlp_memory
-from hope_jax.layers import CONV, conv, conv_tail, extend, near_identity, pass_through, scaled_normal
+from hope_jax.layers import CONV, conv, conv_tail, extend, near_identity, pass_through
 from hope_jax.layout import Layout
 from hope_jax.rule import Rule, unit
 
@@ -196,7 +196,7 @@ class SelfMod(nn.Module):
     initial = jax.vmap(lambda p: kind.weights(self.rule, p, fresh(self.rule, p)))(params)
     now = jax.vmap(jax.vmap(lambda p, s: kind.weights(self.rule, p, s)), (None, 0))(params, state)
     out = {}
-    for name in initial:
+    for name in [n for n in initial if n != "alpha" or self.rule.alpha]:  # without retention nothing writes M_alpha
       squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b), range(2, a.ndim)), now[name], initial[name])
       out[f"moved/{name}"] = jnp.mean(jnp.sqrt(sum(jax.tree.leaves(squares))))
     valid = layout.valid_BxS[:, None]

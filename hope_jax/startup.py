@@ -2,8 +2,9 @@
 
 import os
 from pathlib import Path
+import sys
 
-from absl import logging
+from absl import flags, logging
 import jax
 
 
@@ -20,3 +21,11 @@ def prepare(rows: int = 1) -> None:
     jax.config.update("jax_num_cpu_devices", max(n for n in range(1, cores + 1) if rows % n == 0))
   folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", Path.home() / ".cache" / "hope_jax" / "xla")
   jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """For `app.run`: an unknown field or a value of another type ends the program with one line, not a traceback."""
+  try:
+    return flags.FLAGS(argv)
+  except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+    sys.exit(f"{type(error).__name__}: {error}; the fields and their types are in hope_jax/config.py")

@@ -8,7 +8,6 @@ from typing import Any
 
 from flax import struct
 import jax
-import jax.numpy as jnp
 
 
 @struct.dataclass

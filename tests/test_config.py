@@ -1,5 +1,9 @@
 """Every bad configuration is refused early, with a message that names the fix."""
 
+from pathlib import Path
+import subprocess
+import sys
+
 import pytest
 
 from configs import pilot, recall, smoke
@@ -73,3 +77,13 @@ def test_unknown_field_and_wrong_type():
     c.model.dimm = 3
   with pytest.raises(TypeError, match="dim"):
     c.model.dim = "wide"
+
+
+@pytest.mark.parametrize("flag, message", [
+    ("--config.model.dimm=3", 'Did you mean "dim"'), ("--config.model.dim=wide", "invalid literal for int"),
+    ("--config.model.kind=samba", "not in this version"), ("--config.data.batch=0", "set it to 1 or more"), ("", "no --workdir")])
+def test_the_program_ends_with_one_line(flag, message):
+  root = Path(__file__).resolve().parents[1]
+  command = [sys.executable, "-m", "hope_jax.launch", "--config=configs/smoke.py", *([flag] if flag else [])]
+  done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+  assert done.returncode == 1 and message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
