@@ -16,7 +16,7 @@ def prepare(rows: int = 1) -> None:
       rows divide: small products use one core each. JAX_NUM_CPU_DEVICES overrides it.
   """
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file
-  if "JAX_NUM_CPU_DEVICES" not in os.environ:
+  if rows > 1 and "JAX_NUM_CPU_DEVICES" not in os.environ:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jax.config.update("jax_num_cpu_devices", max(n for n in range(1, cores + 1) if rows % n == 0))
   folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", Path.home() / ".cache" / "hope_jax" / "xla")
