@@ -17,9 +17,12 @@ from hope_jax import layout as layouts
 from hope_jax import rule as rules
 from hope_jax.attention import Attention, empty_cache
 from hope_jax.cms import CMS
-from hope_jax.layers import CONV, SwiGLU, scaled_normal
+from hope_jax.layers import CONV, SwiGLU
 from hope_jax.selfmod import SelfMod, empty_memory
 from hope_jax.state import FastState, LayerState
+
+
+EMBEDDING = 0.02  # standard deviation: small for the tied head, divided out at the input, where branches add units
 
 
 def compute_dtype(config):
@@ -104,9 +107,9 @@ class HopeLM(nn.Module):
     segment, count = (fast.segment_B, fast.count_B) if fast else (zero, zero)
     layout = layouts.arrange(segments_BxT, segment, count, chunk_grid(c), documents, aligned)
 
-    embed = nn.Embed(c.model.vocab, c.model.dim, embedding_init=scaled_normal(c.model.dim), name="embed")
+    embed = nn.Embed(c.model.vocab, c.model.dim, embedding_init=nn.initializers.normal(EMBEDDING), name="embed")
     known_BxT = jnp.where(tokens_BxT < 0, c.model.vocab, tokens_BxT)  # past the table reads nan; -1 would read its end
-    x = embed(layouts.to_slots(layout, known_BxT)).astype(dtype) * c.model.dim ** 0.5
+    x = embed(layouts.to_slots(layout, known_BxT)).astype(dtype) / EMBEDDING
     block = Block(c, parent=None)
     blocks = self.param("blocks", self.init_blocks, block)
 
@@ -120,9 +123,7 @@ class HopeLM(nn.Module):
       step = jax.checkpoint(step)
     layers = fast.layers if fast else None
     x, (layers, stats) = jax.lax.scan(step, x, (blocks, layers, jnp.arange(c.model.layers)))
-    # the last scale starts small: a tied head would otherwise predict every token to follow itself
-    shrink = nn.initializers.constant(c.model.dim ** -0.5)
-    x = nn.RMSNorm(dtype=dtype, scale_init=shrink, name="norm")(layouts.to_tokens(layout, x))
+    x = nn.RMSNorm(dtype=dtype, name="norm")(layouts.to_tokens(layout, x))
     logits = jnp.einsum("btd,vd->btv", x, embed.embedding.astype(dtype), preferred_element_type=jnp.float32)
     return logits, FastState(layout.segment_B, layout.count_B, layers) if fast else None, stats
 

@@ -12,7 +12,8 @@ OPTIONS = {
     "linear_dot": dict(memory="linear", objective="dot"), "input_factor": dict(factor="input", unit_target=False),
     "no_rank_one": dict(rank_one=False), "no_alpha": dict(alpha=False), "mlp_momentum": dict(momentum=0.6),
     "linear_no_rank_one": dict(memory="linear", rank_one=False),
-    "linear_momentum": dict(memory="linear", momentum=0.6, eta_scale=0.05),  # larger steps diverge without a bound "target_gradient": dict(target_gradient=True),
+    "linear_momentum": dict(memory="linear", momentum=0.6, eta_scale=0.05),  # larger steps diverge without a bound
+    "target_gradient": dict(target_gradient=True),
     "linear_target_gradient": dict(memory="linear", target_gradient=True),
     "raw_target": dict(unit_target=False), "gate_skip": {}, "adaptive_q": dict(adaptive_q=True),
     "linear_adaptive_q": dict(memory="linear", adaptive_q=True), "bound": dict(bound=2.0),
