@@ -16,6 +16,7 @@ def get_config():
   c.data.batch = 64
   c.model.vocab = 129  # filler, keys, values
   c.model.dim = 64
+  c.model.embed_std = 0.125  # at this learning rate smaller embeddings move faster than a memory can learn to use them
   c.model.layers = 2
   c.model.heads = 1
   c.mixer.hidden = 2.0

@@ -43,6 +43,7 @@ def base() -> ConfigDict:
   c.model.vocab = 4096  # must be the tokenizer's size
   c.model.dtype = "float32"  # of activations and matrix products: float32 | bfloat16; parameters stay float32
   c.model.remat = "none"  # none | block: recompute each block in the backward pass
+  c.model.embed_std = 0.02  # of the embedding at the start, divided out at the input; larger: embeddings move slower
   c.model.dropout = 0.0  # on each residual branch
 
   c.attention = ConfigDict()  # transformer and hope_attention
@@ -160,6 +161,7 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
 
   m, s, d = c.model, c.selfmod, c.data
   _check(m.dim % m.heads == 0, f"model.dim={m.dim} is not divisible by model.heads={m.heads}: change one of them")
+  _check(m.embed_std > 0, f"model.embed_std={m.embed_std}: set it above 0")
   _check(0 <= m.dropout < 1, f"model.dropout={m.dropout}: set it to 0 or more and below 1")
   _check((m.kind == "transformer") <= (c.mixer.kind == "swiglu"),
          "a transformer with mixer.kind=cms is hope_attention: set model.kind=hope_attention or mixer.kind=swiglu")

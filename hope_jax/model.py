@@ -22,9 +22,6 @@ from hope_jax.selfmod import SelfMod, empty_memory
 from hope_jax.state import FastState, LayerState
 
 
-EMBEDDING = 0.02  # standard deviation: small for the tied head, divided out at the input, where branches add units
-
-
 def compute_dtype(config):
   """Of activations and matrix products."""
   return jnp.dtype(config.model.dtype)
@@ -107,9 +104,9 @@ class HopeLM(nn.Module):
     segment, count = (fast.segment_B, fast.count_B) if fast else (zero, zero)
     layout = layouts.arrange(segments_BxT, segment, count, chunk_grid(c), documents, aligned)
 
-    embed = nn.Embed(c.model.vocab, c.model.dim, embedding_init=nn.initializers.normal(EMBEDDING), name="embed")
+    embed = nn.Embed(c.model.vocab, c.model.dim, embedding_init=nn.initializers.normal(c.model.embed_std), name="embed")
     known_BxT = jnp.where(tokens_BxT < 0, c.model.vocab, tokens_BxT)  # past the table reads nan; -1 would read its end
-    x = embed(layouts.to_slots(layout, known_BxT)).astype(dtype) / EMBEDDING
+    x = embed(layouts.to_slots(layout, known_BxT)).astype(dtype) / c.model.embed_std
     block = Block(c, parent=None)
     blocks = self.param("blocks", self.init_blocks, block)
 
@@ -123,7 +120,8 @@ class HopeLM(nn.Module):
       step = jax.checkpoint(step)
     layers = fast.layers if fast else None
     x, (layers, stats) = jax.lax.scan(step, x, (blocks, layers, jnp.arange(c.model.layers)))
-    x = nn.RMSNorm(dtype=dtype, name="norm")(layouts.to_tokens(layout, x))
+    head = nn.initializers.constant(0.02 / c.model.embed_std)  # the tied head starts the same whatever the embedding's scale
+    x = nn.RMSNorm(dtype=dtype, scale_init=head, name="norm")(layouts.to_tokens(layout, x))
     logits = jnp.einsum("btd,vd->btv", x, embed.embedding.astype(dtype), preferred_element_type=jnp.float32)
     return logits, FastState(layout.segment_B, layout.count_B, layers) if fast else None, stats
 

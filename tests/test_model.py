@@ -178,7 +178,7 @@ def test_scanned_layers_are_the_blocks_one_after_another(name):
   c, tokens, zero = kind(name), text(), jnp.zeros(4, int)
   layout = layouts.arrange(jnp.ones_like(tokens), zero, zero, model.chunk_grid(c), aligned=True)
   embedding = params["embed"]["embedding"]
-  x = embedding[tokens] * c.model.dim ** 0.5
+  x = embedding[tokens] / c.model.embed_std
   block = jit(lambda p, x: model.Block(model.build(c).config).apply({"params": p}, x, None, layout, None)[0])
   for i in range(c.model.layers):
     x = block(jax.tree.map(lambda p: p[i], params["blocks"]), x)
