@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax import checkpoint, model as models, startup
+from hope_jax.startup import say
 from hope_jax.state import FastState, fast_bytes
 from hope_jax.tokenizer import StreamDecoder, Tokenizer
 
@@ -203,10 +204,6 @@ def converse(stream: Stream, tokenizer: Tokenizer, tokens: int) -> None:
     except (ValueError, OSError) as error:
       say(f"{type(error).__name__}: {error}")
 
-
-def say(text: str) -> None:
-  """For the person who watches; stdout holds nothing but the text."""
-  print(text, file=sys.stderr, flush=True)
 
 
 def define_flags(values: flags.FlagValues) -> None:

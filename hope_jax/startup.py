@@ -1,4 +1,4 @@
-"""What every program does first: quiet libraries, devices for the cores, compiled programs that are kept."""
+"""What every program shares: quiet libraries, devices for the cores, kept compilations, and how it talks to a person."""
 
 import os
 from pathlib import Path
@@ -29,3 +29,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
   except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
     sys.exit(f"{type(error).__name__}: {error}; the fields and their types are in hope_jax/config.py")
+
+
+def say(text: str) -> None:
+  """One line for the person who watches; stdout is left to what a program writes."""
+  print(text, file=sys.stderr, flush=True)

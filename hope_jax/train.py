@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 import shutil
 import signal
-import sys
 import time
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 from hope_jax import checkpoint, config as configs, costs, data, sharding, step as steps
 from hope_jax.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.ngram import Bigram
+from hope_jax.startup import say
 
 
 def train(config, workdir: str | Path) -> dict:
@@ -203,8 +203,3 @@ class _Signals(contextlib.AbstractContextManager):
 
   def __exit__(self, *_):
     self.restore()
-
-
-def say(text: str) -> None:
-  """One line for the person who watches."""
-  print(text, file=sys.stderr, flush=True)
