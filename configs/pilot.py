@@ -2,12 +2,8 @@
 
     python -m hope_jax.launch --config=configs/pilot.py --workdir=runs/pilot
 
-Its block (hope_hybrid), levels that write in context and teach signal are refused by this version, each with its fix.
-What runs today, the same size:
-
-    python -m hope_jax.launch --config=configs/pilot.py --workdir=runs/pilot --config.model.kind=hope_selfmod \\
-      --config.mixer.in_context=False --config.teach.scale=0 --config.teach.clip=0 --config.teach.warmup=0 \\
-      --config.teach.decay_start=0 --config.teach.decay_duration=0
+Attention with a Titan memory and levels that write themselves while they read, written by the teach signal at every 1, 4, 32
+and 128 tokens, in chunks of 128 tokens (README.md).
 """
 
 from hope_jax import config
@@ -22,16 +18,16 @@ def get_config():
   c.model.vocab = 32_768
   c.model.dtype = "bfloat16"
   c.model.remat = "block"
-  c.mixer.levels = (("fast", 1), ("mid", 4), ("slow", 32), ("ultra", 128))
+  c.mixer.levels = (config.Level("fast", 1), config.Level("mid", 4), config.Level("slow", 32), config.Level("ultra", 128))
   c.mixer.hidden = 4.0
   c.mixer.in_context = True
-  c.selfmod.chunk_generators = 64
-  c.selfmod.chunk_memory = 64
   c.teach.scale = 0.1
   c.teach.clip = 4.0
   c.teach.warmup = 2_000
   c.teach.decay_start = 120_000
   c.teach.decay_duration = 20_000
+  c.teach.chunk = 128
+  c.data.align = 128
   c.data.dir = "runs/data/embedded_32k"
   c.data.tokenizer_chars = 30_000_000
   c.data.seq = 2048

@@ -199,6 +199,14 @@ def load_fast(directory: str | Path, like: Any, model: str) -> tuple[Any, dict]:
   return ocp.load(path, _abstract(like), checkpointable_name="fast"), meta
 
 
+def conversation(directory: str | Path) -> list[int]:
+  """Steps of the fast state saved in a folder; ValueError if it holds a run's checkpoints: saving there would delete them."""
+  saved = steps(directory)
+  if not all((Path(directory) / str(step) / "fast").is_dir() for step in saved):
+    raise ValueError(f"{directory} holds a run's checkpoints, not a conversation: choose another directory")
+  return saved
+
+
 def fingerprint(params: Any) -> str:
   """16 hex digits that change with any parameter's name, shape, type or value."""
   digest = hashlib.sha256()

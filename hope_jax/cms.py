@@ -1,35 +1,19 @@
-"""Continuum memory system: a chain of MLP levels, from fast to slow (NL Eq. 70-74).
+"""Continuum memory system: levels of memory in one channel mixer, from fast to slow (NL Eq. 70-74).
 
-This file holds what a level computes. When it is stepped is decided by its period: levels of a period longer than the
-sequence by the outer optimizer, once per period (optim.py).
+This file holds how levels are connected. What one computes is in level.py, how it is written while it reads in write.py. A
+level of a period longer than the sequence is stepped by the outer optimizer, once per period (optim.py).
 """
 
-from typing import Any
+import functools
 
 import flax.linen as nn
 import jax
 
-from hope_jax.layers import scaled_normal
-from hope_jax.products import gelu
-
-
-class Level(nn.Module):
-  """theta_l: norm, up, gelu, down. What it adds to its input."""
-  hidden: int
-  depth: int  # branches added to the residual stream in the whole model
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x_BxTxD):
-    width = x_BxTxD.shape[-1]
-    h = nn.RMSNorm(dtype=self.dtype, name="norm")(x_BxTxD)
-    h = nn.Dense(self.hidden, use_bias=False, dtype=self.dtype, kernel_init=scaled_normal(width), name="up")(h)
-    return nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=scaled_normal(self.hidden, self.depth),
-                    name="down")(gelu(h))
+from hope_jax import level
 
 
 class CMS(nn.Module):
-  """Channel mixer of K levels; returns what it adds to the residual stream.
+  """Channel mixer of K levels: (x, {level: delta}, {level: probe}) -> (what it adds to x, {level: its input}).
 
   sequential (Eq. 73) and nested (Eq. 72, which differs in when a level starts afresh, not in what it computes):
   y = MLP_K(...MLP_1(x)).  independent (Eq. 74): y = x + sum_l softmax(w)_l K theta_l(x).
@@ -38,15 +22,21 @@ class CMS(nn.Module):
   connection: str
   hidden: int
   layers: int
-  dtype: Any
+  norm: str
+  activation: str
 
   @nn.compact
-  def __call__(self, x_BxTxD):
-    levels = [Level(self.hidden, 2 * self.layers * len(self.names), self.dtype, name=name) for name in self.names]
+  def __call__(self, x_BxTxD, deltas: dict, probes: dict):
+    depth = 2 * self.layers * len(self.names)
+    init = functools.partial(level.init, width=x_BxTxD.shape[-1], hidden=self.hidden, depth=depth, norm=self.norm,
+                             activation=self.activation)
     if self.connection == "independent":
-      share = jax.nn.softmax(self.param("share", nn.initializers.zeros, (len(levels),))) * len(levels)
-      return sum(share[i].astype(x_BxTxD.dtype) * level(x_BxTxD) for i, level in enumerate(levels))
-    added = 0.0
-    for level in levels:
-      added = added + level(x_BxTxD + added)
-    return added
+      share = jax.nn.softmax(self.param("share", nn.initializers.zeros, (len(self.names),))) * len(self.names)
+    added, inputs = 0.0, {}
+    for i, name in enumerate(self.names):
+      inputs[name] = x_BxTxD if self.connection == "independent" else x_BxTxD + added
+      y, _ = level.apply(self.param(name, init), inputs[name], deltas.get(name))
+      if name in probes:
+        y = y + probes[name].astype(y.dtype)
+      added = added + (share[i].astype(y.dtype) * y if self.connection == "independent" else y)
+    return added, inputs

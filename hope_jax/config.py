@@ -4,20 +4,33 @@ A config file returns `base()` with some fields changed; `--config.model.dim=128
 The tree is locked: a field that is not below is an error, and so is a value of another type.
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 from ml_collections import ConfigDict
+import numpy as np
 
-LATER_KINDS = ("hope_hybrid", "titan_hybrid", "titans_lmm", "titans_mac", "titans_mag", "titans_mal",
-               "gated_deltanet", "samba")
+LATER_KINDS = ("titans_lmm", "titans_mac", "titans_mag", "titans_mal", "gated_deltanet", "samba")
+HYBRIDS = ("hope_hybrid", "titan_hybrid")  # attention and a Titan memory that the teach signal writes
+RULES = ("sgd", "momentum", "preconditioned", "dmgd", "nl_l2_precond", "nl_l2_projector", "delta_momentum", "muon")
 CHOICES = {
-    "model.kind": ("transformer", "hope_attention", "hope_selfmod"),
+    "model.kind": ("transformer", "hope_attention", "hope_selfmod", *HYBRIDS),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "block"),
     "mixer.kind": ("swiglu", "cms"),
     "mixer.connection": ("sequential", "independent", "nested"),
+    "mixer.norm": ("rms", "layer"),
+    "mixer.activation": ("gelu", "swiglu"),
+    "titan.modifier": ("on", "teach_only", "off"),
+    "titan.rule": RULES,
+    "teach.signal": ("layer", "global"),
+    "teach.target": ("exact", "block"),
+    "teach.reduction": ("sum", "mean"),
+    "teach.metric": ("l2", "loss", "logit_entropy"),
+    "teach.mode": ("chunked", "exact"),
+    "teach.through_writes": ("none", "full"),
     "selfmod.memory": ("mlp", "linear"),
     "selfmod.objective": ("l2", "dot"),
     "selfmod.factor": ("layer", "input"),
@@ -26,8 +39,27 @@ CHOICES = {
     "optim.name": ("adamw", "muon"),
 }
 AT_LEAST_ONE = ("model.dim", "model.layers", "model.heads", "model.vocab", "selfmod.chunk_generators",
-                "selfmod.chunk_memory", "data.seq", "data.align", "data.batch", "optim.accumulate", "train.steps",
+                "selfmod.chunk_memory", "teach.chunk", "titan.period", "data.seq", "data.align", "data.batch", "optim.accumulate", "train.steps",
                 "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+  """An entry of mixer.levels: one level of the continuum memory system.
+
+  period: tokens per update. In context (mixer.in_context): from 1 to data.seq. Longer: stepped by the outer optimizer,
+    once per period. 0: by the outer optimizer, at every step.
+  rule, lr, beta: the inner optimizer (inner.py).
+  warmup: optimizer steps in which lr rises from 0.
+  scale: of the teach signal, on top of teach.scale.
+  """
+  name: str
+  period: int
+  rule: str = "sgd"
+  lr: float = 0.1
+  beta: float = 0.9
+  warmup: int = 0
+  scale: float = 1.0
 
 
 def base() -> ConfigDict:
@@ -36,7 +68,7 @@ def base() -> ConfigDict:
   c.seed = 0  # initial parameters and dropout; data order has its own
 
   c.model = ConfigDict()
-  c.model.kind = "hope_selfmod"  # transformer | hope_attention | hope_selfmod
+  c.model.kind = "hope_selfmod"  # transformer | hope_attention | hope_selfmod | hope_hybrid | titan_hybrid
   c.model.dim = 256
   c.model.layers = 4
   c.model.heads = 4
@@ -46,7 +78,7 @@ def base() -> ConfigDict:
   c.model.embed_std = 0.02  # of the embedding at the start, divided out at the input; larger: embeddings move slower
   c.model.dropout = 0.0  # on each residual branch
 
-  c.attention = ConfigDict()  # transformer and hope_attention
+  c.attention = ConfigDict()  # all but hope_selfmod
   c.attention.window = 0  # each token sees this many tokens, itself included; 0: the whole sequence
   c.attention.rope_base = 10_000.0
   c.attention.context = 0  # cache length when window is 0; 0: data.seq
@@ -54,9 +86,11 @@ def base() -> ConfigDict:
   c.mixer = ConfigDict()  # the channel mixer
   c.mixer.kind = "cms"  # swiglu | cms
   c.mixer.hidden = 2.0  # swiglu: width / dim.  cms: width of each level / dim
-  c.mixer.levels = (("fast", 0),)  # cms: (name, period); period 0 or up to data.seq: stepped at every optimizer step
+  c.mixer.norm = "rms"  # cms: rms | layer
+  c.mixer.activation = "gelu"  # cms: gelu | swiglu
+  c.mixer.levels = (Level("fast", 0),)  # cms, from fast to slow
   c.mixer.connection = "sequential"  # sequential (NL Eq. 73) | independent (Eq. 74) | nested (Eq. 72)
-  c.mixer.in_context = False  # levels write themselves while they read (refused by this version)
+  c.mixer.in_context = False  # levels of period 1 to data.seq write themselves while they read
 
   c.selfmod = ConfigDict()  # hope_selfmod, NL Eq. 83-93
   c.selfmod.memory = "mlp"  # mlp | linear
@@ -79,12 +113,32 @@ def base() -> ConfigDict:
   c.selfmod.through_writes = "full"  # full | none | chunks:n
   c.selfmod.remat_chunks = 1  # recompute the backward pass in groups of n chunks; 0: store all
 
-  c.teach = ConfigDict()  # refused by this version unless 0
-  c.teach.scale = 0.0
-  c.teach.clip = 0.0
-  c.teach.warmup = 0  # optimizer steps
-  c.teach.decay_start = 0
-  c.teach.decay_duration = 0
+  c.titan = ConfigDict()  # hope_hybrid and titan_hybrid: an MLP memory read from the attention's output
+  c.titan.hidden = 4.0  # width / dim
+  c.titan.period = 8
+  c.titan.rule = "sgd"
+  c.titan.lr = 0.1
+  c.titan.beta = 0.9
+  c.titan.warmup = 0
+  c.titan.modifier = "on"  # hope_hybrid: on | teach_only (not trained) | off (the memory is not written)
+
+  c.teach = ConfigDict()  # what writes CMS levels and the Titan memory while they read
+  c.teach.scale = 1.0  # of the gradient at a block's output
+  c.teach.clip = 0.0  # largest norm per token, after scaling; 0: none
+  c.teach.warmup = 0  # optimizer steps of linear warm-up
+  c.teach.decay_start = 0  # optimizer step from which the scale goes to 0 ...
+  c.teach.decay_duration = 0  # ... within so many; 0: no decay
+  c.teach.signal = "layer"  # layer: each block's own | global: the last block's, for all
+  c.teach.target = "exact"  # each level gets exact: the gradient at its own output | block: at its block's
+  c.teach.reduction = "sum"  # of the loss, over tokens: sum | mean (over the chunk's tokens and streams)
+  c.teach.threshold = 0.0  # a chunk writes where its surprise is at least this
+  c.teach.metric = "l2"  # surprise: l2 (mean norm of the scaled signal) | loss | logit_entropy
+  c.teach.paths = ()  # what may be written: titan, cms_<level>, selfmod; ("none",): nothing; (): all
+  c.teach.layers = ()  # which layers may be written; (): all
+  c.teach.chunk = 64  # tokens read at once, before what they taught is written
+  c.teach.mode = "chunked"  # periods below the chunk: chunked (gradients at its start) | exact (shorter chunks, slow)
+  c.teach.through_writes = "none"  # the outer gradient through the writes: none | full (second order)
+  c.teach.flush_partial = True  # at the end of a stream, use what an unfinished period has taught
 
   c.data = ConfigDict()
   c.data.dir = "runs/data/embedded_4k"  # tokenizer and token shards: built when missing, checked when there
@@ -122,16 +176,36 @@ def base() -> ConfigDict:
   return c.lock()
 
 
+def written(config: ConfigDict) -> dict[str, Level]:
+  """What the teach signal writes in context: the CMS levels by name, and "titan"."""
+  c, out = config, {}
+  if c.model.kind in HYBRIDS:
+    rate = 0.0 if c.titan.modifier == "off" else c.titan.lr
+    out["titan"] = Level("titan", c.titan.period, rule=c.titan.rule, lr=rate, beta=c.titan.beta, warmup=c.titan.warmup)
+  if c.mixer.kind == "cms" and c.mixer.in_context:
+    out |= {entry.name: entry for entry in c.mixer.levels if 1 <= entry.period <= c.data.seq}
+  return out
+
+
+def writing_chunk(config: ConfigDict) -> int:
+  """Tokens read between two writes."""
+  if config.teach.mode == "chunked":
+    return config.teach.chunk
+  return min([config.teach.chunk, *(entry.period for entry in written(config).values())])
+
+
 def to_json(config: ConfigDict) -> str:
   """One canonical text per configuration."""
-  return json.dumps(config.to_dict(), indent=1, sort_keys=True, default=lambda c: c.to_dict())
+  return json.dumps(config.to_dict(), indent=1, sort_keys=True,
+                    default=lambda part: dataclasses.asdict(part) if isinstance(part, Level) else part.to_dict())
 
 
 def from_json(text: str) -> ConfigDict:
   """Inverse of `to_json`. Fields this version does not know are an error."""
   c = base()
   stored = json.loads(text)
-  stored["mixer"]["levels"] = tuple(map(tuple, stored["mixer"]["levels"]))
+  stored["mixer"]["levels"] = tuple(Level(**entry) for entry in stored["mixer"]["levels"])
+  stored["teach"] |= {name: tuple(stored["teach"][name]) for name in ("paths", "layers")}
   stored["data"]["sources"] = tuple(ConfigDict(s) for s in stored["data"]["sources"])
   c.update(stored)
   return c
@@ -148,12 +222,6 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
   if c.model.kind in LATER_KINDS:
     raise ValueError(f"model.kind={c.model.kind} is not in this version: set --config.model.kind to one of "
                      f"{', '.join(CHOICES['model.kind'])}")
-  if c.mixer.in_context:
-    raise ValueError("mixer.in_context: levels that write while they read are not in this version: "
-                     "set --config.mixer.in_context=False")
-  for field, value in c.teach.items():
-    if value:
-      raise ValueError(f"teach.{field}={value}: the teach signal is not in this version: set --config.teach.{field}=0")
   for field, allowed in CHOICES.items():
     _check(_get(c, field) in allowed, f"{field}={_get(c, field)!r}: choose one of {', '.join(allowed)}")
   for field in AT_LEAST_ONE:
@@ -165,6 +233,8 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
   _check(0 <= m.dropout < 1, f"model.dropout={m.dropout}: set it to 0 or more and below 1")
   _check((m.kind == "transformer") <= (c.mixer.kind == "swiglu"),
          "a transformer with mixer.kind=cms is hope_attention: set model.kind=hope_attention or mixer.kind=swiglu")
+  _check((m.kind == "titan_hybrid") <= (c.mixer.kind == "swiglu"),
+         "a titan_hybrid with mixer.kind=cms is hope_hybrid: set model.kind=hope_hybrid or mixer.kind=swiglu")
   if m.kind != "hope_selfmod":
     _check(m.dim // m.heads % 2 == 0, f"head width {m.dim // m.heads} is odd, rotary positions need it even: "
                                       "change model.dim or model.heads")
@@ -175,13 +245,64 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
   parts = c.optim.accumulate * devices
   _check(d.batch % parts == 0, f"data.batch={d.batch} is not divisible by {devices} devices times optim.accumulate="
                                f"{c.optim.accumulate}: set data.batch to {-(-d.batch // parts) * parts}")
-  names = [name for name, _ in c.mixer.levels]
+  _validate_levels(c)
+  known = paths(c)
+  for path in c.teach.paths:
+    _check(path in (*known, "none"), f"teach.paths: {path} is not written by this model: choose from {', '.join(known)}, "
+                                     "or none")
+  for layer in c.teach.layers:
+    _check(layer in range(m.layers), f"teach.layers: {layer} is none of the layers 0 to {m.layers - 1}")
+  if written(c):
+    _validate_teach(c)
+
+
+def _validate_levels(c):
+  names = [entry.name for entry in c.mixer.levels]
   _check(len(set(names)) == len(names), f"mixer.levels: names repeat in {names}")
-  for name, period in c.mixer.levels:
-    _check(period >= 0, f"mixer.levels: period {period} of {name} is negative")
-    _check(period <= d.seq or period % d.seq == 0,
-           f"mixer.levels: period {period} of {name} is longer than data.seq={d.seq} but no multiple of it: set it to "
-           f"{-(-period // d.seq) * d.seq}")
+  _check(not {"titan", "selfmod"} & set(names), "mixer.levels: titan and selfmod are names of other memories: rename")
+  for entry in c.mixer.levels:
+    _check(entry.rule in RULES, f"mixer.levels: rule {entry.rule} of {entry.name}: choose one of {', '.join(RULES)}")
+    _check(entry.period >= 0, f"mixer.levels: period {entry.period} of {entry.name} is negative")
+    _check(entry.period > 0 or not c.mixer.in_context,
+           f"mixer.levels: period 0 of {entry.name} never writes in context: set it to 1 or more, or mixer.in_context=False")
+    _check(entry.period <= c.data.seq or entry.period % c.data.seq == 0,
+           f"mixer.levels: period {entry.period} of {entry.name} is longer than data.seq={c.data.seq} but no multiple of "
+           f"it: set it to {-(-entry.period // c.data.seq) * c.data.seq}")
+
+
+def _validate_teach(c):
+  t, chunk = c.teach, writing_chunk(c)
+  _check(t.scale > 0, f"teach.scale={t.scale}: nothing would be written; set it above 0, or mixer.in_context=False")
+  _check(t.clip >= 0 and t.threshold >= 0, f"teach.clip={t.clip}, teach.threshold={t.threshold}: set them to 0 or more")
+  _check(c.data.align % chunk == 0, f"data.align={c.data.align} is not a multiple of teach.chunk={chunk}: documents would "
+                                    f"start inside a chunk; set data.align to {-(-c.data.align // chunk) * chunk}")
+  for name, entry in written(c).items():
+    _check(chunk % entry.period == 0 or entry.period % chunk == 0,
+           f"period {entry.period} of {name} is neither a divisor nor a multiple of the chunk of {chunk} tokens: set "
+           f"teach.chunk={entry.period}, or the period to {max(entry.period // chunk, 1) * chunk}")
+  if c.model.kind == "hope_selfmod":
+    grid = max(c.selfmod.chunk_generators, c.selfmod.chunk_memory)
+    _check(chunk == 1 or chunk % grid == 0, f"a chunk of {chunk} tokens is no multiple of the self-modifying memories' "
+                                            f"{grid}: set teach.chunk, or both selfmod chunks to {chunk}")
+  _check(t.signal == "layer" or t.target == "block", "teach.signal=global gives every level the last block's signal: set "
+                                                      "teach.target=block")
+
+
+def paths(config: ConfigDict) -> tuple[str, ...]:
+  """Names of all memories that a model writes while it reads, as teach.paths knows them."""
+  own = ("selfmod",) if config.model.kind == "hope_selfmod" else ()
+  return own + tuple(map(path, written(config)))
+
+
+def path(name: str) -> str:
+  """Of what `written` calls by this name."""
+  return name if name == "titan" else f"cms_{name}"
+
+
+def written_layers(config: ConfigDict, path: str) -> np.ndarray:
+  """(L,) bool: the layers in which the memory of this path may be written."""
+  t, layers = config.teach, np.arange(config.model.layers)
+  return np.isin(layers, t.layers or layers) & (not t.paths or path in t.paths)
 
 
 def _validate_selfmod(s, d):

@@ -97,13 +97,16 @@ class Stream:
     self.start(models.init_fast(self.config, 1))
 
   def start(self, fast: FastState, pending: int | None = None) -> None:
-    """Goes on from a copy of a state."""
+    """Goes on from a copy of a state, of memorize.py or of another stream."""
+    self._unread = [] if fast.held_BxC is None else [int(i) for i in np.asarray(fast.held_BxC[0]) if i >= 0]
+    if self._unread:
+      fast = fast.replace(held_BxC=jnp.full_like(fast.held_BxC, -1))
     self.fast, self.pending = jax.device_put(fast, self._place, may_alias=False), pending
 
   @property
   def count(self) -> int:
     """Tokens in the text so far."""
-    return int(self.fast.count_B[0]) + (self.pending is not None)
+    return int(self.fast.count_B[0]) + len(self._unread) + (self.pending is not None)
 
   def generate(self, ids: Sequence[int], tokens: int, stop: int | None = None) -> Iterator[int]:
     """Reads `ids`, then writes up to `tokens` ids as they are asked for; ends before `stop`, which is not read.
@@ -113,7 +116,7 @@ class Stream:
     if tokens < 1:
       raise ValueError(f"tokens is {tokens}: ask for 1 or more")
     ids = self._known(ids)
-    if not ids and self.pending is None:
+    if not (ids or self._unread or self.pending is not None):
       raise ValueError("the prompt is empty: give some text with --prompt, or at least one token (tokenizer.bos)")
     limit = models.context_length(self.config)
     if limit and len(ids) > limit:
@@ -128,7 +131,7 @@ class Stream:
     return ids
 
   def _write(self, ids, tokens, stop):
-    ids = ids if self.pending is None else [self.pending, *ids]
+    ids, self._unread = [*self._unread, *([] if self.pending is None else [self.pending]), *ids], []
     for first in range(0, len(ids), LONGEST):
       piece = ids[first:first + LONGEST]
       size = 1 if len(piece) == 1 else max(SHORTEST, 1 << (len(piece) - 1).bit_length())  # 1: the step that writes
@@ -144,24 +147,17 @@ class Stream:
 
   def save(self, directory: str | Path) -> None:
     """Saves the conversation, replacing the one that is there."""
-    _conversation(directory)
+    checkpoint.conversation(directory)
     meta = {"fingerprint": checkpoint.fingerprint(self.params), "pending": self.pending}
     checkpoint.save_fast(directory, self.fast, meta)
 
   def load(self, directory: str | Path) -> None:
     """Goes on from a saved one. Raises FileNotFoundError when there is none, ValueError when it is another model's."""
-    if not _conversation(directory):
+    if not checkpoint.conversation(directory):
       raise FileNotFoundError(f"no conversation in {directory}: save one there with /save {directory} (--interactive)")
     like = jax.eval_shape(lambda: models.init_fast(self.config, 1))
     fast, meta = checkpoint.load_fast(directory, like, checkpoint.fingerprint(self.params))
     self.start(fast, meta["pending"])
-
-
-def _conversation(directory) -> list[int]:
-  steps = checkpoint.steps(directory)
-  if not all((Path(directory) / str(step) / "fast").is_dir() for step in steps):  # saving there would delete a run
-    raise ValueError(f"{directory} holds a run's checkpoints, not a conversation: choose another directory")
-  return steps
 
 
 def answer(stream: Stream, tokenizer: Tokenizer, text: str, tokens: int) -> None:

@@ -83,6 +83,11 @@ def arrange(segments_BxT, segment_B, count_B, grid: int, documents: int = 1, ali
   return Layout(valid, fill(position, 0), fill(document, 0), first, jnp.max(slots_used, 1), segment, count, source, slot)
 
 
+def starts(layout: Layout):
+  """(B,) bool: the stream's first token of the call begins a new document."""
+  return jnp.take_along_axis(layout.document_BxS, layout.first_B[:, None], 1)[:, 0] > 0
+
+
 def _compact(values_BxT, order_BxT, here_BxT):
   """The stream's tokens without the padding between them, at the front."""
   batch, tokens = values_BxT.shape

@@ -1,6 +1,7 @@
 """The language model: embedding, N blocks scanned over stacked parameters, norm, head tied to the embedding.
 
-A block is a token mixer (attention or self-modifying Titans), then a channel mixer (SwiGLU or CMS), each pre-normed.
+A block is a token mixer (attention, attention with a Titan memory, or self-modifying Titans), then a channel mixer (SwiGLU
+or CMS), each pre-normed.
 
     model = HopeLM(config)
     params = init_params(config, key)
@@ -13,13 +14,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
+from hope_jax import config as configs
 from hope_jax import layout as layouts
 from hope_jax import rule as rules
+from hope_jax import write as writes
 from hope_jax.attention import Attention, empty_cache
 from hope_jax.cms import CMS
 from hope_jax.layers import CONV, SwiGLU
 from hope_jax.selfmod import SelfMod, empty_memory
 from hope_jax.state import FastState, LayerState
+from hope_jax.titan import Titan
 
 
 def compute_dtype(config):
@@ -39,12 +43,19 @@ def _truncate(through_writes: str) -> int:
 
 
 class Block(nn.Module):
-  """Token mixer and channel mixer: (x, LayerState or None, layout, dropout key) -> (x, LayerState or None, stats)."""
+  """Token mixer and channel mixer: (x, LayerState or None, layout, dropout key, probes, writes) -> (x, state, stats, taps).
+
+  `probes` are added to the outputs of the levels of those names, and "block" to the block's: their gradients are teach
+  signals. `taps` holds what is needed to write: each level's input, the Titan memory's input and output. `writes`: whether
+  self-modifying memories do.
+  """
   config: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, x_BxSxD, state, layout, rng):
+  def __call__(self, x_BxSxD, state, layout, rng, probes, writes):
     c, dtype = self.config, compute_dtype(self.config)
+    deltas = {name: own.delta for name, own in (state.levels if state and state.levels else {}).items()}
+    taps = {}
     dim, heads, layers = c.model.dim, c.model.heads, c.model.layers
     norm = lambda name: nn.RMSNorm(dtype=dtype, name=name)
     h = norm("mixer_norm")(x_BxSxD)
@@ -53,23 +64,33 @@ class Block(nn.Module):
       mixer = SelfMod(rule, heads, layers, int(s.hidden * dim // heads), s.conv, s.gate_skip, s.eta_init, s.alpha_init,
                       _truncate(s.through_writes), s.remat_chunks, dtype, name="selfmod")
       memory, tail = (state.memory, state.conv_Bx3xD) if state else (None, None)
-      y, memory, tail, stats = mixer(h, memory, tail, layout)
+      y, memory, tail, stats = mixer(h, memory, tail, layout, writes)
       new = LayerState(memory=memory, conv_Bx3xD=tail)
     else:
       mixer = Attention(heads, layers, c.attention.window, c.attention.rope_base, dtype, name="attention")
       cache = state.cache if state else empty_cache(x_BxSxD.shape[0], 0, heads, dim // heads, dtype)
       y, cache = mixer(h, cache, layout)
       new, stats = LayerState(cache=cache), {}
+      if c.model.kind in configs.HYBRIDS:
+        titan = Titan(int(c.titan.hidden * dim), layers, c.model.kind == "hope_hybrid", name="titan")
+        taps["titan"], taps["titan_read"] = y, titan(y, deltas.get("titan"))
+        y = y + taps["titan_read"]
     x_BxSxD = x_BxSxD + self.drop(y, rng, 0)
 
     hidden = int(c.mixer.hidden * dim)
     if c.mixer.kind == "swiglu":
       y = SwiGLU(hidden, layers, dtype, name="mlp")(norm("channel_norm")(x_BxSxD))
     elif c.mixer.levels:
-      y = CMS(tuple(name for name, _ in c.mixer.levels), c.mixer.connection, hidden, layers, dtype, name="cms")(x_BxSxD)
+      cms = CMS(tuple(entry.name for entry in c.mixer.levels), c.mixer.connection, hidden, layers, c.mixer.norm,
+                c.mixer.activation, name="cms")
+      y, inputs = cms(x_BxSxD, deltas, probes)
+      taps |= inputs
     else:
       y = jnp.zeros_like(x_BxSxD)
-    return x_BxSxD + self.drop(y, rng, 1), new if state else None, stats
+    x_BxSxD = x_BxSxD + self.drop(y, rng, 1)
+    if "block" in probes:
+      x_BxSxD = x_BxSxD + probes["block"].astype(dtype)
+    return x_BxSxD, new.replace(levels=state.levels) if state else None, stats, taps
 
   def drop(self, y, rng, branch: int):
     """Dropout, where a key is given."""
@@ -81,11 +102,12 @@ class Block(nn.Module):
 
 
 class HopeLM(nn.Module):
-  """tokens -> (logits_BxTxV float32, FastState or None, stats with a leading layer axis)."""
+  """tokens -> (logits_BxTxV float32, FastState or None, stats with a leading layer axis[, taps, if there are probes])."""
   config: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, tokens_BxT, fast=None, segments_BxT=None, *, documents: int = 1, aligned: bool = False, rng=None):
+  def __call__(self, tokens_BxT, fast=None, segments_BxT=None, *, documents: int = 1, aligned: bool = False, rng=None,
+               probes=None):
     """One call.
 
     Args:
@@ -95,6 +117,7 @@ class HopeLM(nn.Module):
       documents: at most so many documents in a stream's part of this call (more read not-a-number).
       aligned: documents start at multiples of `chunk_grid(config)` already, as packed windows do.
       rng: key for dropout; None: no dropout.
+      probes: {name: (L, B, T, D)} zeros whose gradients are the teach signals (`Block`); the tokens must be aligned.
     """
     c, dtype = self.config, compute_dtype(self.config)
     batch = tokens_BxT.shape[0]
@@ -104,6 +127,13 @@ class HopeLM(nn.Module):
     segment, count = (fast.segment_B, fast.count_B) if fast else (zero, zero)
     layout = layouts.arrange(segments_BxT, segment, count, chunk_grid(c), documents, aligned)
 
+    layers, held = (fast.layers, fast.held_BxC) if fast else (None, None)
+    if layers and layers.levels:
+      if documents > 1:
+        raise ValueError(f"documents={documents}: with levels that write in context, a call reads one document a stream")
+      begins_B = layouts.starts(layout)
+      layers = layers.replace(levels=writes.restart(layers.levels, begins_B))
+      held = jnp.where(begins_B[:, None], -1, held)
     embed = nn.Embed(c.model.vocab, c.model.dim, embedding_init=nn.initializers.normal(c.model.embed_std), name="embed")
     known_BxT = jnp.where(tokens_BxT < 0, c.model.vocab, tokens_BxT)  # past the table reads nan; -1 would read its end
     x = embed(layouts.to_slots(layout, known_BxT)).astype(dtype) / c.model.embed_std
@@ -111,31 +141,38 @@ class HopeLM(nn.Module):
     blocks = self.param("blocks", self.init_blocks, block)
 
     def step(x, xs):
-      params, state, i = xs
+      params, state, probes, writes, i = xs
       key = None if rng is None else jax.random.fold_in(rng, i)
-      x, state, stats = block.apply({"params": params}, x, state, layout, key)
-      return x, (state, stats)
+      x, state, stats, taps = block.apply({"params": params}, x, state, layout, key, probes, writes)
+      return x, (state, stats, taps if probes else {})
 
     if c.model.remat == "block":
       step = jax.checkpoint(step)
-    layers = fast.layers if fast else None
-    x, (layers, stats) = jax.lax.scan(step, x, (blocks, layers, jnp.arange(c.model.layers)))
+    x, (layers, stats, taps) = jax.lax.scan(step, x, (blocks, layers, probes or {}, configs.written_layers(c, "selfmod"),
+                                                            jnp.arange(c.model.layers)))
     head = nn.initializers.constant(0.02 / c.model.embed_std)  # the tied head starts the same whatever the embedding's scale
     x = nn.RMSNorm(dtype=dtype, scale_init=head, name="norm")(layouts.to_tokens(layout, x))
     logits = jnp.einsum("btd,vd->btv", x, embed.embedding.astype(dtype), preferred_element_type=jnp.float32)
-    return logits, FastState(layout.segment_B, layout.count_B, layers) if fast else None, stats
+    fast = FastState(layout.segment_B, layout.count_B, layers, held) if fast else None
+    return (logits, fast, stats) if probes is None else (logits, fast, stats, taps)
 
   def init_blocks(self, key, block):
     """Parameters of all blocks, stacked on a leading axis."""
     c = self.config
     x, ones, zero = jnp.zeros((1, 1, c.model.dim), compute_dtype(c)), jnp.ones((1, 1), jnp.int32), jnp.zeros(1, jnp.int32)
     layout = layouts.arrange(ones, zero, zero, chunk_grid(c))
-    return jax.vmap(lambda k: block.init(k, x, None, layout, None)["params"])(jax.random.split(key, c.model.layers))
+    return jax.vmap(lambda k: block.init(k, x, None, layout, None, {}, True)["params"])(jax.random.split(key, c.model.layers))
+
+
+def frozen(config) -> FrozenConfigDict:
+  """What a model depends on, as a hashable configuration."""
+  parts = {part: config[part] for part in ("model", "attention", "mixer", "selfmod", "titan", "teach")}
+  return FrozenConfigDict(parts | {"data": {"seq": config.data.seq}})
 
 
 def build(config) -> HopeLM:
   """The model of a configuration."""
-  return HopeLM(FrozenConfigDict({part: config[part] for part in ("model", "attention", "mixer", "selfmod")}))
+  return HopeLM(frozen(config))
 
 
 def init_params(config, key) -> dict:
@@ -161,5 +198,21 @@ def init_fast(config, batch: int) -> FastState:
     layer = LayerState(memory=memory, conv_Bx3xD=tail)
   else:
     layer = LayerState(cache=empty_cache(batch, context_length(c), c.model.heads, width, compute_dtype(c)))
+  layer = layer.replace(levels=_fresh_levels(c, batch))
   zero = lambda: jnp.zeros(batch, jnp.int32)  # two buffers, so that the state can be donated
-  return FastState(zero(), zero(), jax.tree.map(lambda a: jnp.stack([a] * c.model.layers), layer))
+  held = jnp.full((batch, configs.writing_chunk(c)), -1) if layer.levels else None
+  return FastState(zero(), zero(), jax.tree.map(lambda a: jnp.stack([a] * c.model.layers), layer), held)
+
+
+def level_parameters(blocks: dict, name: str) -> dict:
+  """Of a CMS level, or of the Titan memory, in a block's parameters or all blocks'."""
+  return blocks["titan"]["memory"] if name == "titan" else blocks["cms"][name]
+
+
+def _fresh_levels(config, batch: int) -> dict | None:
+  clocks = writes.clocks(config)
+  if not clocks:
+    return None
+  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0))["blocks"])
+  zeros = lambda name: jax.tree.map(lambda s: jnp.zeros(s.shape[1:], s.dtype), level_parameters(shapes, name))
+  return {name: writes.fresh(clock, zeros(name), batch, compute_dtype(config)) for name, clock in clocks.items()}

@@ -14,7 +14,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 KINDS = (  # of parameters, by the end of their path
     (r"embedding", "embedding"),
     (r"(kernel|v_in|v_out|g_in|w_q|/w)", "matrix"),
-    (r"(scale|share|g_out|g_skip|b_eta|b_alpha|conv(_k|_v|_q)?)", "vector"),
+    (r"(scale|bias|skip|share|g_out|g_skip|b_eta|b_alpha|conv(_k|_v|_q)?)", "vector"),
 )
 
 
@@ -42,7 +42,7 @@ def level_steps(config) -> dict[str, int]:
   """Optimizer steps per update of each CMS level whose period is longer than the sequence."""
   if config.mixer.kind != "cms":
     return {}
-  return {name: period // config.data.seq for name, period in config.mixer.levels if period > config.data.seq}
+  return {entry.name: entry.period // config.data.seq for entry in config.mixer.levels if entry.period > config.data.seq}
 
 
 def make(config) -> optax.GradientTransformation:

@@ -36,6 +36,22 @@ apply_transposed.defvjp(lambda w, y: (apply_transposed(w, y), (w, y)),
 gram.defvjp(lambda x: (gram(x), x), lambda x, grad: (x @ (grad + grad.T),))
 
 
+@jax.custom_vjp
+def stream_product(x_BxCxI: jax.Array, kernel_IxO: jax.Array, delta_BxIxO: jax.Array) -> jax.Array:
+  """x (kernel + delta), the delta each stream's own. The kernel's gradient is one product over all streams."""
+  return x_BxCxI @ (kernel_IxO + delta_BxIxO).astype(x_BxCxI.dtype)
+
+
+def _stream_backward(saved, grad_BxCxO):
+  x, kernel, delta = saved
+  back = jnp.einsum("bco,bio->bci", grad_BxCxO, (kernel + delta).astype(grad_BxCxO.dtype))
+  return (back, jnp.einsum("bci,bco->io", x, grad_BxCxO).astype(kernel.dtype),
+          jnp.einsum("bci,bco->bio", x, grad_BxCxO).astype(delta.dtype))
+
+
+stream_product.defvjp(lambda *args: (stream_product(*args), args), _stream_backward)
+
+
 def _bell(a):
   """Phi(a) and phi(a) of the normal distribution."""
   return 0.5 * (1 + jax.lax.erf(a * 0.5 ** 0.5)), jnp.exp(-0.5 * a * a) * (2 * jnp.pi) ** -0.5

@@ -54,7 +54,7 @@ def chunk(rule: Rule, params: dict, state: dict, xk_DxC, xv_DxC, xq_DxC, valid_C
   return y_DxC, memory.write(rule, state, token), token
 
 
-def run(rule: Rule, params: dict, state: dict | None, xk_DxT, xv_DxT, xq_DxT, valid_T, position_T, *,
+def run(rule: Rule, params: dict, state: dict | None, xk_DxT, xv_DxT, xq_DxT, valid_T, position_T, writes=True, *,
         truncate: int = 0, remat: int = 0):
   """T tokens of one stream and head.
 
@@ -64,6 +64,7 @@ def run(rule: Rule, params: dict, state: dict | None, xk_DxT, xv_DxT, xq_DxT, va
     valid_T: False at padding, which neither writes nor counts.
     position_T: of the token in its document; a token's index in T is its position modulo `rule.grid` (layout.py), or
       T is 1.
+    writes: False: the memories are read, and stay as they are.
     truncate: the outer gradient flows through the writes of at most this many chunks; 0: through all.
     remat: recompute the backward pass in groups of this many chunks; 0: store everything.
 
@@ -94,7 +95,7 @@ def run(rule: Rule, params: dict, state: dict | None, xk_DxT, xv_DxT, xq_DxT, va
           for every in (rule.chunk_generators, rule.chunk_memory)]
     state = jax.tree.map(lambda s, n: jnp.where(opens & (first == 0), n, s), state, new)
     state = memory.settle(rule, params, state, *at)
-    y, state, token = chunk(rule, params, state, xk, xv, xq, valid)
+    y, state, token = chunk(rule, params, state, xk, xv, xq, valid & writes)
     return state, (y, token.eta, token.alpha)
 
   def group(state, xs):
@@ -127,7 +128,7 @@ def empty_memory(rule: Rule, batch: int, heads: int, width: int, hidden: int, ga
 class SelfMod(nn.Module):
   """Token mixer: projection, convolutions, one set of memories a head, normalised and projected back.
 
-  (x, memory, conv tail, layout) -> (y, memory, conv tail, stats). With memory None the streams start here and no state
+  (x, memory, conv tail, layout, writes) -> (y, memory, conv tail, stats). With memory None the streams start here and no state
   is returned.
   """
   rule: Rule
@@ -161,7 +162,7 @@ class SelfMod(nn.Module):
     return out
 
   @nn.compact
-  def __call__(self, x_BxSxD, memory, tail_Bx3xD, layout: Layout):
+  def __call__(self, x_BxSxD, memory, tail_Bx3xD, layout: Layout, writes=True):
     batch, total, dim = x_BxSxD.shape
     width = dim // self.heads
     x_BxSxD = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=near_identity(), name="in")(x_BxSxD)
@@ -179,10 +180,11 @@ class SelfMod(nn.Module):
 
     params = self.memory_parameters(width)
     operator = functools.partial(run, self.rule, truncate=self.truncate, remat=self.remat)
-    by_head = jax.vmap(operator, in_axes=(0, 0, 0, 0, 0, None, None))
+    by_head = jax.vmap(operator, in_axes=(0, 0, 0, 0, 0, None, None, None))
     # a copy of the initial weights for each stream: their gradient is then summed over streams once, not at every chunk
     copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (batch, *p.shape)), params)
-    y, state, gates = jax.vmap(by_head)(copies, memory, *map(split, mixed), layout.valid_BxS, layout.position_BxS)
+    streams = jax.vmap(by_head, in_axes=(0, 0, 0, 0, 0, 0, 0, None))
+    y, state, gates = streams(copies, memory, *map(split, mixed), layout.valid_BxS, layout.position_BxS, writes)
 
     y = nn.RMSNorm(dtype=self.dtype, name="norm")(jnp.moveaxis(y, -1, 1))
     y = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=near_identity(),

@@ -16,6 +16,7 @@ class LayerState:
   memory: Any = None  # self-modifying Titans: weights read and written, (B, H, ...)
   conv_Bx3xD: Any = None  # the convolutions' last inputs
   cache: Any = None  # attention.Cache
+  levels: Any = None  # {"titan" or a CMS level: write.LevelState}, what is written by the teach signal
 
 
 @struct.dataclass
@@ -24,6 +25,7 @@ class FastState:
   segment_B: jax.Array  # id of the document each stream is in, 0 before the first
   count_B: jax.Array  # tokens read of it
   layers: LayerState  # leaves (L, B, ...)
+  held_BxC: jax.Array | None = None  # tokens given to memorize.py that wait for the rest of their chunk, then -1
 
 
 @struct.dataclass
@@ -38,7 +40,8 @@ class TrainState:
 
 def select(fast: FastState, streams) -> FastState:
   """The state of some streams: an index array, in its order."""
-  return FastState(fast.segment_B[streams], fast.count_B[streams], jax.tree.map(lambda a: a[:, streams], fast.layers))
+  held = None if fast.held_BxC is None else fast.held_BxC[streams]
+  return FastState(fast.segment_B[streams], fast.count_B[streams], jax.tree.map(lambda a: a[:, streams], fast.layers), held)
 
 
 def fast_bytes(fast: FastState) -> int:

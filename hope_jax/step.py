@@ -4,19 +4,16 @@ A batch holds int32 (B, T) arrays: tokens, labels (the next token, -1 where ther
 packed window, 0 for padding).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from hope_jax import config as configs
 from hope_jax import model as models
-from hope_jax import optim
+from hope_jax import online, optim
 from hope_jax.state import TrainState
-
-
-def token_losses(logits_BxTxV, labels_BxT):
-  """Cross-entropy in nats, 0 where there is no label."""
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, jnp.maximum(labels_BxT, 0))
-  return jnp.where(labels_BxT >= 0, losses, 0.0)
 
 
 def init_state(config, key) -> TrainState:
@@ -26,14 +23,48 @@ def init_state(config, key) -> TrainState:
   return TrainState(jnp.zeros((), jnp.int32), params, optim.make(config).init(params), rng)
 
 
+def _whole(config, params, batch, rng, _):
+  """Summed loss and memory statistics of one pass over whole sequences, and the gradient."""
+  def loss_sum(params):
+    logits, _, stats = models.build(config).apply(
+        {"params": params}, batch["tokens"], None, batch["segments"], aligned=True, rng=rng)
+    return jnp.sum(online.token_losses(logits, batch["labels"])), stats
+
+  (loss, stats), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
+  return loss, stats, gradient
+
+
+def _online(config, params, batch, rng, step):
+  """The same where memories are written by the teach signal: chunk after chunk."""
+  strong, second_order = online.strength(config, step), config.teach.through_writes == "full"
+  pieces = online.scan_chunks(config, batch)
+  fast = models.init_fast(config, batch["tokens"].shape[0])
+
+  def read(params, carry, xs):
+    (fast, gradients), (i, piece) = carry, xs
+    key = None if rng is None else jax.random.fold_in(rng, i)
+    out, fast, g = online.chunk(config, params, fast, piece, strong, outer=not second_order, rng=key)
+    gradients = None if second_order else jax.tree.map(jnp.add, gradients, g)
+    return (fast, gradients), (jnp.sum(out["nats_BxC"]), out["stats"])
+
+  def scan(params, gradients):
+    body = functools.partial(read, params)
+    numbers = jnp.arange(len(pieces["tokens"]))
+    (_, gradients), (losses, stats) = jax.lax.scan(jax.checkpoint(body) if second_order else body, (fast, gradients),
+                                                   (numbers, pieces))
+    return jnp.sum(losses), (online.summary(stats), gradients)
+
+  if second_order:
+    (loss, (stats, _)), gradients = jax.value_and_grad(scan, has_aux=True)(params, None)
+  else:
+    loss, (stats, gradients) = scan(params, jax.tree.map(jnp.zeros_like, params))
+  return loss, stats, gradients
+
+
 def make_train_step(config):
   """(TrainState, batch) -> (TrainState, metrics): loss in nats per label, norms, gates, as device arrays."""
-  model, tx, factor = models.build(config), optim.make(config), optim.schedule(config)
-  parts = config.optim.accumulate
-
-  def loss_sum(params, batch, rng):
-    logits, _, stats = model.apply({"params": params}, batch["tokens"], None, batch["segments"], aligned=True, rng=rng)
-    return jnp.sum(token_losses(logits, batch["labels"])), stats
+  tx, factor, parts = optim.make(config), optim.schedule(config), config.optim.accumulate
+  gradient_of = functools.partial(_online if configs.written(config) else _whole, config)
 
   def train_step(state: TrainState, batch):
     rng = jax.random.fold_in(state.rng, state.step) if config.model.dropout else None
@@ -42,7 +73,7 @@ def make_train_step(config):
     def part(gradients, piece_and_number):
       piece, i = piece_and_number
       key = None if rng is None else jax.random.fold_in(rng, i)
-      (loss, stats), g = jax.value_and_grad(loss_sum, has_aux=True)(state.params, piece, key)
+      loss, stats, g = gradient_of(state.params, piece, key, state.step)
       return jax.tree.map(jnp.add, gradients, g), (loss, stats)
 
     # rows of a piece are interleaved, so that every device works on every piece
@@ -64,14 +95,24 @@ def make_train_step(config):
 
 
 def make_eval_step(config):
-  """(params, batch) -> per-row sums (B,): nats, labels, correct."""
-  model = models.build(config)
+  """(params, batch) -> per-row sums (B,): nats, labels, correct. Memories write as they do in training."""
+  def whole(params, batch):
+    logits, _, stats = models.build(config).apply({"params": params}, batch["tokens"], None, batch["segments"], aligned=True)
+    hit = (jnp.argmax(logits, -1) == batch["labels"]) & (batch["labels"] >= 0)
+    return online.token_losses(logits, batch["labels"]), hit, stats
+
+  def chunks(params, batch):
+    def read(fast, piece):
+      out, fast, _ = online.chunk(config, params, fast, piece, online.strength(config))
+      return fast, out
+    fast = models.init_fast(config, batch["tokens"].shape[0])
+    _, out = jax.lax.scan(read, fast, online.scan_chunks(config, batch))
+    rows = lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
+    return rows(out["nats_BxC"]), rows(out["correct_BxC"]), online.summary(out["stats"])
 
   def eval_step(params, batch):
-    logits, _, stats = model.apply({"params": params}, batch["tokens"], None, batch["segments"], aligned=True)
-    labels = batch["labels"]
-    hit = (jnp.argmax(logits, -1) == labels) & (labels >= 0)
-    return {"nats": jnp.sum(token_losses(logits, labels), 1), "labels": jnp.sum(labels >= 0, 1),
-            "correct": jnp.sum(hit, 1), "memory": stats}
+    nats, hit, stats = (chunks if configs.written(config) else whole)(params, batch)
+    return {"nats": jnp.sum(nats, 1), "labels": jnp.sum(batch["labels"] >= 0, 1), "correct": jnp.sum(hit, 1),
+            "memory": stats}
 
   return jax.jit(eval_step)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from configs import pilot, recall, smoke
-from hope_jax import config
+from hope_jax import config, inner
 
 
 def changed(**fields):
@@ -18,20 +18,9 @@ def changed(**fields):
   return c
 
 
-@pytest.mark.parametrize("module", [smoke, recall])
+@pytest.mark.parametrize("module", [smoke, recall, pilot])
 def test_shipped_configs_are_valid(module):
   config.validate(module.get_config())
-
-
-def test_pilot_is_refused_with_fixes_until_it_is_what_this_version_has():
-  c = pilot.get_config()
-  for field, value in (("model.kind", "hope_selfmod"), ("mixer.in_context", False), ("teach.clip", 0.0),
-                       ("teach.decay_duration", 0), ("teach.decay_start", 0), ("teach.scale", 0.0), ("teach.warmup", 0)):
-    section, name = field.split(".")
-    with pytest.raises(ValueError, match=rf"{section}\.{name}.*set --config"):
-      config.validate(c)
-    c[section][name] = value
-  config.validate(c)
 
 
 def test_json_round_trip():
@@ -51,19 +40,41 @@ def test_json_round_trip():
     (dict(selfmod__chunk_memory=128), "set data.align to 128"),
     (dict(data__seq=500), "set data.seq to 512"),
     (dict(data__batch=6, optim__accumulate=4), "set data.batch to 8"),
-    (dict(mixer__levels=(("fast", 0), ("fast", 1))), "names repeat"),
-    (dict(mixer__levels=(("slow", -1),)), "negative"),
-    (dict(mixer__levels=(("slow", 700),)), "set it to 1024"),
+    (dict(mixer__levels=(config.Level("fast", 0), config.Level("fast", 1))), "names repeat"),
+    (dict(mixer__levels=(config.Level("slow", -1),)), "negative"),
+    (dict(mixer__levels=(config.Level("slow", 700),)), "set it to 1024"),
     (dict(selfmod__through_writes="half"), "full, none or chunks:n"),
     (dict(selfmod__alpha=False), "set selfmod.bound=0"),
     (dict(selfmod__factor="input"), "set selfmod.bound=0"),
     (dict(selfmod__momentum=1.0), "selfmod.momentum"),
-    (dict(teach__scale=0.1), "teach.scale=0.1.*set --config.teach.scale=0"),
-    (dict(mixer__in_context=True), "set --config.mixer.in_context=False"),
 ])
 def test_what_cannot_run_is_refused(fields, message):
   with pytest.raises(ValueError, match=message):
     config.validate(changed(**fields))
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(mixer__levels=(config.Level("fast", 0),)), "period 0 of fast never writes in context: set it to 1"),
+    (dict(mixer__levels=(config.Level("fast", 1, rule="adam"),)), "rule adam of fast: choose one of sgd, momentum"),
+    (dict(mixer__levels=(config.Level("titan", 1),)), "titan and selfmod are names of other memories"),
+    (dict(mixer__levels=(config.Level("mid", 48),)), "period 48 of mid is neither.*set teach.chunk=48"),
+    (dict(teach__scale=0.0), "nothing would be written"),
+    (dict(teach__clip=-1.0), "set them to 0 or more"),
+    (dict(teach__chunk=96), "set data.align to 96"),
+    (dict(teach__chunk=32), "no multiple of the self-modifying memories' 64"),
+    (dict(teach__signal="global"), "set teach.target=block"),
+    (dict(teach__paths=("cms_fats",)), "cms_fats is not written by this model: choose from selfmod, cms_fast"),
+    (dict(teach__layers=(4,)), "4 is none of the layers 0 to 3"),
+    (dict(model__kind="titan_hybrid"), "set model.kind=hope_hybrid"),
+])
+def test_writes_that_cannot_happen_are_refused(fields, message):
+  c = changed(**dict(mixer__in_context=True, mixer__levels=(config.Level("fast", 1), config.Level("slow", 128))) | fields)
+  with pytest.raises(ValueError, match=message):
+    config.validate(c)
+
+
+def test_inner_rules_are_those_of_the_optimizers():
+  assert config.RULES == inner.RULES
 
 
 def test_batch_must_divide_by_devices():

@@ -169,7 +169,7 @@ def test_memory_of_a_compiled_program():
 
 def test_dry_run_names_everything():
   c = small("hope_attention")  # compiles quickly
-  c.mixer.levels = (("fast", 0), ("slow", 64))
+  c.mixer.levels = (config.Level("fast", 0), config.Level("slow", 64))
   text = costs.dry_run(c)
   for name in ("blocks/attention", "blocks/cms/slow", "embed/embedding", "fast state per stream", "model FLOPs",
                "decoding", "temporaries", "peak", "time to compile"):

@@ -7,9 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hope_jax"
 ORDER = (
-    "products", "delta", "rule", "linear_memory", "mlp_memory",  # the memories
-    "layout", "layers", "state", "config", "selfmod", "attention", "cms", "model", "optim", "step", "sharding",
-    "startup", "corpus", "tokenizer", "recall", "data", "ngram", "checkpoint", "metrics", "costs", "generate", "train", "launch")
+    "products", "delta", "rule", "linear_memory", "mlp_memory",  # the self-modifying memories
+    "inner", "level", "teach", "layout", "layers", "state", "config", "write", "titan", "selfmod", "attention", "cms", "model",
+    "online", "optim", "step", "sharding",
+    "startup", "corpus", "tokenizer", "recall", "data", "ngram", "checkpoint", "metrics", "costs", "generate", "memorize", "train", "launch")
 MEMORIES = ORDER[:5]
 WITHOUT_JAX = ("config", "corpus", "tokenizer", "ngram")
 

@@ -37,7 +37,7 @@ def kind(name):
   names = {"window": "transformer"} | dict.fromkeys(SELFMOD, "hope_selfmod")
   c.model.update(dict(kind=names.get(name, name), dim=16, layers=2, heads=2, vocab=VOCAB))
   c.attention.update(dict(context=32, window=5 if name == "window" else 0))
-  c.mixer.update(dict(kind="swiglu" if c.model.kind == "transformer" else "cms", levels=(("fast", 0), ("slow", 64))))
+  c.mixer.update(dict(kind="swiglu" if c.model.kind == "transformer" else "cms", levels=(config.Level("fast", 0), config.Level("slow", 64))))
   c.selfmod.update(dict(eta_init=0.5, alpha_init=0.9, bound=4.0) | SELFMOD.get(name, {}))
   return c
 
@@ -179,7 +179,7 @@ def test_scanned_layers_are_the_blocks_one_after_another(name):
   layout = layouts.arrange(jnp.ones_like(tokens), zero, zero, model.chunk_grid(c), aligned=True)
   embedding = params["embed"]["embedding"]
   x = embedding[tokens] / c.model.embed_std
-  block = jit(lambda p, x: model.Block(model.build(c).config).apply({"params": p}, x, None, layout, None)[0])
+  block = jit(lambda p, x: model.Block(model.build(c).config).apply({"params": p}, x, None, layout, None, {}, True)[0])
   for i in range(c.model.layers):
     x = block(jax.tree.map(lambda p: p[i], params["blocks"]), x)
   x = x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * params["norm"]["scale"]
@@ -237,8 +237,8 @@ def test_cms_is_its_equation():
     h = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["norm"]["scale"]
     return gelu(h @ p["up"]["kernel"]) @ p["down"]["kernel"]
   for connection in ("sequential", "nested", "independent"):
-    module = CMS(("a", "b", "c"), connection, 12, 2, jnp.float32)
-    params = module.init(jax.random.key(0), x)["params"]
+    module = CMS(("a", "b", "c"), connection, 12, 2, "rms", "gelu")
+    params = module.init(jax.random.key(0), x, {}, {})["params"]
     params = jax.tree.map(lambda p: p + 0.3 * np.arange(p.size).reshape(p.shape) / p.size, params)
     y = x
     if connection == "independent":
@@ -247,4 +247,4 @@ def test_cms_is_its_equation():
     else:
       for name in "abc":
         y = y + level(params[name], y)
-    chex.assert_trees_all_close(x + module.apply({"params": params}, x), y, atol=1e-4, rtol=1e-4)
+    chex.assert_trees_all_close(x + module.apply({"params": params}, x, {}, {})[0], y, atol=1e-4, rtol=1e-4)

@@ -15,7 +15,7 @@ def small(**optimizer):
   c = config.base()
   c.model.dim, c.model.layers, c.model.heads, c.model.vocab = 16, 2, 2, 23
   c.data.seq = c.data.align = 64
-  c.mixer.levels = (("fast", 0), ("slow", 192))
+  c.mixer.levels = (config.Level("fast", 0), config.Level("slow", 192))
   c.optim.warmup = 0
   for name, value in optimizer.items():
     c.optim[name] = value
@@ -50,7 +50,7 @@ def test_slow_level_moves_once_per_period_by_its_mean_gradient(name):
   assert all((level(a, "fast") != level(b, "fast")).any() for a, b in zip(steps, steps[1:]))
   # the same update as one step of the mean gradient on a level without a period
   plain = small(name=name, clip=1e9)
-  plain.mixer.levels = (("fast", 0), ("slow", 0))
+  plain.mixer.levels = (config.Level("fast", 0), config.Level("slow", 0))
   mean = lambda i, params: jax.tree.map(lambda *g: sum(g) / 3, *(noise(j, params) for j in range(3)))
   np.testing.assert_allclose(level(steps[3], "slow"), level(walk(plain, 1, mean)[1], "slow"), atol=1e-6)
 

@@ -1,0 +1,228 @@
+"""Test-time memorization: a text is read through the same writes as in training, and what was learned is kept (spec s. 10).
+
+    python -m hope_jax.memorize --checkpoint=runs/smoke --text=notes.txt --state=out/
+    python -m hope_jax.generate --checkpoint=runs/smoke --state=out/ --prompt="..."
+
+    fast, report = memorize(config, params, models.init_fast(config, batch), texts)      # lists of token ids, one a stream
+
+What is written, where and how strongly is config.teach. Texts may come in pieces of any length (`final=False`): a chunk is
+learned from when it is whole, so the outcome does not depend on how a text was cut. Memory does not grow with the text.
+Parameters never change.
+"""
+
+from collections.abc import Sequence
+import functools
+import math
+from pathlib import Path
+import sys
+from typing import NamedTuple
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from hope_jax import checkpoint, config as configs, generate, model as models, online, startup
+from hope_jax.startup import say
+from hope_jax.state import FastState
+
+FETCH = 16  # chunks between two looks at what happened
+
+
+class Report(NamedTuple):
+  """What happened while a text was read, chunk by chunk: N chunks, L layers, B streams."""
+  nats_BxT: np.ndarray  # loss of every token learned from, as it was read; 0 at padding
+  labels_BxT: np.ndarray  # bool: a token that was predicted
+  stats: dict  # {level: {updates, open, moved, surprise, teach: (N, L, B)}}
+
+  @property
+  def loss_B(self) -> np.ndarray:
+    """Nats per predicted token."""
+    return self.nats_BxT.sum(1) / np.maximum(self.labels_BxT.sum(1), 1)
+
+  def totals(self) -> dict:
+    """{path: {updates, gate_hits, moved}}: summed over chunks, mean over layers and streams."""
+    total = lambda a: float(np.mean(np.sum(a, 0)))
+    return {configs.path(level): {"updates": total(s["updates"]), "gate_hits": total(s["open"]), "moved": total(s["moved"]),
+                                  "surprise": float(np.mean(s["surprise"])), "surprise_max": float(np.max(s["surprise"]))}
+            for level, s in self.stats.items() if level != "selfmod"}
+
+
+def size(config) -> int:
+  """Tokens read at once: the chunk of the writes, or the grid of memories that write themselves."""
+  return configs.writing_chunk(config) if configs.written(config) else max(models.chunk_grid(config), config.teach.chunk)
+
+
+def pieces(config, fast: FastState, texts: Sequence[Sequence[int]], final: bool):
+  """((N, B, C) int32 arrays tokens, labels, segments; ends (N, B); the tokens that wait, (B, C)): texts after what waits.
+
+  A chunk is whole when the token after it is known: it is the last one's label.
+  """
+  width, batch = size(config), len(texts)
+  waiting = np.full((batch, width), -1) if fast.held_BxC is None else np.asarray(fast.held_BxC)
+  rows = [np.concatenate([old[old >= 0], np.asarray(new, np.int64)]) for old, new in zip(waiting, texts)]
+  offsets = np.asarray(fast.count_B) % width  # a stream that was read on without writing goes on inside a chunk
+  reach = [len(row) + at - (not final) for row, at in zip(rows, offsets)]
+  counts = [max(-(-n // width) if final else n // width, 0) for n in reach]
+  shape = (batch, max(counts, default=0) * width)
+  out = {"tokens": np.zeros(shape, np.int32), "labels": np.full(shape, -1, np.int32), "segments": np.zeros(shape, np.int32)}
+  ends, rest = np.zeros((batch, max(counts, default=0)), bool), np.full((batch, width), -1, np.int32)
+  for b, (row, at, number) in enumerate(zip(rows, offsets, counts)):
+    now = min(len(row), max(number * width - at, 0))
+    out["tokens"][b, at:at + now] = row[:now]
+    out["labels"][b, at:at + now][:len(row) - 1] = row[1:now + 1]
+    out["segments"][b, at:at + now] = max(int(fast.segment_B[b]), 1)
+    rest[b, :len(row) - now] = row[now:]
+    if final and number:
+      ends[b, number - 1] = True
+  split = lambda a: np.moveaxis(a.reshape(batch, -1, width), 1, 0)
+  return jax.tree.map(split, out) | {"ends": ends.T}, rest
+
+
+@functools.lru_cache
+def _program(config, write: bool):
+  """(params, fast, one chunk of every stream) -> (fast, {"nats_BxC", "stats"}); `fast` is donated."""
+  def read(params, fast, piece):
+    if write and configs.written(config):
+      out, fast, _ = online.chunk(config, params, fast, piece, online.strength(config))
+      return fast, {"nats_BxC": out["nats_BxC"], "stats": out["stats"]}
+    logits, fast, stats = models.build(config).apply(
+        {"params": params}, piece["tokens"], fast, piece["segments"], aligned=True)
+    return fast, {"nats_BxC": online.token_losses(logits, piece["labels"]), "stats": {"selfmod": stats} if stats else {}}
+
+  return jax.jit(read, donate_argnums=1)
+
+
+def memorize(config, params, fast: FastState, texts: Sequence[Sequence[int]], *, final: bool = True, write: bool = True,
+             progress: bool = False) -> tuple[FastState, Report]:
+  """Reads one text per stream and learns from it.
+
+  Args:
+    fast: the streams as they are; it is donated.
+    texts: token ids, one sequence a stream, of any lengths.
+    final: the texts end here: what waits is learned from, unfinished periods are used or dropped
+      (teach.flush_partial). Otherwise the last tokens wait in the state for the rest of their chunk, where a model has
+      anything to learn from it.
+    write: False: only read, with what has been learned so far (self-modifying memories write: that is how they read).
+
+  Raises ValueError for texts without a pair to learn from, ids outside the vocabulary, another number of streams;
+  FloatingPointError for a loss that is not finite.
+  """
+  batch, vocab = fast.segment_B.shape[0], config.model.vocab
+  if len(texts) != batch:
+    raise ValueError(f"{len(texts)} texts for a state of {batch} streams: give one text a stream, or init_fast(config, "
+                     f"{len(texts)})")
+  waits = np.zeros(batch, int) if fast.held_BxC is None else np.sum(np.asarray(fast.held_BxC) >= 0, 1)
+  for b, text in enumerate(texts):
+    if final and len(text) + waits[b] < 2:
+      raise ValueError(f"text {b} has {len(text) + waits[b]} tokens: there is nothing to learn from fewer than 2")
+    if len(text) and not (0 <= min(text) and max(text) < vocab):
+      raise ValueError(f"text {b} has a token outside the vocabulary of {vocab}: encode with the run's tokenizer")
+  chunks, rest = pieces(config, fast, texts, final or fast.held_BxC is None)
+  read, outs = _program(models.frozen(config), write), []
+  for i in tqdm(range(len(chunks["tokens"])), unit="chunk", disable=not progress):
+    fast, out = read(params, fast, jax.tree.map(lambda a: a[i], chunks))
+    outs.append(out)
+    if i % FETCH == FETCH - 1:  # so that nothing piles up on the device
+      outs = jax.device_get(outs)
+  outs = jax.device_get(outs) or [{"nats_BxC": np.zeros((batch, 0)), "stats": {}}]
+  joined = jax.tree.map(lambda *a: np.stack(a), *outs)
+  rows = lambda a: np.moveaxis(a, 0, 1).reshape(batch, -1)
+  if fast.held_BxC is not None:
+    fast = fast.replace(held_BxC=jnp.asarray(rest))
+  if not np.isfinite(joined["nats_BxC"]).all():
+    raise FloatingPointError("the loss is not finite while memories are written: try a smaller lr of the levels, a smaller "
+                             "teach.scale, teach.clip > 0, or the rule nl_l2_precond")
+  return fast, Report(rows(joined["nats_BxC"]), rows(chunks["labels"] >= 0), joined["stats"])
+
+
+def forget_context(config, fast: FastState) -> FastState:
+  """The streams with what they have learned, and without the keys and values that attention keeps."""
+  empty = models.init_fast(config, fast.segment_B.shape[0])
+  return fast.replace(layers=fast.layers.replace(cache=empty.layers.cache))
+
+
+def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = True):
+  """One text, read `steps` times: (fast, {"before", "read", "after": nats per token}, Report of the first reading).
+
+  before: read without writing. read: as the first reading went. after: read again without writing and without the
+  context that attention kept, so that only what was learned can help.
+  """
+  fresh = lambda: models.init_fast(config, 1)
+  losses = {"before": memorize(config, params, fresh(), [ids], write=False, progress=progress)[1].loss_B[0]}
+  fast, first = fresh(), None
+  for _ in range(steps):
+    fast, report = memorize(config, params, forget_context(config, fast), [ids], progress=progress)
+    first = first or report
+  check_updates(report)
+  copy = jax.tree.map(jnp.copy, forget_context(config, fast))
+  losses |= {"read": first.loss_B[0], "after": memorize(config, params, copy, [ids], write=False, progress=progress)[1].loss_B[0]}
+  return fast, {name: float(value) for name, value in losses.items()}, first
+
+
+def check_updates(report: Report) -> None:
+  """RuntimeError for a memory that was to be written and was not, with the reason."""
+  for path, total in report.totals().items():
+    if not total["updates"]:
+      why = (f"no gate opened: the largest surprise was {total['surprise_max']:.3g}, lower teach.threshold"
+             if not total["gate_hits"] else "no period ended: the text is shorter than one, or teach.flush_partial is off")
+      raise RuntimeError(f"memory {path} made no update: {why}; or restrict teach.paths to the memories you want")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("checkpoint", None, "Folder of a run.", flag_values=values, required=True)
+  flags.DEFINE_string("text", None, "File to read.", flag_values=values, required=True)
+  flags.DEFINE_string("state", None, "Folder for what was learned; generate --state=... goes on from it.", flag_values=values)
+  flags.DEFINE_string("output", None, "All numbers, chunk by chunk, as JSON; report.py draws them.", flag_values=values)
+  flags.DEFINE_integer("steps", 1, "Times the text is read.", lower_bound=1, flag_values=values)
+  flags.DEFINE_list("paths", None, "Memories to write: titan, cms_<level>, selfmod. Default: as trained.", flag_values=values)
+  flags.DEFINE_list("layers", None, "Layers to write in. Default: as trained.", flag_values=values)
+  flags.DEFINE_float("threshold", None, "Surprise from which a chunk is written. Default: as trained.", flag_values=values)
+  flags.DEFINE_float("scale", None, "Of the teach signal. Default: as trained.", flag_values=values)
+
+
+def main(argv, f: flags.FlagValues = flags.FLAGS):
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {argv[1:]}: name the file with --text=...")
+  startup.prepare()
+  try:
+    config, params, tokenizer = generate.load(f.checkpoint)
+    if not configs.paths(config):
+      raise ValueError(f"{f.checkpoint} is a {config.model.kind} that writes nothing while it reads: train one with "
+                       "mixer.in_context=True, or model.kind=hope_selfmod, hope_hybrid or titan_hybrid")
+    with config.unlocked():
+      for name, value in (("paths", f.paths), ("layers", f.layers and tuple(map(int, f.layers))),
+                          ("threshold", f.threshold), ("scale", f.scale)):
+        if value is not None:
+          config.teach[name] = tuple(value) if isinstance(value, list) else value
+    configs.validate(config)
+    if f.state is not None:
+      checkpoint.conversation(f.state)  # before the work, not after it
+    text = Path(f.text).read_text()
+    ids = [tokenizer.bos, *tokenizer.encode(text)]
+    if len(ids) < 3:
+      raise ValueError(f"{f.text} holds {len(ids) - 1} tokens: there is nothing to learn from fewer than 2")
+    fast, losses, report = study(config, params, ids, f.steps)
+    to_bits = (len(ids) - 1) / math.log(2) / len(text.encode())
+    say(f"{len(ids):,} tokens read {f.steps} time(s)")
+    for name, nats in losses.items():
+      print(f"{name:8} {nats:.4f} nats per token, {nats * to_bits:.4f} bits per byte")
+    for path, total in report.totals().items():
+      print(f"{path:12} {total['updates']:9,.1f} updates a layer, {total['gate_hits']:7,.1f} chunks let through of "
+            f"{len(next(iter(report.stats.values()))['updates'])}, surprise {total['surprise']:.3g}, ||dW|| {total['moved']:.3g}")
+    if f.state is not None:
+      checkpoint.save_fast(f.state, fast, {"fingerprint": checkpoint.fingerprint(params), "pending": None})
+      say(f"saved in {f.state}: go on with python -m hope_jax.generate --checkpoint={f.checkpoint} --state={f.state}")
+  except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+
+
+def run():
+  """Entry point of the console script."""
+  define_flags(flags.FLAGS)
+  app.run(main)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,189 @@
+"""Laws of reading and learning: how a text is cut, padded, batched or placed changes nothing; and what is refused.
+
+Models are tiny; every level writes, so any difference shows.
+"""
+
+import functools
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax import config, memorize as reader, model
+from hope_jax.state import select
+
+VOCAB, CHUNK = 11, 8
+CLOSE = dict(atol=3e-5, rtol=1e-4)
+KINDS = ["hope_attention", "hope_selfmod", "hope_hybrid", "titan_hybrid"]
+
+
+def tiny(kind, **teach):
+  c = config.base()
+  c.model.update(dict(kind=kind, dim=8, layers=2, heads=2, vocab=VOCAB))
+  c.attention.window = 12
+  c.mixer.hidden = 1.0
+  if kind == "titan_hybrid":
+    c.mixer.kind = "swiglu"
+  else:
+    c.mixer.in_context = True
+  c.mixer.levels = (config.Level("fast", 2, lr=0.02), config.Level("mid", 8, rule="momentum", lr=0.02),
+                    config.Level("slow", 16, rule="nl_l2_precond", lr=0.02))
+  c.titan.update(dict(period=4, lr=0.02))
+  c.selfmod.update(dict(memory="linear", chunk_generators=8, chunk_memory=8, eta_init=0.5))
+  c.teach.update(dict(chunk=CHUNK) | teach)
+  c.data.update(dict(seq=32, align=8, batch=2))
+  config.validate(c)
+  return c
+
+
+@functools.cache
+def parameters(kind):
+  params = jax.jit(functools.partial(model.init_params, tiny(kind)))(jax.random.key(0))
+  noise = np.random.default_rng(1)
+  return jax.tree.map(lambda p: p + 0.2 * noise.standard_normal(p.shape, np.float32), params)
+
+
+def texts(*lengths, seed=0):
+  random = np.random.default_rng(seed)
+  return [list(map(int, random.integers(0, VOCAB, n))) for n in lengths]
+
+
+def read(kind, some, final=True, fast=None, **teach):
+  c = tiny(kind, **teach)
+  fast = model.init_fast(c, len(some)) if fast is None else fast
+  return reader.memorize(c, parameters(kind), fast, some, final=final)
+
+
+def updates(fast):
+  return {name: np.asarray(level.updates_B) for name, level in fast.layers.levels.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("piece", [1, 2, 7, 21])
+def test_however_a_text_is_cut(kind, piece):
+  """Rules 2 and the number of updates: any cut gives the same state, floor(n / p) updates."""
+  n = 43
+  some = texts(n, n)
+  want, report = read(kind, some, flush_partial=False)
+  fast = None
+  for first in range(0, n, piece):
+    fast, _ = read(kind, [t[first:first + piece] for t in some], first + piece >= n, fast, flush_partial=False)
+  chex.assert_trees_all_close(fast, want, **CLOSE)
+  periods = {name: entry.period for name, entry in config.written(tiny(kind)).items()}
+  for name, count in updates(want).items():
+    np.testing.assert_array_equal(count, n // periods[name])
+    assert report.stats[name]["moved"].sum() > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_streams_are_alone(kind):
+  """Rules 3 and 5: other streams, of other lengths, change nothing; so padding does not either."""
+  some = texts(43, 30, 9, 2)
+  together, report = read(kind, some)
+  for b in (0, 2):
+    alone, own = read(kind, [some[b]])
+    chex.assert_trees_all_close(select(together, jnp.array([b])), alone, **CLOSE)
+    np.testing.assert_allclose(report.loss_B[b], own.loss_B[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_future_does_not_leak(kind):
+  """Rule 6: another token at t changes no loss before it is to be predicted."""
+  some, at = texts(40)[0], 21
+  other = some[:at] + [(some[at] + 1) % VOCAB] + some[at + 1:]
+  (_, a), (_, b) = read(kind, [some]), read(kind, [other])
+  np.testing.assert_allclose(a.nats_BxT[0, :at - 1], b.nats_BxT[0, :at - 1], atol=1e-6)
+  assert np.abs(a.nats_BxT[0, at - 1:] - b.nats_BxT[0, at - 1:]).max() > 1e-3
+
+
+def test_reading_goes_on_with_what_was_learned():
+  """A state of memorize, read on in one call or in two; and without writes nothing is learned."""
+  c, params, (text,) = tiny("hope_attention"), parameters("hope_attention"), texts(60)
+  learned, _ = read("hope_attention", [text[:32]])
+  _, with_it = reader.memorize(c, params, jax.tree.map(jnp.copy, learned), [text[32:]], write=False)
+  forgotten = jax.tree.map(jnp.copy, learned)
+  forgotten = forgotten.replace(layers=forgotten.layers.replace(levels=model.init_fast(c, 1).layers.levels))
+  _, without = reader.memorize(c, params, forgotten, [text[32:]], write=False)
+  assert np.abs(with_it.nats_BxT - without.nats_BxT).max() > 1e-3
+  half, _ = reader.memorize(c, params, jax.tree.map(jnp.copy, learned), [text[32:45]], write=False)
+  whole, _ = reader.memorize(c, params, jax.tree.map(jnp.copy, learned), [text[32:]], write=False)
+  rest, _ = reader.memorize(c, params, half, [text[45:]], write=False)
+  chex.assert_trees_all_close(rest, whole, **CLOSE)
+  chex.assert_trees_all_equal(whole.layers.levels["slow"].delta, learned.layers.levels["slow"].delta)
+
+
+def test_parameters_are_untouched_and_a_closed_gate_changes_nothing():
+  before = jax.tree.map(np.array, parameters("hope_hybrid"))
+  fast, report = read("hope_hybrid", texts(40), threshold=1e9)
+  chex.assert_trees_all_equal(jax.tree.map(np.array, parameters("hope_hybrid")), before)
+  fresh = model.init_fast(tiny("hope_hybrid"), 1)
+  for name, level in fast.layers.levels.items():
+    chex.assert_trees_all_equal((level.delta, level.rule, level.updates_B),
+                                (fresh.layers.levels[name].delta, fresh.layers.levels[name].rule, fresh.layers.levels[name].updates_B))
+  with pytest.raises(RuntimeError, match="memory .* made no update: no gate opened: the largest surprise was"):
+    reader.check_updates(report)
+
+
+def test_paths_and_layers():
+  fast, report = read("hope_hybrid", texts(40), paths=("titan", "cms_mid"), layers=(1,))
+  for name, count in updates(fast).items():
+    assert (count[0] == 0).all() and (count[1] > 0).all() == (name in ("titan", "mid"))
+  assert set(report.totals()) == {"titan", "cms_fast", "cms_mid", "cms_slow"}
+  memory = lambda **teach: read("hope_selfmod", texts(40), **teach)[0].layers.memory
+  moved = lambda a, b: [float(jnp.abs(x[i] - y[i]).max()) for i in (0, 1) for x, y in [list(map(
+      lambda t: jax.tree.leaves(t)[0], (a, b)))]]
+  still = moved(memory(paths=("none",)), memory(paths=("none",), layers=(0,)))
+  assert still == [0, 0] and moved(memory(paths=("none",)), memory(paths=("selfmod",), layers=(1,)))[0] == 0
+  assert moved(memory(paths=("none",)), memory(paths=("selfmod",), layers=(1,)))[1] > 0
+
+
+@pytest.mark.parametrize("some, message", [
+    (texts(1), "text 0 has 1 tokens: there is nothing to learn"), ([[]], "text 0 has 0 tokens"),
+    ([[1, VOCAB]], "outside the vocabulary of 11")])
+def test_what_cannot_be_learned_from(some, message):
+  with pytest.raises(ValueError, match=message):
+    read("hope_attention", some)
+
+
+def test_a_memory_that_blows_up_is_said():
+  with pytest.raises(FloatingPointError, match="not finite.*smaller lr of the levels"):
+    read("hope_hybrid", texts(40), scale=1e6)
+
+
+def test_another_number_of_streams():
+  with pytest.raises(ValueError, match="2 texts for a state of 1 streams"):
+    read("hope_attention", texts(9, 9), fast=model.init_fast(tiny("hope_attention"), 1))
+
+
+SHARDED = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from tests import test_memorize as t
+from hope_jax import memorize as reader, model
+c, some = t.tiny("hope_hybrid"), t.texts(43, 30, 21, 9)
+mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+put = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, P(*spec)))
+fast = model.init_fast(c, 4)
+layers = jax.tree.map(lambda a: put(a, None, "data"), fast.layers)
+fast = jax.tree.map(lambda a: put(a, "data"), fast.replace(layers=None)).replace(layers=layers)
+params = jax.tree.map(put, t.parameters("hope_hybrid"))
+after, report = reader.memorize(c, params, fast, some)
+delta = after.layers.levels["fast"].delta["up"]["kernel"]
+assert {s.data.shape[1] for s in delta.addressable_shards} == {1}, "not sharded"
+print(*report.loss_B)
+"""
+
+
+def test_many_devices_read_as_one():
+  """Streams sharded over 4 devices of the host."""
+  done = subprocess.run([sys.executable, "-c", SHARDED], cwd=Path(__file__).resolve().parents[1], capture_output=True,
+                        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"}, text=True)
+  assert done.returncode == 0, done.stderr
+  _, report = read("hope_hybrid", texts(43, 30, 21, 9))
+  np.testing.assert_allclose(list(map(float, done.stdout.split())), report.loss_B, rtol=1e-5)
