@@ -29,11 +29,11 @@ def empty_cache(batch: int, length: int, heads: int, width: int, dtype) -> Cache
 
 
 def rotate(x_BxSxHxK, position_BxS, base: float):
-  """Rotary position embedding (arXiv 2104.09864), angles in float32."""
+  """Rotary position embedding (arXiv 2104.09864), in float32 or better."""
   half = x_BxSxHxK.shape[-1] // 2
   angle = position_BxS[..., None, None] * base ** (-jnp.arange(half) / half)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  a, b = jnp.split(x_BxSxHxK.astype(jnp.float32), 2, -1)
+  a, b = jnp.split(x_BxSxHxK.astype(jnp.promote_types(x_BxSxHxK.dtype, jnp.float32)), 2, -1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxSxHxK.dtype)
 
 

@@ -153,6 +153,8 @@ def base() -> ConfigDict:
   c.data.task = "text"  # text | recall
   c.data.recall_pairs = 8
   c.data.recall_keys = 64
+  c.data.recall_gap = 0  # tokens between the pairs and the first place of a query; training draws 0 to this, per sequence
+  c.data.recall_fillers = 0  # what fills is drawn from so many ids; 0: it is id 0
 
   c.optim = ConfigDict()
   c.optim.name = "adamw"  # adamw | muon: matrices by Muon, all else by AdamW

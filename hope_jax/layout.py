@@ -48,14 +48,14 @@ def arrange(segments_BxT, segment_B, count_B, grid: int, documents: int = 1, ali
   batch, tokens = segments_BxT.shape
   total = slots(tokens, grid, documents, aligned)
   here = segments_BxT > 0
-  order = jnp.cumsum(here, 1) - 1  # number of the token among the stream's tokens
+  order = jnp.cumsum(here, 1, dtype=jnp.int32) - 1  # number of the token among the stream's tokens
   index = jnp.arange(tokens)
 
   last_before = jax.lax.cummax(jnp.where(here, index, -1), axis=1)
   last_before = jnp.concatenate([jnp.full((batch, 1), -1), last_before[:, :-1]], 1)
   before = jnp.where(last_before >= 0, jnp.take_along_axis(segments_BxT, jnp.maximum(last_before, 0), 1), segment_B[:, None])
   new = here & (segments_BxT != before)
-  document = jnp.cumsum(new, 1)
+  document = jnp.cumsum(new, 1, dtype=jnp.int32)
   started = jax.lax.cummax(jnp.where(new, order, -1), axis=1)
   position = jnp.where(started >= 0, order - started, count_B[:, None] + order)
 
@@ -72,7 +72,7 @@ def arrange(segments_BxT, segment_B, count_B, grid: int, documents: int = 1, ali
   position_before = jnp.take_along_axis(position_before, jnp.maximum(order, 0), 1)
   skipped = jnp.where(new & (order > 0), -(position_before + 1) % grid, 0)
   entered = jnp.where(jnp.take_along_axis(_compact(new, order, here), jnp.zeros((batch, 1), int), 1), 0, count_B[:, None] % grid)
-  slot = jnp.where(here, order + jnp.cumsum(skipped, 1) + entered, total)
+  slot = jnp.where(here, order + jnp.cumsum(skipped, 1, dtype=jnp.int32) + entered, total)
   slot = jnp.minimum(slot, total)
   rows = jnp.arange(batch)[:, None]
   fill = lambda values, empty: jnp.full((batch, total), empty, values.dtype).at[rows, slot].set(values, mode="drop")

@@ -26,11 +26,12 @@ class Force(NamedTuple):
 def init(key, width: int, hidden: int, depth: int, norm: str = "rms", activation: str = "gelu") -> dict:
   """Fresh parameters; `depth`: branches added to the residual stream in the whole model."""
   keys = jax.random.split(key, 3)
-  kernel = lambda k, fan_in, fan_out, more=1: {"kernel": (fan_in * more) ** -0.5 * jax.random.normal(k, (fan_in, fan_out))}
-  params = {"norm": {"scale": jnp.ones(width)}, "up": kernel(keys[0], width, hidden),
+  kernel = lambda k, fan_in, fan_out, more=1: {
+      "kernel": (fan_in * more) ** -0.5 * jax.random.normal(k, (fan_in, fan_out), jnp.float32)}
+  params = {"norm": {"scale": jnp.ones(width, jnp.float32)}, "up": kernel(keys[0], width, hidden),
             "down": kernel(keys[1], hidden, width, depth)}
   if norm == "layer":
-    params["norm"]["bias"] = jnp.zeros(width)
+    params["norm"]["bias"] = jnp.zeros(width, jnp.float32)
   if activation == "swiglu":
     params["gate"] = kernel(keys[2], width, hidden)
   return params

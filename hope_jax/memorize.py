@@ -11,9 +11,12 @@ Parameters never change.
 """
 
 from collections.abc import Sequence
+import datetime
 import functools
+import json
 import math
 from pathlib import Path
+import shlex
 import sys
 from typing import NamedTuple
 
@@ -144,21 +147,36 @@ def forget_context(config, fast: FastState) -> FastState:
 
 
 def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = True):
-  """One text, read `steps` times: (fast, {"before", "read", "after": nats per token}, Report of the first reading).
+  """One text, read `steps` times: (fast, {"before", "read", "after": Report}).
 
   before: read without writing. read: as the first reading went. after: read again without writing and without the
   context that attention kept, so that only what was learned can help.
   """
   fresh = lambda: models.init_fast(config, 1)
-  losses = {"before": memorize(config, params, fresh(), [ids], write=False, progress=progress)[1].loss_B[0]}
-  fast, first = fresh(), None
+  reports = {"before": memorize(config, params, fresh(), [ids], write=False, progress=progress)[1]}
+  fast = fresh()
   for _ in range(steps):
     fast, report = memorize(config, params, forget_context(config, fast), [ids], progress=progress)
-    first = first or report
+    reports.setdefault("read", report)
   check_updates(report)
   copy = jax.tree.map(jnp.copy, forget_context(config, fast))
-  losses |= {"read": first.loss_B[0], "after": memorize(config, params, copy, [ids], write=False, progress=progress)[1].loss_B[0]}
-  return fast, {name: float(value) for name, value in losses.items()}, first
+  return fast, reports | {"after": memorize(config, params, copy, [ids], write=False, progress=progress)[1]}
+
+
+def describe(config, reports: dict[str, Report]) -> dict:
+  """A study of one text as JSON, by the chunks of the first reading: sums of losses over a chunk's tokens, memories by layer."""
+  first, entries = reports["read"], configs.written(config)
+  chunks = first.nats_BxT.shape[1] // size(config)
+  # token by token, not column by column: a text that is read again starts inside a chunk
+  by_chunk = lambda a_N: np.bincount(np.arange(len(a_N)) // size(config), a_N, chunks).tolist()
+  losses = {name: report.nats_BxT[report.labels_BxT].astype(np.float64) for name, report in reports.items()}
+  return {"chunk": size(config), "threshold": config.teach.threshold, "predicted": by_chunk(np.ones(len(losses["read"]))),
+          "nats": {name: by_chunk(nats_N) for name, nats_N in losses.items()},
+          "memories": {configs.path(name): {"period": entries[name].period}
+                       | {key: value[..., 0].tolist() for key, value in stats.items()}
+                       for name, stats in first.stats.items() if name != "selfmod"},
+          "selfmod": {key: value.tolist() for key, value in first.stats.get("selfmod", {}).items()},
+          "totals": first.totals()}
 
 
 def check_updates(report: Report) -> None:
@@ -203,7 +221,9 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     ids = [tokenizer.bos, *tokenizer.encode(text)]
     if len(ids) < 3:
       raise ValueError(f"{f.text} holds {len(ids) - 1} tokens: there is nothing to learn from fewer than 2")
-    fast, losses, report = study(config, params, ids, f.steps)
+    fast, reports = study(config, params, ids, f.steps)
+    report = reports["read"]
+    losses = {name: float(each.loss_B[0]) for name, each in reports.items()}
     to_bits = (len(ids) - 1) / math.log(2) / len(text.encode())
     say(f"{len(ids):,} tokens read {f.steps} time(s)")
     for name, nats in losses.items():
@@ -211,6 +231,15 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     for path, total in report.totals().items():
       print(f"{path:12} {total['updates']:9,.1f} updates a layer, {total['gate_hits']:7,.1f} chunks let through of "
             f"{len(next(iter(report.stats.values()))['updates'])}, surprise {total['surprise']:.3g}, ||dW|| {total['moved']:.3g}")
+    if f.output is not None:
+      Path(f.output).parent.mkdir(parents=True, exist_ok=True)
+      Path(f.output).write_text(json.dumps(
+          {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+           "command": shlex.join(["python", "-m", "hope_jax.memorize", *sys.argv[1:]]), "text": f.text,
+           "fingerprint": checkpoint.fingerprint(params), "tokenizer": tokenizer.digest, "tokens": len(ids),
+           "steps": f.steps, "nats_per_token": losses,
+           "bits_per_byte": {name: nats * to_bits for name, nats in losses.items()},
+           "config": json.loads(configs.to_json(config))} | describe(config, reports)) + "\n")
     if f.state is not None:
       checkpoint.save_fast(f.state, fast, {"fingerprint": checkpoint.fingerprint(params), "pending": None})
       say(f"saved in {f.state}: go on with python -m hope_jax.generate --checkpoint={f.checkpoint} --state={f.state}")

@@ -152,7 +152,8 @@ class HopeLM(nn.Module):
                                                             jnp.arange(c.model.layers)))
     head = nn.initializers.constant(0.02 / c.model.embed_std)  # the tied head starts the same whatever the embedding's scale
     x = nn.RMSNorm(dtype=dtype, scale_init=head, name="norm")(layouts.to_tokens(layout, x))
-    logits = jnp.einsum("btd,vd->btv", x, embed.embedding.astype(dtype), preferred_element_type=jnp.float32)
+    logits = jnp.einsum("btd,vd->btv", x, embed.embedding.astype(dtype),
+                        preferred_element_type=jnp.promote_types(dtype, jnp.float32))
     fast = FastState(layout.segment_B, layout.count_B, layers, held) if fast else None
     return (logits, fast, stats) if probes is None else (logits, fast, stats, taps)
 

@@ -19,10 +19,10 @@ from hope_jax import level
 def init_modifier(key, width: int, hidden: int) -> dict:
   """Parameters of the self-modifier."""
   in_key, mid_key = jax.random.split(key)
-  part = lambda kernel: {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1])}
-  normal = lambda k, rows, columns: rows ** -0.5 * jax.random.normal(k, (rows, columns))
+  part = lambda kernel: {"kernel": kernel, "bias": jnp.zeros_like(kernel[0])}
+  normal = lambda k, rows, columns: rows ** -0.5 * jax.random.normal(k, (rows, columns), jnp.float32)
   return {"in": part(normal(in_key, 3 * width, hidden)), "mid": part(normal(mid_key, hidden, hidden)),
-          "out": part(jnp.zeros((hidden, width))), "skip": jnp.ones(())}
+          "out": part(jnp.zeros((hidden, width), jnp.float32)), "skip": jnp.ones((), jnp.float32)}
 
 
 def modify(params: dict, attention_BxCxD, read_BxCxD, teach_BxCxD):

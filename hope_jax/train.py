@@ -15,14 +15,17 @@ import time
 import jax
 import numpy as np
 
-from hope_jax import checkpoint, config as configs, costs, data, sharding, step as steps
+from hope_jax import checkpoint, config as configs, costs, data, sharding, stack, step as steps
 from hope_jax.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.ngram import Bigram
 from hope_jax.startup import say
 
 
-def train(config, workdir: str | Path) -> dict:
+def train(config, workdir: str | Path, init_from: str | Path | None = None) -> dict:
   """Trains until config.train.steps, from the workdir's last checkpoint if it has one; returns the last evaluation.
+
+  Args:
+    init_from: workdir of another run; without a checkpoint of its own this one starts at its parameters (stack.py).
 
   Raises ValueError for a configuration, data or checkpoint that does not fit, OSError for a workdir that cannot be
   written, FloatingPointError for a loss that is not finite, SystemExit(128 + signal) after SIGTERM or SIGINT.
@@ -30,16 +33,24 @@ def train(config, workdir: str | Path) -> dict:
   configs.validate(config, jax.device_count())
   workdir, tokenizer = Path(workdir), None
   with checkpoint.Checkpoints(workdir / "checkpoints", config.train.keep) as saved:
+    stacked = None
+    if init_from is not None and saved.latest() is not None:
+      say(f"{workdir} has a checkpoint and goes on from it: --init_from={init_from} is ignored")
+    elif init_from is not None:
+      stacked = stack.load(config, init_from)  # before data are built, which may take long
     if config.data.task == "text":
       data.build(config)
       tokenizer = data.tokenizer(config)
-    return _Run(config, workdir, saved, tokenizer).train()
+    return _Run(config, workdir, saved, tokenizer, stacked).train()
+
+
+CLOSED_STEPS = 100  # without an open gate, after which it is said
 
 
 class _Run:
   """What the loop needs at every step."""
 
-  def __init__(self, config, workdir, saved, tokenizer):
+  def __init__(self, config, workdir, saved, tokenizer, stacked):
     self.config, self.workdir, self.saved, self.tokenizer = config, workdir, saved, tokenizer
     self.token_bytes = None if tokenizer is None else tokenizer.token_bytes
     devices = sharding.mesh()
@@ -51,6 +62,10 @@ class _Run:
     self.start = saved.latest()
     if self.start is None:
       self.start, self.state = 0, init(jax.random.key(config.seed))
+      if stacked is not None:
+        params, meta = stacked
+        checkpoint.check_tokenizer(meta, digest)
+        self.state = self.state.replace(params=jax.device_put(params, everywhere))
     else:
       checkpoint.check_tokenizer(saved.meta(self.start), digest)
       like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere),
@@ -60,6 +75,7 @@ class _Run:
     (workdir / "config.json").write_text(self.meta["config"])
     if tokenizer:
       shutil.copy(Path(config.data.dir) / "tokenizer.model", workdir / "tokenizer.model")
+    self.closed = {}  # steps since a gate of each memory opened
     self.train_step, self.eval_step = steps.make_train_step(config), steps.make_eval_step(config)
 
   def train(self) -> dict:
@@ -117,6 +133,7 @@ class _Run:
           f"step {i}: loss {out['loss']}, gradient norm {out['grad_norm']}. "
           + (f"Checkpoint {good} is good and a restart goes on from it. " if good is not None else "")
           + "Try a smaller optim.lr or optim.muon_lr, a longer optim.warmup, a smaller optim.clip, or selfmod.bound > 0")
+    self.watch_gates(i, out["memory"])
     interval.append((float(out["loss"]), int(out["labels"]), size))
     if i % self.config.train.log_every and i != self.config.train.steps:
       return
@@ -133,6 +150,17 @@ class _Run:
     say(format_line(i, self.config.train.steps, loss=values["loss"], bpb=values.get("bpb"), rates=rates,
                     grad_norm=float(values["grad_norm"]), lr=float(values["lr"]), memory=moved))
 
+  def watch_gates(self, i: int, memory: dict):
+    """Says so when no chunk's surprise has reached the threshold for a while."""
+    for name, opened in memory.items():
+      kind, _, path = name.partition("/")
+      if kind == "open":
+        self.closed[path] = 0 if opened.any() else self.closed.get(path, 0) + 1
+        if self.closed[path] == CLOSED_STEPS:
+          self.closed[path] = 0
+          say(f"step {i}: no gate of {path} opened in {CLOSED_STEPS} steps: its surprise is now "
+              f"{float(memory['surprise/' + path].max()):.3g}, teach.threshold is {self.config.teach.threshold:.3g}")
+
   def evaluate(self, metrics, i: int, last: bool) -> dict:
     """Validation loss, bits per byte and accuracy; at the end also the bigram model's, over the same training tokens."""
     bigram = self.bigram(i) if last and self.tokenizer else None
@@ -140,7 +168,7 @@ class _Run:
     for names, batch in data.eval_batches(self.config, self.config.train.eval_batches):
       placed = jax.tree.map(lambda a: jax.device_put(a, self.rows), batch)
       out = jax.device_get(self.eval_step(self.state.params, placed))
-      moved.append({name: float(np.mean(v)) for name, v in out["memory"].items() if name.startswith("moved")})
+      moved.append({name: float(np.mean(v)) for name, v in out["memory"].items() if name.startswith("moved") and self.writes(name)})
       for row, name in enumerate(names):
         if not name:
           continue
@@ -168,6 +196,11 @@ class _Run:
     say(text)
     return result
 
+  def writes(self, name: str) -> bool:
+    """Whether the memory of a statistic ("moved/titan", "moved/k") may be written in any layer."""
+    path = name.partition("/")[2]
+    return configs.written_layers(self.config, path if path in configs.paths(self.config) else "selfmod").any()
+
   def bigram(self, count: int) -> Bigram:
     """The bigram model of the batches of the first `count` steps."""
     model, batches = Bigram(self.config.model.vocab), iter(data.train_batches(self.config))
@@ -181,7 +214,8 @@ def check_updates(moved: list[dict]) -> None:
   for name in moved[0]:
     if not any(m[name] > 0 for m in moved):
       raise RuntimeError(f"memory {name.split('/')[-1]} made no update in the whole evaluation: look at "
-                         "selfmod.eta_init, selfmod.alpha_init and selfmod.bound, or leave the memory out")
+                         "teach.threshold, teach.scale and the level's period and lr (selfmod: eta_init, alpha_init, bound), "
+                         "or leave the memory out (teach.paths)")
 
 
 class _Signals(contextlib.AbstractContextManager):

@@ -1,0 +1,127 @@
+"""Training with in-context writes: gradients through them, packed documents, exact and chunked periods, what is reported."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax import config, model, online, step, teach
+from tests.test_memorize import VOCAB, parameters, texts, tiny
+
+KINDS = ["hope_attention", "hope_hybrid", "hope_selfmod", "titan_hybrid"]
+
+
+def batch_of(tokens_BxT, segments_BxT=None):
+  tokens = np.asarray(tokens_BxT, np.int32)
+  segments = np.ones_like(tokens) if segments_BxT is None else np.asarray(segments_BxT, np.int32)
+  follows = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+  labels = np.full_like(tokens, -1)
+  labels[:, :-1] = np.where(follows, tokens[:, 1:], -1)
+  return {"tokens": jnp.asarray(tokens), "labels": jnp.asarray(labels), "segments": jnp.asarray(segments)}
+
+
+@functools.cache
+def losses(kind, **teach):
+  """(params, batch) -> (summed loss, statistics, gradient) of a tiny model."""
+  c = tiny(kind, **teach)
+  return jax.jit(lambda params, batch: step._online(c, params, batch, None, 10))
+
+
+@pytest.mark.parametrize("kind", ["hope_attention", "hope_hybrid"])
+def test_gradient_through_the_writes(kind, x64, monkeypatch):
+  """through_writes = full against finite differences in float64; none leaves something out."""
+  c = tiny(kind, through_writes="full", clip=0.3)
+  c.model.dtype = "float64"
+  double = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree)
+  init_fast, wide = model.init_fast, double(parameters(kind))
+  monkeypatch.setattr(model, "init_fast", lambda *args: double(init_fast(*args)))
+  batch = batch_of(texts(24, 24))
+  batch = jax.tree.map(lambda a: a[:, :24], batch)
+  program = jax.jit(lambda params: step._online(c, params, batch, None, 10))
+  loss = lambda params: float(program(params)[0])
+  gradient = program(wide)[2]
+  random, size = np.random.default_rng(0), 2e-4  # jax's own attention weighs in float32: a smaller step shows its noise
+  for part in ("embed", "blocks"):
+    way = jax.tree.map(lambda p: jnp.asarray(random.standard_normal(p.shape)), wide[part])
+    move = lambda s: wide | {part: jax.tree.map(lambda p, d: p + s * d, wide[part], way)}
+    want = (loss(move(size)) - loss(move(-size))) / (2 * size)
+    got = sum(jnp.sum(g * d) for g, d in zip(jax.tree.leaves(gradient[part]), jax.tree.leaves(way)))
+    np.testing.assert_allclose(got, want, rtol=3e-4)
+  data = c.copy_and_resolve_references()
+  data.teach.through_writes = "none"
+  cut = jax.jit(lambda params: step._online(data, params, batch, None, 10))(wide)[2]
+  assert np.abs(cut["blocks"]["attention"]["qkv"]["kernel"] - gradient["blocks"]["attention"]["qkv"]["kernel"]).max() > 1e-4
+  if kind == "hope_hybrid":  # the self-modifier learns through its writes only
+    modifier = lambda g: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(g["blocks"]["titan"]["modifier"]))
+    assert modifier(cut) == 0 < modifier(gradient)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_documents_are_separate(kind):
+  """Rule 4: memories, attention, levels and their clocks start afresh at a document, which starts at a chunk."""
+  first, second = texts(13, 16, seed=3)
+  packed = batch_of([first + [0] * 3 + second], [[1] * 13 + [0] * 3 + [2] * 16])
+  apart = [batch_of([first + [0] * 19], [[1] * 13 + [0] * 19]), batch_of([second + [0] * 16], [[1] * 16 + [0] * 16])]
+  program, params = losses(kind), parameters(kind)
+  whole, _, gradient = program(params, packed)
+  parts = [program(params, one) for one in apart]
+  np.testing.assert_allclose(whole, sum(loss for loss, _, _ in parts), rtol=1e-5)
+  chex.assert_trees_all_close(gradient, jax.tree.map(jnp.add, parts[0][2], parts[1][2]), atol=2e-4, rtol=1e-3)
+
+
+def test_exact_is_chunked_where_the_period_is_the_chunk():
+  """Exact shortens the chunk to the shortest period; read in longer chunks, a write is seen later."""
+  def loss(chunk, mode):
+    c = tiny("hope_attention")
+    c.mixer.levels = (config.Level("a", 8, lr=0.05), config.Level("b", 16, lr=0.05))
+    c.teach.update(dict(chunk=chunk, mode=mode))
+    params = model.init_params(c, jax.random.key(0))
+    return float(jax.jit(lambda params, batch: step._online(c, params, batch, None, 10)[0])(
+        params, batch_of(texts(32, 32))))
+  assert loss(8, "chunked") == loss(16, "exact") != loss(16, "chunked")
+
+
+def test_schedule():
+  t = tiny("hope_attention").teach
+  t.update(dict(warmup=10, decay_start=100, decay_duration=50))
+  assert [round(float(teach.schedule(t, s)), 3) for s in (0, 5, 10, 100, 125, 150, 900)] == [0, 0.5, 1, 1, 0.5, 0, 0]
+  t.update(dict(warmup=0, decay_duration=0))
+  assert float(teach.schedule(t, 0)) == float(teach.schedule(t, 10**6)) == 1
+
+
+def test_level_warmup_and_scale():
+  c = tiny("hope_attention")
+  c.mixer.levels = (config.Level("fast", 2, lr=0.4, warmup=8), config.Level("slow", 16, lr=0.1))
+  assert float(online.strength(c, 2).rates["fast"]) == pytest.approx(0.1)
+  assert online.strength(c).rates == {"fast": 0.4, "slow": 0.1}
+
+
+@pytest.mark.parametrize("metric", ["l2", "loss", "logit_entropy"])
+def test_surprise(metric):
+  random = np.random.default_rng(0)
+  signal, logits = random.standard_normal((2, 3, 4, 5)), random.standard_normal((3, 4, VOCAB))
+  labels = random.integers(-1, VOCAB, (3, 4))
+  labels[0] = -1
+  nats = online.token_losses(jnp.asarray(logits), jnp.asarray(labels))
+  got = teach.surprise(metric, jnp.asarray(signal), nats, jnp.asarray(logits), jnp.asarray(labels >= 0))
+  for layer in range(2):
+    for b in range(3):
+      p = np.exp(logits[b] - np.log(np.exp(logits[b]).sum(-1, keepdims=True)))
+      per_token = {"l2": np.linalg.norm(signal[layer, b], axis=-1), "loss": np.asarray(nats)[b],
+                   "logit_entropy": -(p * np.log(p)).sum(-1)}[metric]
+      some = labels[b] >= 0
+      np.testing.assert_allclose(got[layer, b], per_token[some].mean() if some.any() else 0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_of_a_step(kind):
+  """Every memory says what it did, layer by layer; a batch of any size."""
+  stats = losses(kind)(parameters(kind), batch_of(texts(32, 32, 32)))[1]
+  for name, entry in config.written(tiny(kind)).items():
+    path = config.path(name)
+    np.testing.assert_array_equal(stats[f"updates/{path}"], [32 // entry.period] * 2)
+    np.testing.assert_array_equal(stats[f"open/{path}"], [4, 4])
+    assert all(stats[f"{what}/{path}"].min() > 0 for what in ("moved", "surprise", "teach"))
