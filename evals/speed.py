@@ -2,6 +2,8 @@
 
     python evals/speed.py                                            # 4 models, small, on a CPU: about 4 minutes
     python evals/speed.py --lengths=512,1024,2048,4096 --depths=2,4,8 --output=speed.json
+    python evals/speed.py --models=transformer,attention_1,selfmod_1,transformer_wide,hybrid_1 --batch=32     # in-context writes
+    python evals/speed.py --memorize=attention_1,selfmod_1,hybrid_1             # reading and writing against reading alone
     python evals/speed.py --preset=pilot                             # a GPU
 
 All models are compiled first: into an empty persistent cache, then once more from it. Then they take turns, one each in
@@ -26,23 +28,33 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from hope_jax import config as configs, costs, metrics, step as steps
+from hope_jax import config as configs, costs, metrics, model as models, online, step as steps
 
 PRESETS = {  # vocabulary, width, layers, heads, sequence, batch, dtype
     "small": dict(vocab=4096, dim=256, layers=4, heads=4, seq=512, batch=4, dtype="float32"),
     "pilot": dict(vocab=32_768, dim=512, layers=12, heads=8, seq=2048, batch=6, dtype="bfloat16"),
 }
-MODELS = {  # model.kind, selfmod.memory
-    "transformer": ("transformer", None),
-    "hope_attention": ("hope_attention", None),
-    "selfmod_linear": ("hope_selfmod", "linear"),
-    "selfmod_mlp": ("hope_selfmod", "mlp"),
+PILOT, SPARSE = (1, 4, 32, 128), (8, 32, 128, 512)  # periods of four levels that write while they read
+MODELS = {  # model.kind, selfmod.memory, periods, what it is compared with
+    "transformer": ("transformer", None, None, "transformer"),
+    "transformer_wide": ("transformer", None, None, "transformer_wide"),  # as many parameters as the hybrids
+    "hope_attention": ("hope_attention", None, None, "transformer"),
+    "selfmod_linear": ("hope_selfmod", "linear", None, "transformer"),
+    "selfmod_mlp": ("hope_selfmod", "mlp", None, "transformer"),
+    "attention_1": ("hope_attention", None, PILOT, "transformer"),
+    "attention_8": ("hope_attention", None, SPARSE, "transformer"),
+    "selfmod_1": ("hope_selfmod", "linear", PILOT, "transformer"),
+    "selfmod_8": ("hope_selfmod", "linear", SPARSE, "transformer"),
+    "hybrid_1": ("hope_hybrid", None, PILOT, "transformer_wide"),
+    "hybrid_8": ("hope_hybrid", None, SPARSE, "transformer_wide"),
 }
 PRESET = flags.DEFINE_enum("preset", "small", list(PRESETS), "Size of the models.")
-NAMES = flags.DEFINE_list("models", list(MODELS), f"Of {', '.join(MODELS)}; the others are compared with the first.")
+NAMES = flags.DEFINE_list("models", ["transformer", "hope_attention", "selfmod_linear", "selfmod_mlp"], f"Of {', '.join(MODELS)}.")
+BATCH = flags.DEFINE_integer("batch", None, "Sequences in a batch, instead of the preset's.")
+MEMORIZE = flags.DEFINE_list("memorize", [], "Reading with writes against reading alone, of these models.")
 SWEPT = flags.DEFINE_list("swept", ["selfmod_linear", "selfmod_mlp"], "Models of --lengths and --depths.")
 LENGTHS = flags.DEFINE_list("lengths", [], "Time per token at these sequence lengths.")
-LENGTH_TOKENS = flags.DEFINE_integer("length_tokens", 4096, "Tokens in every batch of --lengths, a multiple of each.")
+LENGTH_BATCH = flags.DEFINE_integer("length_batch", 4, "Sequences in every batch of --lengths.")
 DEPTHS = flags.DEFINE_list("depths", [], "Time to compile at these numbers of layers.")
 ROUNDS = flags.DEFINE_integer("rounds", 8, "Turns of each model.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 2, "Training steps a turn.", lower_bound=1)
@@ -53,12 +65,17 @@ def configuration(name: str, **changes):
   """A model of the preset's size, some of it changed."""
   if name not in MODELS:
     raise ValueError(f"no model {name}: choose from {', '.join(MODELS)}")
-  size = PRESETS[PRESET.value] | changes
+  size = PRESETS[PRESET.value] | ({"batch": BATCH.value} if BATCH.value else {}) | changes
   c = configs.base()
-  c.model.kind, memory = MODELS[name]
+  c.model.kind, memory, periods, _ = MODELS[name]
   if memory:
     c.selfmod.memory = memory
-  c.mixer.kind, c.mixer.hidden = ("swiglu", 8 / 3) if name == "transformer" else ("cms", 4.0)
+  c.mixer.kind = "swiglu" if c.model.kind == "transformer" else "cms"
+  c.mixer.hidden = 5.0 if name == "transformer_wide" else 8 / 3 if c.model.kind == "transformer" else 4.0
+  if periods:
+    c.mixer.levels = tuple(configs.Level(f"every{period}", period) for period in periods)
+    c.mixer.hidden, c.mixer.in_context, c.titan.hidden = 1.0, True, 1.0
+    c.teach.chunk = c.data.align = 128
   for field, value in size.items():
     (c.data if field in ("seq", "batch") else c.model)[field] = value
   configs.validate(c)
@@ -137,11 +154,13 @@ def build(label: str, jobs: dict) -> dict:
   return {key: Runner(name, **changes) for key, (name, changes) in tqdm(jobs.items(), desc=label, unit="model")}
 
 
-def check_channel_mixers(runners: dict) -> None:
-  """ValueError where channel mixers differ in size: their speeds would not compare."""
-  sizes = {name: runner.channel for name, runner in runners.items()}
-  if max(sizes.values()) > 1.01 * min(sizes.values()):
-    raise ValueError(f"channel mixers differ in parameters, {sizes}: change mixer.hidden in configuration()")
+def check_parameters(runners: dict) -> None:
+  """ValueError where a model and what it is compared with differ in parameters: their speeds would not compare."""
+  for name, runner in runners.items():
+    base = runners[MODELS[name][3]]
+    if abs(runner.parameters - base.parameters) > 0.07 * base.parameters:
+      raise ValueError(f"{name} has {runner.parameters:,} parameters, {MODELS[name][3]} {base.parameters:,}: change "
+                       "mixer.hidden in configuration()")
 
 
 def table(head: list, rows: list) -> str:
@@ -152,41 +171,39 @@ def table(head: list, rows: list) -> str:
 
 def compare(rate_of) -> tuple[dict, str]:
   """The models beside each other."""
-  runners = build("compile", {name: (name, {}) for name in NAMES.value})
-  check_channel_mixers(runners)
+  names = dict.fromkeys([*(MODELS[name][3] for name in NAMES.value if name in MODELS), *NAMES.value])
+  runners = build("compile", {name: (name, {}) for name in names})
+  check_parameters(runners)
   take_turns(runners, "train")
-  rate, base = rate_of(), next(iter(runners.values()))
+  rate = rate_of()
   out, speeds, sizes = {}, [], []
   total = lambda seconds: f"{sum(seconds.values()):.1f}"
   millions = lambda number: f"{number / 1e6:,.1f}"
   for name, runner in runners.items():
     n = runner.numbers(rate)
-    # each turn against the same round's turn of the first model
+    base = runners[MODELS[name][3]]  # each turn against its turn of the same round
     ratios = sorted(b / a for a, b in zip(runner.seconds, base.seconds))
     ratio = statistics.median(ratios)
-    out[name] = n | {"speed_ratio": {"to": NAMES.value[0], "rounds": ratios, "median": ratio}}
+    out[name] = n | {"speed_ratio": {"to": MODELS[name][3], "rounds": ratios, "median": ratio}}
     speeds.append([name, f"{n['tokens_per_s']:,.0f}", f"{1e3 * n['median_step_s']:,.1f}",
-                   f"{1e3 * n['min_step_s']:,.1f}", f"{ratio:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})",
+                   f"{1e3 * n['min_step_s']:,.1f}", MODELS[name][3], f"{ratio:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})",
+                   f"{min(base.seconds) / min(runner.seconds):.3f}",
                    f"{100 * n['share_of_rate']:.1f}%"])
     flops = n["flops_per_token"]
     sizes.append([name, f"{n['parameters']:,}", f"{n['channel_parameters']:,}", millions(flops["model"]),
                   millions(flops["training"]), f"{n['memory_bytes']['peak'] / 2**20:,.0f}",
                   total(n["compile_cold"]), total(n["compile_cached"])])
   return out, table(
-      ["model", "tokens/s", "median step, ms", "min step, ms", f"speed / {NAMES.value[0]} (min to max of rounds)",
-       "share of matrix rate"], speeds) + "\n" + table(
+      ["model", "tokens/s", "median step, ms", "min step, ms", "compared with", "speed ratio (min to max of rounds)",
+       "by fastest steps", "share of matrix rate"], speeds) + "\n" + table(
            ["model", "parameters", "in channel mixers", "model MFLOP/token", "computed MFLOP/token", "peak MiB",
             "compile s", "cached s"], sizes)
 
 
 def length_jobs() -> dict:
   """--lengths: {(name, length): (name, changes)}."""
-  total, lengths = LENGTH_TOKENS.value, [int(length) for length in LENGTHS.value]
-  for length in lengths:
-    if total % length:
-      raise ValueError(f"--lengths: {total} tokens are no whole number of sequences of {length}: set --length_tokens="
-                       f"{-(-total // length) * length}")
-  return {(name, length): (name, dict(seq=length, batch=total // length)) for name in SWEPT.value for length in lengths}
+  return {(name, length): (name, dict(seq=length, batch=LENGTH_BATCH.value))
+          for name in SWEPT.value for length in map(int, LENGTHS.value)}
 
 
 def by_length(jobs: dict, rate_of) -> tuple[list, str]:
@@ -197,8 +214,11 @@ def by_length(jobs: dict, rate_of) -> tuple[list, str]:
   us = {key: 1e6 * statistics.median(runner.seconds) / runner.tokens for key, runner in runners.items()}
   lengths = sorted({length for _, length in jobs})
   rows = [[name, *(f"{us[name, length]:,.1f}" for length in lengths)] for name in SWEPT.value]
+  peak = {key: runner.memory["peak"] / 2**20 for key, runner in runners.items()}
+  peaks = [[name, *(f"{peak[name, length]:,.0f}" for length in lengths)] for name in SWEPT.value]
   return ([{"model": name} | runner.numbers(rate) for (name, _), runner in runners.items()],
-          table([f"us per token, {LENGTH_TOKENS.value} a batch, at sequence", *lengths], rows))
+          table([f"us per token, {LENGTH_BATCH.value} sequences of", *lengths], rows)
+          + "\n" + table([f"peak MiB, {LENGTH_BATCH.value} sequences of", *lengths], peaks))
 
 
 def by_depth() -> tuple[list, str]:
@@ -211,6 +231,42 @@ def by_depth() -> tuple[list, str]:
       out.append({"model": name, "layers": int(depth)} | seconds)
       rows[-1].append(f"{sum(seconds.values()):.1f}")
   return out, table(["seconds to trace and compile at layers", *DEPTHS.value], rows)
+
+
+def reading() -> tuple[list, str]:
+  """Tokens/s of memorizing (chunks, teach signals, writes) against the plain forward pass over whole sequences."""
+  out, rows = [], []
+  for name in tqdm(MEMORIZE.value, desc="memorize", unit="model"):
+    c = configuration(name)
+    shape = (c.data.batch, c.data.seq)
+    params = jax.jit(lambda key: models.init_params(c, key))(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), shape, 0, c.model.vocab)
+    batch = {"tokens": tokens, "labels": jnp.roll(tokens, -1, 1), "segments": jnp.ones_like(tokens)}
+
+    @jax.jit
+    def forward(params, batch):
+      logits, _, _ = models.build(c).apply({"params": params}, batch["tokens"], None, batch["segments"], aligned=True)
+      return online.token_losses(logits, batch["labels"]).sum()
+
+    @jax.jit
+    def memorize(params, fast, batch):
+      def read(fast, piece):
+        loss, fast, _ = online.chunk(c, params, fast, piece, online.strength(c))
+        return fast, loss["nats_BxC"].sum()
+      return jax.lax.scan(read, fast, online.scan_chunks(c, batch))
+
+    fast, seconds = models.init_fast(c, c.data.batch), {"forward": [], "memorize": []}
+    calls = {"forward": lambda: forward(params, batch), "memorize": lambda: memorize(params, fast, batch)}
+    for i in range(ROUNDS.value + 1):
+      for what, call in calls.items():
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds[what] += [time.perf_counter() - began] if i else []
+    fastest = {what: shape[0] * shape[1] / min(s) for what, s in seconds.items()}
+    out.append({"model": name, "seconds": seconds, "tokens_per_s": fastest})
+    rows.append([name, f"{fastest['forward']:,.0f}", f"{fastest['memorize']:,.0f}",
+                 f"{fastest['memorize'] / fastest['forward']:.3f}"])
+  return out, table(["model", "forward tokens/s", "memorize tokens/s", "ratio, fastest of each"], rows)
 
 
 def main(argv):
@@ -227,7 +283,7 @@ def main(argv):
 
   report = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "command": shlex.join(["python", "evals/speed.py", *sys.argv[1:]]),
-            "device": {"kind": device.device_kind, "platform": device.platform, "processor": platform.machine(),
+            "device": {"kind": device.device_kind, "platform": device.platform, "processor": platform.machine(), "devices": jax.device_count(),
                        "cores": os.cpu_count(), "load_before": os.getloadavg()},
             "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in (jax, flax, optax)},
             "preset": PRESETS[PRESET.value], "rounds": ROUNDS.value, "steps_per_turn": STEPS.value}
@@ -236,8 +292,12 @@ def main(argv):
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     rate_of()
-    report["models"], text = compare(rate_of)
-    parts.append(text)
+    if MEMORIZE.value:
+      report["memorize"], text = reading()
+      parts.append(text)
+    else:
+      report["models"], text = compare(rate_of)
+      parts.append(text)
     if jobs:
       report["lengths"], text = by_length(jobs, rate_of)
       parts.append(text)

@@ -1,6 +1,10 @@
 """Training with in-context writes: gradients through them, packed documents, exact and chunked periods, what is reported."""
 
 import functools
+from pathlib import Path
+import socket
+import subprocess
+import sys
 
 import chex
 import jax
@@ -125,3 +129,50 @@ def test_statistics_of_a_step(kind):
     np.testing.assert_array_equal(stats[f"updates/{path}"], [32 // entry.period] * 2)
     np.testing.assert_array_equal(stats[f"open/{path}"], [4, 4])
     assert all(stats[f"{what}/{path}"].min() > 0 for what in ("moved", "surprise", "teach"))
+
+
+def test_nested_levels_start_afresh():
+  """NL Eq. 72: when the period of the next slower level ends, a level is back at its meta-learned weights."""
+  c = tiny("hope_attention")
+  c.mixer.connection = "nested"
+  c.mixer.levels = (config.Level("fast", 8, lr=0.02), config.Level("slow", 24, lr=0.02))
+  c.data.seq = 48
+  read = jax.jit(lambda params, fast, piece: online.chunk(c, params, fast, piece, online.strength(c))[1])
+  fast, params = model.init_fast(c, 1), model.init_params(c, jax.random.key(0))
+  size = lambda name: float(jnp.abs(fast.layers.levels[name].delta["up"]["kernel"]).max())
+  sizes = []
+  chunks = online.scan_chunks(c, batch_of(texts(48)))
+  for i in range(6):
+    fast = read(params, fast, jax.tree.map(lambda a: a[i], chunks))
+    sizes.append((size("fast") > 0, size("slow") > 0))
+  assert sizes == [(True, False), (True, False), (False, True)] + [(True, True), (True, True), (False, True)]
+
+
+TWO = """
+import sys
+import jax, numpy as np
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from jax.sharding import NamedSharding, PartitionSpec as P
+from tests import test_online as t
+mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+batch = jax.tree.map(np.asarray, t.batch_of(t.texts(32, 32, 32, 32)))
+mine = lambda a: jax.make_array_from_process_local_data(NamedSharding(mesh, P("data")), a[2 * int(sys.argv[2]):][:2])
+everywhere = lambda a: jax.make_array_from_callback(a.shape, NamedSharding(mesh, P()), lambda i: np.asarray(a)[i])
+loss, stats, gradient = t.losses("hope_hybrid")(jax.tree.map(everywhere, t.parameters("hope_hybrid")), jax.tree.map(mine, batch))
+print(float(loss), float(stats["moved/titan"][0]), float(abs(gradient["blocks"]["cms"]["fast"]["up"]["kernel"]).sum()))
+"""
+
+
+def test_two_processes_write_as_one():
+  """Streams in two processes: the same loss, writes and gradient as in one."""
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{probe.getsockname()[1]}"
+  start = lambda i: subprocess.Popen([sys.executable, "-c", TWO, address, str(i)], stdout=subprocess.PIPE, text=True,
+                                     stderr=subprocess.PIPE, cwd=Path(__file__).resolve().parents[1])
+  outputs = [p.communicate(timeout=240) for p in [start(0), start(1)]]
+  loss, stats, gradient = losses("hope_hybrid")(parameters("hope_hybrid"), batch_of(texts(32, 32, 32, 32)))
+  want = [float(loss), float(stats["moved/titan"][0]), float(abs(gradient["blocks"]["cms"]["fast"]["up"]["kernel"]).sum())]
+  for out, error in outputs:
+    assert out, error
+    np.testing.assert_allclose(list(map(float, out.splitlines()[-1].split())), want, rtol=1e-4)
