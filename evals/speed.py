@@ -54,6 +54,7 @@ BATCH = flags.DEFINE_integer("batch", None, "Sequences in a batch, instead of th
 MEMORIZE = flags.DEFINE_list("memorize", [], "Reading with writes against reading alone, of these models.")
 SWEPT = flags.DEFINE_list("swept", ["selfmod_linear", "selfmod_mlp"], "Models of --lengths and --depths.")
 LENGTHS = flags.DEFINE_list("lengths", [], "Time per token at these sequence lengths.")
+BATCHES = flags.DEFINE_list("batches", [], "Only peak memory of the step, at these batches and --lengths; nothing runs.")
 LENGTH_BATCH = flags.DEFINE_integer("length_batch", 4, "Sequences in every batch of --lengths.")
 DEPTHS = flags.DEFINE_list("depths", [], "Time to compile at these numbers of layers.")
 ROUNDS = flags.DEFINE_integer("rounds", 8, "Turns of each model.", lower_bound=1)
@@ -233,6 +234,20 @@ def by_depth() -> tuple[list, str]:
   return out, table(["seconds to trace and compile at layers", *DEPTHS.value], rows)
 
 
+def by_size() -> tuple[list, str]:
+  """Peak memory of the compiled training step against batch and length."""
+  out, rows, lengths = [], [], [int(length) for length in LENGTHS.value] or [PRESETS[PRESET.value]["seq"]]
+  for name in SWEPT.value:
+    for batch in tqdm(list(map(int, BATCHES.value)), desc=f"memory, {name}", unit="batch"):
+      peaks = []
+      for length in lengths:
+        compiled, _ = costs.compile_program(*costs.train_program(configuration(name, batch=batch, seq=length)))
+        peaks.append(costs.memory(compiled)["peak"])
+        out.append({"model": name, "batch": batch, "seq": length, "peak_bytes": peaks[-1]})
+      rows.append([name, batch, *(f"{peak / 2**20:,.0f}" for peak in peaks)])
+  return out, table(["peak MiB a device", "batch", *(f"sequence {length}" for length in lengths)], rows)
+
+
 def reading() -> tuple[list, str]:
   """Tokens/s of memorizing (chunks, teach signals, writes) against the plain forward pass over whole sequences."""
   out, rows = [], []
@@ -292,13 +307,16 @@ def main(argv):
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     rate_of()
-    if MEMORIZE.value:
+    if BATCHES.value:
+      report["memory"], text = by_size()
+      parts.append(text)
+    elif MEMORIZE.value:
       report["memorize"], text = reading()
       parts.append(text)
     else:
       report["models"], text = compare(rate_of)
       parts.append(text)
-    if jobs:
+    if jobs and not BATCHES.value:
       report["lengths"], text = by_length(jobs, rate_of)
       parts.append(text)
     if DEPTHS.value:

@@ -153,8 +153,9 @@ def base() -> ConfigDict:
   c.data.task = "text"  # text | recall
   c.data.recall_pairs = 8
   c.data.recall_keys = 64
-  c.data.recall_gap = 0  # tokens between the pairs and the first place of a query; training draws 0 to this, per sequence
+  c.data.recall_gap = 0  # tokens between the pairs and the queries; training draws from 0 to this, per sequence
   c.data.recall_fillers = 0  # what fills is drawn from so many ids; 0: it is id 0
+  c.data.recall_taught = False  # facts are labelled too, key -> value: what a teach signal learns from
 
   c.optim = ConfigDict()
   c.optim.name = "adamw"  # adamw | muon: matrices by Muon, all else by AdamW
@@ -299,6 +300,12 @@ def paths(config: ConfigDict) -> tuple[str, ...]:
 def path(name: str) -> str:
   """Of what `written` calls by this name."""
   return name if name == "titan" else f"cms_{name}"
+
+
+def enabled(config: ConfigDict) -> list[str]:
+  """Paths of the memories that may be written: in teach.paths, in some layer, at a rate above 0."""
+  rates = {path(name): entry.lr for name, entry in written(config).items()} | {"selfmod": 1.0}
+  return [known for known in paths(config) if written_layers(config, known).any() and rates[known] > 0]
 
 
 def written_layers(config: ConfigDict, path: str) -> np.ndarray:

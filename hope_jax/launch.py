@@ -15,8 +15,8 @@ from hope_jax import config as configs, costs, startup, train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; --config.any.field=value changes one field.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-INIT_FROM = flags.DEFINE_string("init_from", None, "Folder of a run of a transformer or hope_attention: its parameters, with "
-                                "the configuration's levels, are where a new run starts.")
+INIT_FROM = flags.DEFINE_string("init_from", None, "Folder of a run of a transformer or hope_attention: its parameters, "
+                                "with the levels of this configuration, are where a new run starts.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, fast state, FLOPs and memory; build and train nothing.")
 
 

@@ -44,12 +44,12 @@ class Report(NamedTuple):
     """Nats per predicted token."""
     return self.nats_BxT.sum(1) / np.maximum(self.labels_BxT.sum(1), 1)
 
-  def totals(self) -> dict:
-    """{path: {updates, gate_hits, moved}}: summed over chunks, mean over layers and streams."""
+  def totals(self, paths: Sequence[str] | None = None) -> dict:
+    """{path: {updates, gate_hits, moved}}: summed over chunks, mean over layers and streams; of these paths, or all."""
     total = lambda a: float(np.mean(np.sum(a, 0)))
     return {configs.path(level): {"updates": total(s["updates"]), "gate_hits": total(s["open"]), "moved": total(s["moved"]),
                                   "surprise": float(np.mean(s["surprise"])), "surprise_max": float(np.max(s["surprise"]))}
-            for level, s in self.stats.items() if level != "selfmod"}
+            for level, s in self.stats.items() if level != "selfmod" and (paths is None or configs.path(level) in paths)}
 
 
 def size(config) -> int:
@@ -158,19 +158,20 @@ def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = T
   for _ in range(steps):
     fast, report = memorize(config, params, forget_context(config, fast), [ids], progress=progress)
     reports.setdefault("read", report)
-  check_updates(report)
+  check_updates(report.totals(configs.enabled(config)))
   copy = jax.tree.map(jnp.copy, forget_context(config, fast))
   return fast, reports | {"after": memorize(config, params, copy, [ids], write=False, progress=progress)[1]}
 
 
 def describe(config, reports: dict[str, Report]) -> dict:
-  """A study of one text as JSON, by the chunks of the first reading: sums of losses over a chunk's tokens, memories by layer."""
+  """A study of one text as JSON, by the chunks of the first reading: losses summed over a chunk, memories by layer."""
   first, entries = reports["read"], configs.written(config)
   chunks = first.nats_BxT.shape[1] // size(config)
   # token by token, not column by column: a text that is read again starts inside a chunk
   by_chunk = lambda a_N: np.bincount(np.arange(len(a_N)) // size(config), a_N, chunks).tolist()
   losses = {name: report.nats_BxT[report.labels_BxT].astype(np.float64) for name, report in reports.items()}
-  return {"chunk": size(config), "threshold": config.teach.threshold, "predicted": by_chunk(np.ones(len(losses["read"]))),
+  ones = np.ones(len(losses["read"]))
+  return {"chunk": size(config), "threshold": config.teach.threshold, "predicted": by_chunk(ones),
           "nats": {name: by_chunk(nats_N) for name, nats_N in losses.items()},
           "memories": {configs.path(name): {"period": entries[name].period}
                        | {key: value[..., 0].tolist() for key, value in stats.items()}
@@ -179,9 +180,9 @@ def describe(config, reports: dict[str, Report]) -> dict:
           "totals": first.totals()}
 
 
-def check_updates(report: Report) -> None:
-  """RuntimeError for a memory that was to be written and was not, with the reason."""
-  for path, total in report.totals().items():
+def check_updates(totals: dict) -> None:
+  """RuntimeError, with the reason, if one of these memories (Report.totals) was not written."""
+  for path, total in totals.items():
     if not total["updates"]:
       why = (f"no gate opened: the largest surprise was {total['surprise_max']:.3g}, lower teach.threshold"
              if not total["gate_hits"] else "no period ended: the text is shorter than one, or teach.flush_partial is off")

@@ -197,9 +197,9 @@ class _Run:
     return result
 
   def writes(self, name: str) -> bool:
-    """Whether the memory of a statistic ("moved/titan", "moved/k") may be written in any layer."""
+    """Whether the memory of a statistic ("moved/titan", "moved/k") may be written."""
     path = name.partition("/")[2]
-    return configs.written_layers(self.config, path if path in configs.paths(self.config) else "selfmod").any()
+    return (path if path in configs.paths(self.config) else "selfmod") in configs.enabled(self.config)
 
   def bigram(self, count: int) -> Bigram:
     """The bigram model of the batches of the first `count` steps."""

@@ -10,9 +10,10 @@ ORDER = (
     "products", "delta", "rule", "linear_memory", "mlp_memory",  # the self-modifying memories
     "inner", "level", "teach", "layout", "layers", "state", "config", "write", "titan", "selfmod", "attention", "cms", "model",
     "online", "optim", "step", "sharding",
-    "startup", "corpus", "tokenizer", "recall", "data", "ngram", "checkpoint", "metrics", "costs", "generate", "memorize", "train", "launch")
+    "startup", "corpus", "tokenizer", "recall", "data", "ngram", "checkpoint", "stack", "metrics", "intervals", "report", "costs",
+    "generate", "memorize", "train", "launch")
 MEMORIES = ORDER[:5]
-WITHOUT_JAX = ("config", "corpus", "tokenizer", "ngram")
+WITHOUT_JAX = ("config", "corpus", "tokenizer", "ngram", "intervals", "report")
 
 
 def imports(name):

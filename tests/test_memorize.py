@@ -20,7 +20,8 @@ from hope_jax.state import select
 
 VOCAB, CHUNK = 11, 8
 CLOSE = dict(atol=3e-5, rtol=1e-4)
-KINDS = ["hope_attention", "hope_selfmod", "hope_hybrid", "titan_hybrid"]
+KINDS = ["hope_hybrid", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("hope_attention", "hope_selfmod",
+                                                                                  "titan_hybrid"))]
 
 
 def tiny(kind, **teach):
@@ -127,7 +128,8 @@ def test_parameters_are_untouched_and_a_closed_gate_changes_nothing():
     chex.assert_trees_all_equal((level.delta, level.rule, level.updates_B),
                                 (fresh.layers.levels[name].delta, fresh.layers.levels[name].rule, fresh.layers.levels[name].updates_B))
   with pytest.raises(RuntimeError, match="memory .* made no update: no gate opened: the largest surprise was"):
-    reader.check_updates(report)
+    reader.check_updates(report.totals())
+  reader.check_updates(report.totals(config.enabled(tiny("hope_hybrid", paths=("none",)))))
 
 
 def test_paths_and_layers():

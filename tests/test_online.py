@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from hope_jax import config, model, online, step, teach
-from tests.test_memorize import VOCAB, parameters, texts, tiny
+from tests.test_memorize import KINDS, VOCAB, parameters, texts, tiny
 
-KINDS = ["hope_attention", "hope_hybrid", "hope_selfmod", "titan_hybrid"]
 
 
 def batch_of(tokens_BxT, segments_BxT=None):
@@ -34,7 +33,7 @@ def losses(kind, **teach):
   return jax.jit(lambda params, batch: step._online(c, params, batch, None, 10))
 
 
-@pytest.mark.parametrize("kind", ["hope_attention", "hope_hybrid"])
+@pytest.mark.parametrize("kind", ["hope_hybrid", pytest.param("hope_attention", marks=pytest.mark.slow)])
 def test_gradient_through_the_writes(kind, x64, monkeypatch):
   """through_writes = full against finite differences in float64; none leaves something out."""
   c = tiny(kind, through_writes="full", clip=0.3)
@@ -163,6 +162,7 @@ print(float(loss), float(stats["moved/titan"][0]), float(abs(gradient["blocks"][
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_as_one():
   """Streams in two processes: the same loss, writes and gradient as in one."""
   with socket.socket() as probe:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from configs import recall_long
 from hope_jax import config, data, recall
 
 
@@ -10,6 +11,13 @@ def small(**fields):
   c = config.base()
   c.data.update(dict(task="recall", seq=64, batch=4, recall_pairs=8, recall_keys=16), **fields)
   c.model.vocab = 33
+  return c
+
+
+def long():
+  """8 places for queries after a gap of 2000."""
+  c = small(seq=2012, recall_pairs=2, recall_gap=2000, recall_fillers=32)
+  c.model.vocab = 65
   return c
 
 
@@ -59,10 +67,75 @@ def test_batches_resume_and_evaluation_is_other_examples():
   assert not seen & {row.tobytes() for row in next(data.train_batches(small(seed=1)))["tokens"]}
 
 
+def test_a_fact_lies_2000_tokens_before_its_question():
+  examples = recall.dataset(long(), "validation")
+  used = set()
+  for i in range(200):
+    tokens, labels = examples[i]["tokens"], examples[i]["labels"]
+    value = dict(zip(tokens[0:4:2].tolist(), tokens[1:4:2].tolist()))
+    asked = np.flatnonzero(labels >= 0)
+    assert [value[k] for k in tokens[asked].tolist()] == labels[asked].tolist() and set(tokens[asked]) == set(value)
+    assert asked.min() - 3 > 2000  # the last fact's value is token 3: 2000 fillers lie between
+    used |= set(asked.tolist())
+    others = np.delete(tokens, [0, 1, 2, 3, *asked])
+    assert others.min() >= 33 and others.max() <= 64 and len(set(others.tolist())) == 32
+  assert used == set(range(2004, 2012))
+
+
+def test_nothing_before_the_question_but_the_fact_tells_the_value():
+  examples = [recall.dataset(long(), "validation")[i] for i in range(400)]
+  facts = np.stack([e["tokens"][:4] for e in examples])
+  gaps = np.stack([e["tokens"][4:2004] for e in examples])
+  assert len({row.tobytes() for row in gaps}) == 400
+  shares = np.stack([(gaps == filler).mean(1) for filler in range(33, 65)], 1)
+  assert abs(shares.mean(0) - 1 / 32).max() < 1e-3
+  related = np.corrcoef(np.concatenate([shares, facts], 1).T)[:32, 32:]
+  assert abs(related).max() < 0.25  # 5 / sqrt(400)
+
+
+def test_training_gaps_are_shorter_and_vary():
+  examples = recall.dataset(long(), "train")
+  first = [np.flatnonzero(examples[i]["labels"] >= 0).min() - 4 for i in range(1000)]
+  assert min(first) < 20 and max(first) > 1980 and abs(np.mean(first) - 1003) < 5 * 577 / 1000 ** 0.5
+  shorter = {examples[i]["tokens"].tobytes() for i in range(100)}
+  held_out = recall.dataset(long(), "validation")
+  assert len(shorter | {held_out[i]["tokens"].tobytes() for i in range(100)}) == 200
+
+
+def test_fillers_without_a_gap():
+  c = small(recall_fillers=4)
+  c.model.vocab = 37
+  with_fillers, without = recall.dataset(c, "train")[3], recall.dataset(small(), "train")[3]
+  np.testing.assert_array_equal(with_fillers["labels"], without["labels"])
+  plain = np.flatnonzero(without["tokens"])
+  np.testing.assert_array_equal(with_fillers["tokens"][plain], without["tokens"][plain])
+  assert set(np.delete(with_fillers["tokens"], plain).tolist()) == {33, 34, 35, 36}
+
+
+def test_taught_facts_are_labelled_too_and_nothing_else_changes():
+  taught, plain = (recall.dataset(small(recall_taught=on), "train")[3] for on in (True, False))
+  np.testing.assert_array_equal(taught["tokens"], plain["tokens"])
+  np.testing.assert_array_equal(taught["labels"][16:], plain["labels"][16:])
+  np.testing.assert_array_equal(taught["labels"][:16:2], plain["tokens"][1:16:2])
+  assert (taught["labels"][1:16:2] == -1).all() and (plain["labels"][:16] == -1).all()
+
+
+def test_the_long_configuration_asks_after_its_gap():
+  c = recall_long.get_config()
+  facts = 2 * c.data.recall_pairs
+  labels = [recall.dataset(c, "validation")[i]["labels"] for i in range(50)]
+  assert min(np.flatnonzero(row >= 0).min() for row in labels) >= facts + c.data.recall_gap
+  assert {len(row) for row in labels} == {c.data.seq}
+
+
 def test_errors_state_the_number():
   for fields, match in ((dict(seq=23), "data.seq 23 is too short .* set data.seq to 24 or more"),
                         (dict(recall_keys=7), "set data.recall_keys to 8 or more"),
                         (dict(recall_keys=17), "model.vocab 33 is too small .* set model.vocab to 35 or more"),
+                        (dict(recall_gap=41, recall_fillers=16), "data.recall_gap 41; set data.seq to 65 or more"),
+                        (dict(recall_gap=8), "fillers 0 is too few .* set data.recall_fillers to 16 or more"),
+                        (dict(recall_gap=8, recall_fillers=16), "set model.vocab to 49 or more"),
+                        (dict(recall_gap=-1, recall_fillers=16), "data.recall_gap -1.* set them to 0 or more"),
                         (dict(recall_pairs=0), "data.recall_pairs 0 must be between 1 and")):
     with pytest.raises(ValueError, match=match):
       data.train_batches(small(**fields))

@@ -1,0 +1,157 @@
+"""Recall of facts that were stated long ago: accuracy by gap, with the memories written and with nothing written.
+
+    python -m hope_jax.launch --config=configs/recall_long.py --workdir=runs/recall_long
+    python evals/recall_long.py --checkpoint=runs/recall_long --gaps=0,500,1000,2000,4000 --output=recall_long.json
+
+Facts open each sequence, filler tokens follow, then every key is asked once (hope_jax/recall.py). Sequences come from
+the validation split, which no training saw. "Off" is the same model with teach.paths=("none",). The intervals (Wilson,
+95 %) count sequences, not queries, so they are wide rather than narrow: queries of one sequence are not independent.
+"""
+
+import datetime
+import json
+import math
+import os
+from pathlib import Path
+import platform
+import shlex
+import sys
+import time
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from hope_jax import checkpoint, config as configs, data, model as models, online, sharding, startup, train
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.", required=True)
+STEP = flags.DEFINE_integer("step", None, "Which of its checkpoints; default: the last.")
+GAPS = flags.DEFINE_list("gaps", ["0", "500", "1000", "2000", "4000"], "Filler tokens between facts and questions.")
+SEQUENCES = flags.DEFINE_integer("sequences", 256, "Sequences for each gap; a multiple of --batch.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch", 16, "Sequences at once.", lower_bound=1)
+OUTPUT = flags.DEFINE_string("output", None, "All numbers, as JSON.")
+Z = 1.959964  # 95 % of a normal distribution
+
+
+def at_gap(config, gap: int, write: bool):
+  """The configuration with another gap and a sequence as much longer; write=False: no memory is written."""
+  c = config.copy_and_resolve_references().unlock()
+  places = c.data.seq - c.data.recall_gap
+  c.data.update(recall_gap=gap, seq=-(-(places + gap) // c.data.align) * c.data.align, batch=BATCH.value)
+  if not write:
+    c.teach.paths = ("none",)
+  configs.validate(c, jax.device_count())
+  return c.lock()
+
+
+def interval(accuracy: float, samples: int) -> tuple[float, float]:
+  """Wilson's, 95 %."""
+  centre = (accuracy + Z * Z / (2 * samples)) / (1 + Z * Z / samples)
+  half = Z / (1 + Z * Z / samples) * math.sqrt(accuracy * (1 - accuracy) / samples + Z * Z / (4 * samples * samples))
+  return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def make_step(config):
+  """(params, batch) -> (right answers (B,), questions (B,), the memories' statistics). Labels of facts only teach."""
+  facts = 2 * config.data.recall_pairs
+
+  def whole(params, batch):
+    logits, _, stats = models.build(config).apply(
+        {"params": params}, batch["tokens"], None, batch["segments"], aligned=True)
+    return jnp.argmax(logits, -1) == batch["labels"], stats
+
+  def chunks(params, batch):
+    def read(fast, piece):
+      out, fast, _ = online.chunk(config, params, fast, piece, online.strength(config))
+      return fast, (out["correct_BxC"], out["stats"])
+    fast = models.init_fast(config, batch["tokens"].shape[0])
+    _, (correct, stats) = jax.lax.scan(read, fast, online.scan_chunks(config, batch))
+    return jnp.moveaxis(correct, 0, 1).reshape(batch["tokens"].shape), online.summary(stats)
+
+  def step(params, batch):
+    correct, stats = (chunks if configs.written(config) else whole)(params, batch)
+    asked = batch["labels"][:, facts:] >= 0
+    return jnp.sum(correct[:, facts:] & asked, 1), jnp.sum(asked, 1), stats
+
+  return jax.jit(step)
+
+
+def evaluate(config, params, bar: tqdm) -> tuple[dict, list[dict]]:
+  """Accuracy over --sequences unseen sequences, and how far each memory moved, mean over layers and batches."""
+  step, right, asked, moved = make_step(config), 0, 0, []
+  rows, began = sharding.by_stream(sharding.mesh()), time.perf_counter()
+  for _, batch in data.eval_batches(config, SEQUENCES.value // BATCH.value):
+    correct_B, asked_B, stats = jax.device_get(step(params, jax.device_put(batch, rows)))
+    right, asked = right + int(correct_B.sum()), asked + int(asked_B.sum())
+    moved.append({name: float(np.mean(v)) for name, v in stats.items() if name.startswith("moved")})
+    bar.update()
+  accuracy = right / asked
+  return {"accuracy": accuracy, "interval": interval(accuracy, SEQUENCES.value), "queries": asked,
+          "moved": {name: float(np.mean([m[name] for m in moved])) for name in moved[0]},
+          "seconds": time.perf_counter() - began}, moved
+
+
+def measure(config, params) -> list[dict]:
+  """One entry a gap. RuntimeError when memories that should write do not, or the others do."""
+  gaps, ways = [int(gap) for gap in GAPS.value], ("on", "off") if configs.paths(config) else ("none",)
+  out = []
+  with tqdm(total=len(gaps) * len(ways) * (SEQUENCES.value // BATCH.value), unit="batch") as bar:
+    for gap in gaps:
+      out.append({"gap": gap, "sequences": SEQUENCES.value})
+      for way in ways:
+        bar.set_postfix_str(f"gap {gap}, memory {way}")
+        out[-1][way], moved = evaluate(at_gap(config, gap, way == "on"), params, bar)
+        if way == "on":
+          train.check_updates(moved)
+        elif any(max(m.values(), default=0) > 0 for m in moved):
+          raise RuntimeError(f"gap {gap}: a memory moved although nothing may be written")
+  return out
+
+
+def table(config, results: list[dict]) -> str:
+  """Markdown."""
+  ways = [way for way in ("on", "off", "none") if way in results[0]]
+  named = {"on": "memory on", "off": "memory off", "none": "no memory"}
+  lines = [["gap", *(f"{named[way]} (95 %)" for way in ways), "sequences", "queries"]]
+  lines.append(["---:"] * len(lines[0]))
+  percent = lambda r: f"{100 * r['accuracy']:.1f} % ({100 * r['interval'][0]:.1f} to {100 * r['interval'][1]:.1f})"
+  for r in results:
+    lines.append([f"{r['gap']:,}", *(percent(r[way]) for way in ways), r["sequences"], r[ways[0]]["queries"]])
+  return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, --gaps=0,2000")
+  startup.prepare(BATCH.value)
+  try:
+    if SEQUENCES.value % BATCH.value:
+      raise ValueError(f"--sequences={SEQUENCES.value} is no multiple of --batch={BATCH.value}: set it to "
+                       f"{-(-SEQUENCES.value // BATCH.value) * BATCH.value}")
+    folder = Path(CHECKPOINT.value) / "checkpoints"
+    params, config, _ = checkpoint.load_params(folder, step=STEP.value)
+    if config.data.task != "recall" or not config.data.recall_fillers:
+      raise ValueError(f"{CHECKPOINT.value} was not trained with data.task=recall and data.recall_fillers: train "
+                       "configs/recall_long.py")
+    load, results = os.getloadavg(), measure(config, jax.device_put(params, sharding.replicated(sharding.mesh())))
+  except (ValueError, OSError, RuntimeError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+  chance = 1 / config.data.recall_keys
+  print(f"{config.data.recall_pairs} facts of {config.data.recall_keys} keys and values, "
+        f"{config.data.recall_fillers} fillers; chance {100 * chance:.1f} %\n\n{table(config, results)}")
+  if OUTPUT.value:
+    report = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+              "command": shlex.join(["python", "evals/recall_long.py", *sys.argv[1:]]),
+              "device": {"kind": jax.devices()[0].device_kind, "processor": platform.machine(),
+                         "cores": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()},
+              "versions": {"python": platform.python_version(), "jax": jax.__version__},
+              "step": STEP.value or checkpoint.steps(folder)[-1], "chance": chance,
+              "config": json.loads(configs.to_json(config)), "gaps": results}
+    Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
+    Path(OUTPUT.value).write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  app.run(main)

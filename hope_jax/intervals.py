@@ -1,0 +1,23 @@
+"""Bootstrap intervals of scores over documents or samples, and of paired differences."""
+
+import numpy as np
+
+RESAMPLES = 10_000
+
+
+def interval(top_D, bottom_D, seed: int) -> dict:
+  """sum(top) / sum(bottom) over documents, with its 95 % bootstrap interval; None for fewer than 2 documents."""
+  used_D = np.asarray(bottom_D) > 0
+  top_D, bottom_D = np.asarray(top_D, float)[used_D], np.asarray(bottom_D, float)[used_D]
+  count = len(bottom_D)
+  low = high = None
+  if count > 1:
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    low, high = map(float, np.quantile(drawn @ top_D / (drawn @ bottom_D), (0.025, 0.975)))
+  return {"value": float(top_D.sum() / bottom_D.sum()) if count else None, "low": low, "high": high}
+
+
+def both_ways(off_D, on_D, bottom_D, seed: int) -> dict:
+  """Intervals of the two readings and of their paired difference."""
+  tops = {"off": off_D, "on": on_D, "gain": off_D - on_D}
+  return {name: interval(top_D, bottom_D, seed) for name, top_D in tops.items()}
