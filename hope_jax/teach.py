@@ -28,7 +28,7 @@ def scaled(signal_xCxD, scale, clip: float):
   """The signal times the scale, clipped to a norm per token (0: not clipped)."""
   scale = jnp.asarray(scale)
   if clip:
-    scale = scale * jnp.minimum(1.0, clip / jnp.maximum(scale * norm(signal_xCxD), 1e-30))[..., None]
+    scale = scale * (clip / jnp.maximum(scale * norm(signal_xCxD), clip))[..., None]
   return (scale * signal_xCxD).astype(signal_xCxD.dtype)
 
 

@@ -133,8 +133,13 @@ def _write_later(clock, lr, params, state, x, teach, is_open, due_B, at_B):
   """A period longer than the chunk: hold what was learned, use it when the period ends."""
   held = state.held
   if isinstance(held, Tokens):
-    put = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new.astype(row.dtype), at, 0))
-    tokens = Tokens(put(held.x_BxPxD, x, at_B), put(held.teach_BxPxD, teach, at_B), put(held.open_BxP, is_open, at_B))
+    def put(row_PxD, new_CxD, open_C, at):  # a chunk may come in parts: what is not open now stays
+      old_CxD = jax.lax.dynamic_slice_in_dim(row_PxD, at, clock.chunk)
+      kept_CxD = jnp.where(open_C.reshape(-1, *[1] * (old_CxD.ndim - 1)), new_CxD.astype(row_PxD.dtype), old_CxD)
+      return jax.lax.dynamic_update_slice_in_dim(row_PxD, kept_CxD, at, 0)
+
+    hold = lambda rows, new: jax.vmap(put)(rows, new, is_open, at_B)
+    tokens = Tokens(hold(held.x_BxPxD, x), hold(held.teach_BxPxD, teach), hold(held.open_BxP, is_open))
     happens_B = due_B & jnp.any(tokens.open_BxP, 1)
     rest = tokens.replace(open_BxP=tokens.open_BxP & ~due_B[:, None])
 
