@@ -126,7 +126,7 @@ def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
   """The configuration, with what the flags say of writing. ValueError for a flag that would have no effect."""
   config = config.copy_and_resolve_references()
   for name, value in (("paths", f.paths), ("layers", f.layers and tuple(map(int, f.layers))),
-                      ("threshold", f.threshold), ("scale", f.scale)):
+                      ("threshold", f.threshold), ("scale", f.scale), ("mode", f.mode)):
     if value is not None:
       config.teach[name] = tuple(value) if isinstance(value, list) else value
   if f.in_context:
@@ -361,6 +361,7 @@ def define_flags(values: flags.FlagValues) -> None:
   several("paths", None, "Memories to write: titan, cms_<level>, selfmod. Default: as trained.")
   several("layers", None, "Layers to write in. Default: as trained.")
   real("threshold", None, "Surprise from which a chunk is written. Default: as trained.")
+  string("mode", None, "Of periods below the chunk: chunked | exact. Default: as trained.")
   real("scale", None, "Of the teach signal. Default: as trained.")
   each = "one for the Titan memory and all CMS levels, or one each. Default: as trained."
   several("period", None, f"Tokens between updates: {each}")

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from hope_jax import config as configs, costs, metrics, model as models, online, step as steps
+from hope_jax import config as configs, costs, metrics, model as models, online, sharding, step as steps
 
 PRESETS = {  # vocabulary, width, layers, heads, sequence, batch, dtype
     "small": dict(vocab=4096, dim=256, layers=4, heads=4, seq=512, batch=4, dtype="float32"),
@@ -250,13 +250,14 @@ def by_size() -> tuple[list, str]:
 
 def reading() -> tuple[list, str]:
   """Tokens/s of memorizing (chunks, teach signals, writes) against the plain forward pass over whole sequences."""
-  out, rows = [], []
+  out, rows, devices = [], [], sharding.mesh()
   for name in tqdm(MEMORIZE.value, desc="memorize", unit="model"):
     c = configuration(name)
     shape = (c.data.batch, c.data.seq)
-    params = jax.jit(lambda key: models.init_params(c, key))(jax.random.key(0))
+    params = jax.jit(lambda key: models.init_params(c, key), out_shardings=sharding.replicated(devices))(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), shape, 0, c.model.vocab)
     batch = {"tokens": tokens, "labels": jnp.roll(tokens, -1, 1), "segments": jnp.ones_like(tokens)}
+    batch = jax.device_put(batch, sharding.by_stream(devices))
 
     @jax.jit
     def forward(params, batch):
@@ -270,7 +271,7 @@ def reading() -> tuple[list, str]:
         return fast, loss["nats_BxC"].sum()
       return jax.lax.scan(read, fast, online.scan_chunks(c, batch))
 
-    fast, seconds = models.init_fast(c, c.data.batch), {"forward": [], "memorize": []}
+    fast, seconds = sharding.place_fast(models.init_fast(c, c.data.batch), devices), {"forward": [], "memorize": []}
     calls = {"forward": lambda: forward(params, batch), "memorize": lambda: memorize(params, fast, batch)}
     for i in range(ROUNDS.value + 1):
       for what, call in calls.items():

@@ -87,7 +87,9 @@ def forces(params: dict, delta: dict, x_BxCxD, teach_BxCxD) -> dict:
 
 def gradient(force: Force, weight_BxC=None) -> jax.Array:
   """Per stream, the weighted sum over tokens: (B, I, O), or (B, O) for a vector."""
-  f = force.force_BxCxO if weight_BxC is None else force.force_BxCxO * weight_BxC[..., None]
+  f = force.force_BxCxO
+  if weight_BxC is not None:  # weight 0 leaves a token out, whatever its gradient
+    f = jnp.where(weight_BxC[..., None] == 0, 0, f * weight_BxC[..., None])
   if force.input_BxCxI is None:
     return jnp.sum(f, 1)
   return jnp.einsum("bci,bco->bio", force.input_BxCxI, f.astype(force.input_BxCxI.dtype),

@@ -139,7 +139,7 @@ def _restart_nested(config, clocks, states, valid_BxC, begin_B, ends_B):
   names = [entry.name for entry in config.mixer.levels if entry.name in clocks]
   for fast, slow in zip(names, names[1:]):
     ends = jnp.any(_due(clocks[slow], valid_BxC, begin_B, ends_B), 1)
-    states[fast] = writes.restart(states[fast], ends)
+    states[fast] = writes.restart(states[fast], ends).replace(updates_B=states[fast].updates_B)
   return states
 
 

@@ -93,6 +93,11 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     sys.exit(f"{type(error).__name__}: {error}")
 
 
-if __name__ == "__main__":
+def run():
+  """Entry point of the console script."""
   define_flags(flags.FLAGS)
   app.run(main)
+
+
+if __name__ == "__main__":
+  run()

@@ -17,3 +17,9 @@ def replicated(devices: jax.sharding.Mesh) -> NamedSharding:
 def by_stream(devices: jax.sharding.Mesh) -> NamedSharding:
   """Split along the first axis."""
   return NamedSharding(devices, PartitionSpec("data"))
+
+
+def place_fast(fast, devices: jax.sharding.Mesh):
+  """A FastState with its streams split over the devices: the second axis of layers, the first of all else."""
+  split = lambda tree, *axes: jax.device_put(tree, NamedSharding(devices, PartitionSpec(*axes)))
+  return split(fast.replace(layers=None), "data").replace(layers=split(fast.layers, None, "data"))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from configs import pilot, recall, smoke
+from configs import online, pilot, recall, recall_long, smoke
 from hope_jax import config, inner
 
 
@@ -18,7 +18,7 @@ def changed(**fields):
   return c
 
 
-@pytest.mark.parametrize("module", [smoke, recall, pilot])
+@pytest.mark.parametrize("module", [smoke, recall, recall_long, online, pilot])
 def test_shipped_configs_are_valid(module):
   config.validate(module.get_config())
 

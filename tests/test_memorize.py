@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import config, memorize as reader, model
+from hope_jax import checkpoint, config, generate, memorize as reader, model
 from hope_jax.state import select
 
 VOCAB, CHUNK = 11, 8
@@ -163,18 +163,44 @@ def test_another_number_of_streams():
     read("hope_attention", texts(9, 9), fast=model.init_fast(tiny("hope_attention"), 1))
 
 
+def test_a_state_is_saved_and_goes_on(tmp_path):
+  """Rule 7: saved in the middle of a chunk and restored, it learns the same; another batch size or other levels are said."""
+  (text,), kind = texts(60), "hope_hybrid"
+  want, _ = read(kind, [text])
+  early, _ = read(kind, [text[:21]], final=False)
+  assert int((early.held_BxC >= 0).sum()) == 5  # 16 learned from, 5 wait
+  checkpoint.save_fast(tmp_path / "state", early, {"fingerprint": "tiny"})
+  like = lambda c, batch: jax.eval_shape(lambda: model.init_fast(c, batch))
+  restored, _ = checkpoint.load_fast(tmp_path / "state", like(tiny(kind), 1), "tiny")
+  got, _ = read(kind, [text[21:]], fast=restored)
+  chex.assert_trees_all_close(got, want, **CLOSE)
+  other = tiny(kind)
+  other.mixer.levels = other.mixer.levels[:2]
+  for state in (like(tiny(kind), 2), like(other, 1)):
+    with pytest.raises(ValueError, match="checkpoint of another fast state"):
+      checkpoint.load_fast(tmp_path / "state", state, "tiny")
+  with pytest.raises(ValueError, match="belongs to another model"):
+    checkpoint.load_fast(tmp_path / "state", like(tiny(kind), 1), "another")
+
+
+def test_generation_reads_what_waits():
+  """A stream started from a state of memorize first reads the tokens that were not learned from yet."""
+  c, params, (text,) = tiny("hope_attention"), parameters("hope_attention"), texts(21)
+  state, _ = read("hope_attention", [text], final=False)
+  streams = [generate.Stream(c, params), generate.Stream(c, params)]
+  streams[0].start(state)
+  streams[1].start(state.replace(held_BxC=jnp.full_like(state.held_BxC, -1)))
+  assert streams[0].count == 21 and streams[1].count == 16
+  assert list(streams[0].generate([], 5)) == list(streams[1].generate(text[16:], 5))
+
+
 SHARDED = """
 import jax, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
 from tests import test_memorize as t
-from hope_jax import memorize as reader, model
+from hope_jax import memorize as reader, model, sharding
 c, some = t.tiny("hope_hybrid"), t.texts(43, 30, 21, 9)
-mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-put = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, P(*spec)))
-fast = model.init_fast(c, 4)
-layers = jax.tree.map(lambda a: put(a, None, "data"), fast.layers)
-fast = jax.tree.map(lambda a: put(a, "data"), fast.replace(layers=None)).replace(layers=layers)
-params = jax.tree.map(put, t.parameters("hope_hybrid"))
+fast = sharding.place_fast(model.init_fast(c, 4), sharding.mesh())
+params = jax.device_put(t.parameters("hope_hybrid"), sharding.replicated(sharding.mesh()))
 after, report = reader.memorize(c, params, fast, some)
 delta = after.layers.levels["fast"].delta["up"]["kernel"]
 assert {s.data.shape[1] for s in delta.addressable_shards} == {1}, "not sharded"
