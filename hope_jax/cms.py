@@ -13,7 +13,7 @@ from hope_jax import level
 
 
 class CMS(nn.Module):
-  """Channel mixer of K levels: (x, {level: delta}, {level: probe}) -> (what it adds to x, {level: its input}).
+  """Channel mixer of K levels: (x, {level: weights}, {level: probe}) -> (what it adds to x, {level: its input}).
 
   sequential (Eq. 73) and nested (Eq. 72, which differs in when a level starts afresh, not in what it computes):
   y = MLP_K(...MLP_1(x)).  independent (Eq. 74): y = x + sum_l softmax(w)_l K theta_l(x).
@@ -24,9 +24,10 @@ class CMS(nn.Module):
   layers: int
   norm: str
   activation: str
+  through: bool
 
   @nn.compact
-  def __call__(self, x_BxTxD, deltas: dict, probes: dict):
+  def __call__(self, x_BxTxD, weights: dict, probes: dict):
     depth = 2 * self.layers * len(self.names)
     init = functools.partial(level.init, width=x_BxTxD.shape[-1], hidden=self.hidden, depth=depth, norm=self.norm,
                              activation=self.activation)
@@ -35,7 +36,7 @@ class CMS(nn.Module):
     added, inputs = 0.0, {}
     for i, name in enumerate(self.names):
       inputs[name] = x_BxTxD if self.connection == "independent" else x_BxTxD + added
-      y, _ = level.apply(self.param(name, init), inputs[name], deltas.get(name))
+      y, _ = level.apply(self.param(name, init), inputs[name], weights.get(name), through=self.through)
       if name in probes:
         y = y + probes[name].astype(y.dtype)
       added = added + (share[i].astype(y.dtype) * y if self.connection == "independent" else y)

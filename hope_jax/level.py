@@ -1,8 +1,8 @@
 """What a level of memory computes (NL Eq. 70): norm, up, activation, down; and its gradient, token by token.
 
 A level's parameters are a dict {"norm": {"scale"}, "up": {"kernel"}, "down": {"kernel"}}. "gate" beside "up" makes it a gated
-(SwiGLU) level, a "bias" in a part is added, a bias in the norm makes it a layer norm. The current weights of a stream are
-parameters plus `delta`, a tree of the same structure with a stream axis in front.
+(SwiGLU) level, a "bias" in a part is added, a bias in the norm makes it a layer norm. The `weights` of a stream are parameters plus what it
+has learned, its delta: trees of the same structure with a stream axis in front.
 
 Letters: B streams, C tokens, D model width, I and O the widths of a kernel.
 """
@@ -37,23 +37,34 @@ def init(key, width: int, hidden: int, depth: int, norm: str = "rms", activation
   return params
 
 
-def apply(params: dict, x_BxCxD, delta: dict | None = None, added: dict | None = None):
+def current(params: dict, delta: dict, axis: int = 0, through: bool = True) -> dict:
+  """Weights of each stream; `axis`: where the deltas have their stream axis, 1 if layers come first."""
+  data = (lambda p: p) if through else jax.lax.stop_gradient
+  return jax.tree.map(lambda p, d: jnp.expand_dims(data(p), axis) + d, params, delta)
+
+
+def apply(params: dict, x_BxCxD, weights: dict | None = None, added: dict | None = None, *,
+          through: bool = True):
   """(what the level adds to its input, the input of each kernel).
 
   Args:
-    delta: what each stream has learned, (B, ...); None: nothing.
+    weights: of each stream (`current`), (B, ...); None: the parameters.
     added: at every token, added to a kernel's output or to a vector: (B, C, O). Its gradient is what `forces` returns.
+    through: the parameters' gradient comes through the weights, which is right to second order. Otherwise it comes past
+      them, as one product over all streams; the weights must then be `current(..., through=False)`.
   """
+  if weights is not None and through:
+    params = jax.lax.stop_gradient(params)
   dtype = x_BxCxD.dtype
   get = lambda tree, part, name: None if tree is None else tree[part].get(name)
 
   def vector(part, name):
-    value, own, more = params[part][name], get(delta, part, name), get(added, part, name)
-    value = value if own is None else value + own[:, None]
+    value, own, more = params[part][name], get(weights, part, name), get(added, part, name)
+    value = value if own is None else own[:, None] + (value - jax.lax.stop_gradient(value))
     return value if more is None else value + more
 
   def dense(part, h):
-    kernel, own, more = params[part]["kernel"], get(delta, part, "kernel"), get(added, part, "kernel")
+    kernel, own, more = params[part]["kernel"], get(weights, part, "kernel"), get(added, part, "kernel")
     y = h @ kernel.astype(dtype) if own is None else stream_product(h, kernel, own)
     y = y if more is None else y + more.astype(dtype)
     return y + vector(part, "bias").astype(dtype) if "bias" in params[part] else y
@@ -75,11 +86,11 @@ def _normalise(x, scale, bias):
   return (y if bias is None else y + bias).astype(x.dtype)
 
 
-def forces(params: dict, delta: dict, x_BxCxD, teach_BxCxD) -> dict:
+def forces(params: dict, weights: dict, x_BxCxD, teach_BxCxD) -> dict:
   """The gradient of sum(teach * level(x)) for every parameter, token by token, in the structure of params."""
   batch, tokens = x_BxCxD.shape[:2]
   added = jax.tree.map(lambda p: jnp.zeros((batch, tokens, p.shape[-1]), p.dtype), params)
-  _, pull, inputs = jax.vjp(lambda more: apply(params, x_BxCxD, delta, more), added, has_aux=True)
+  _, pull, inputs = jax.vjp(lambda more: apply(params, x_BxCxD, weights, more), added, has_aux=True)
   force, = pull(teach_BxCxD.astype(x_BxCxD.dtype))
   return {part: {name: Force(inputs[part] if name == "kernel" else None, value) for name, value in leaves.items()}
           for part, leaves in force.items()}

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from hope_jax import config as configs
+from hope_jax import level
 from hope_jax import layout as layouts
 from hope_jax import rule as rules
 from hope_jax import write as writes
@@ -43,19 +44,18 @@ def _truncate(through_writes: str) -> int:
 
 
 class Block(nn.Module):
-  """Token mixer and channel mixer: (x, LayerState or None, layout, dropout key, probes, writes) -> (x, state, stats, taps).
+  """Token mixer and channel mixer: (x, state or None, layout, dropout key, weights, probes, writes) -> (x, state, stats, taps).
 
-  `probes` are added to the outputs of the levels of those names, and "block" to the block's: their gradients are teach
+  `weights` are those of levels that a stream has written. `probes` are added to the outputs of the levels of those names, and "block" to the block's: their gradients are teach
   signals. `taps` holds what is needed to write: each level's input, the Titan memory's input and output. `writes`: whether
   self-modifying memories do.
   """
   config: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, x_BxSxD, state, layout, rng, probes, writes):
+  def __call__(self, x_BxSxD, state, layout, rng, weights, probes, writes):
     c, dtype = self.config, compute_dtype(self.config)
-    deltas = {name: own.delta for name, own in (state.levels if state and state.levels else {}).items()}
-    taps = {}
+    taps, through = {}, c.teach.through_writes == "full"
     dim, heads, layers = c.model.dim, c.model.heads, c.model.layers
     norm = lambda name: nn.RMSNorm(dtype=dtype, name=name)
     h = norm("mixer_norm")(x_BxSxD)
@@ -72,8 +72,8 @@ class Block(nn.Module):
       y, cache = mixer(h, cache, layout)
       new, stats = LayerState(cache=cache), {}
       if c.model.kind in configs.HYBRIDS:
-        titan = Titan(int(c.titan.hidden * dim), layers, c.model.kind == "hope_hybrid", name="titan")
-        taps["titan"], taps["titan_read"] = y, titan(y, deltas.get("titan"))
+        titan = Titan(int(c.titan.hidden * dim), layers, c.model.kind == "hope_hybrid", through, name="titan")
+        taps["titan"], taps["titan_read"] = y, titan(y, weights.get("titan"))
         y = y + taps["titan_read"]
     x_BxSxD = x_BxSxD + self.drop(y, rng, 0)
 
@@ -82,15 +82,15 @@ class Block(nn.Module):
       y = SwiGLU(hidden, layers, dtype, name="mlp")(norm("channel_norm")(x_BxSxD))
     elif c.mixer.levels:
       cms = CMS(tuple(entry.name for entry in c.mixer.levels), c.mixer.connection, hidden, layers, c.mixer.norm,
-                c.mixer.activation, name="cms")
-      y, inputs = cms(x_BxSxD, deltas, probes)
+                c.mixer.activation, through, name="cms")
+      y, inputs = cms(x_BxSxD, weights, probes)
       taps |= inputs
     else:
       y = jnp.zeros_like(x_BxSxD)
     x_BxSxD = x_BxSxD + self.drop(y, rng, 1)
     if "block" in probes:
       x_BxSxD = x_BxSxD + probes["block"].astype(dtype)
-    return x_BxSxD, new.replace(levels=state.levels) if state else None, stats, taps
+    return x_BxSxD, new if state else None, stats, taps
 
   def drop(self, y, rng, branch: int):
     """Dropout, where a key is given."""
@@ -127,12 +127,13 @@ class HopeLM(nn.Module):
     segment, count = (fast.segment_B, fast.count_B) if fast else (zero, zero)
     layout = layouts.arrange(segments_BxT, segment, count, chunk_grid(c), documents, aligned)
 
-    layers, held = (fast.layers, fast.held_BxC) if fast else (None, None)
-    if layers and layers.levels:
+    layers, held = (fast.layers.replace(levels=None), fast.held_BxC) if fast else (None, None)
+    levels = fast.layers.levels if fast else None
+    if levels:
       if documents > 1:
         raise ValueError(f"documents={documents}: with levels that write in context, a call reads one document a stream")
       begins_B = layouts.starts(layout)
-      layers = layers.replace(levels=writes.restart(layers.levels, begins_B))
+      levels = writes.restart(levels, begins_B)
       held = jnp.where(begins_B[:, None], -1, held)
     embed = nn.Embed(c.model.vocab, c.model.dim, embedding_init=nn.initializers.normal(c.model.embed_std), name="embed")
     known_BxT = jnp.where(tokens_BxT < 0, c.model.vocab, tokens_BxT)  # past the table reads nan; -1 would read its end
@@ -140,21 +141,24 @@ class HopeLM(nn.Module):
     block = Block(c, parent=None)
     blocks = self.param("blocks", self.init_blocks, block)
 
+    weights = {name: level.current(level_parameters(blocks, name), own.delta, 1, c.teach.through_writes == "full")
+               for name, own in (levels or {}).items()}
+
     def step(x, xs):
-      params, state, probes, writes, i = xs
+      params, state, weights, probes, writes, i = xs
       key = None if rng is None else jax.random.fold_in(rng, i)
-      x, state, stats, taps = block.apply({"params": params}, x, state, layout, key, probes, writes)
+      x, state, stats, taps = block.apply({"params": params}, x, state, layout, key, weights, probes, writes)
       return x, (state, stats, taps if probes else {})
 
     if c.model.remat == "block":
       step = jax.checkpoint(step)
-    x, (layers, stats, taps) = jax.lax.scan(step, x, (blocks, layers, probes or {}, configs.written_layers(c, "selfmod"),
-                                                            jnp.arange(c.model.layers)))
+    x, (layers, stats, taps) = jax.lax.scan(step, x, (blocks, layers, weights, probes or {},
+                                                            configs.written_layers(c, "selfmod"), jnp.arange(c.model.layers)))
     head = nn.initializers.constant(0.02 / c.model.embed_std)  # the tied head starts the same whatever the embedding's scale
     x = nn.RMSNorm(dtype=dtype, scale_init=head, name="norm")(layouts.to_tokens(layout, x))
     logits = jnp.einsum("btd,vd->btv", x, embed.embedding.astype(dtype),
                         preferred_element_type=jnp.promote_types(dtype, jnp.float32))
-    fast = FastState(layout.segment_B, layout.count_B, layers, held) if fast else None
+    fast = FastState(layout.segment_B, layout.count_B, layers.replace(levels=levels), held) if fast else None
     return (logits, fast, stats) if probes is None else (logits, fast, stats, taps)
 
   def init_blocks(self, key, block):
@@ -162,7 +166,7 @@ class HopeLM(nn.Module):
     c = self.config
     x, ones, zero = jnp.zeros((1, 1, c.model.dim), compute_dtype(c)), jnp.ones((1, 1), jnp.int32), jnp.zeros(1, jnp.int32)
     layout = layouts.arrange(ones, zero, zero, chunk_grid(c))
-    return jax.vmap(lambda k: block.init(k, x, None, layout, None, {}, True)["params"])(jax.random.split(key, c.model.layers))
+    return jax.vmap(lambda k: block.init(k, x, None, layout, None, {}, {}, True)["params"])(jax.random.split(key, c.model.layers))
 
 
 def frozen(config) -> FrozenConfigDict:

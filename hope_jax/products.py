@@ -37,16 +37,16 @@ gram.defvjp(lambda x: (gram(x), x), lambda x, grad: (x @ (grad + grad.T),))
 
 
 @jax.custom_vjp
-def stream_product(x_BxCxI: jax.Array, kernel_IxO: jax.Array, delta_BxIxO: jax.Array) -> jax.Array:
-  """x (kernel + delta), the delta each stream's own. The kernel's gradient is one product over all streams."""
-  return x_BxCxI @ (kernel_IxO + delta_BxIxO).astype(x_BxCxI.dtype)
+def stream_product(x_BxCxI: jax.Array, kernel_IxO: jax.Array, weights_BxIxO: jax.Array) -> jax.Array:
+  """x weights. The gradient of the weights is also given, summed over streams, to the kernel that they come from."""
+  return x_BxCxI @ weights_BxIxO.astype(x_BxCxI.dtype)
 
 
 def _stream_backward(saved, grad_BxCxO):
-  x, kernel, delta = saved
-  back = jnp.einsum("bco,bio->bci", grad_BxCxO, (kernel + delta).astype(grad_BxCxO.dtype))
-  return (back, jnp.einsum("bci,bco->io", x, grad_BxCxO).astype(kernel.dtype),
-          jnp.einsum("bci,bco->bio", x, grad_BxCxO).astype(delta.dtype))
+  x, kernel, weights = saved
+  return (jnp.einsum("bco,bio->bci", grad_BxCxO, weights.astype(grad_BxCxO.dtype)),
+          jnp.einsum("bci,bco->io", x, grad_BxCxO).astype(kernel.dtype),
+          jnp.einsum("bci,bco->bio", x, grad_BxCxO).astype(weights.dtype))
 
 
 stream_product.defvjp(lambda *args: (stream_product(*args), args), _stream_backward)

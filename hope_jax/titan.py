@@ -41,15 +41,16 @@ def signal(modifier: dict | None, period: int, attention_BxCxD, read_BxCxD, teac
 
 
 class Titan(nn.Module):
-  """(a, delta) -> M(a), where delta is what the stream has written; holds the self-modifier's parameters."""
+  """(a, the streams' weights or None) -> M(a); holds the self-modifier's parameters."""
   hidden: int
   layers: int
   modifier: bool
+  through: bool
 
   @nn.compact
-  def __call__(self, x_BxTxD, delta):
+  def __call__(self, x_BxTxD, weights):
     width = x_BxTxD.shape[-1]
     memory = self.param("memory", lambda key: level.init(key, width, self.hidden, 2 * self.layers))
     if self.modifier:
       self.param("modifier", lambda key: init_modifier(key, width, self.hidden))
-    return level.apply(memory, x_BxTxD, delta)[0]
+    return level.apply(memory, x_BxTxD, weights, through=self.through)[0]

@@ -113,7 +113,7 @@ def write(clock: Clock, lr, params: dict, state: LevelState, x_BxCxD, teach_BxCx
   """
   if clock.period > clock.chunk:
     return _write_later(clock, lr, params, state, x_BxCxD, teach_BxCxD, open_BxC, due_BxG[:, 0], at_B)
-  force = level.forces(params, state.delta, x_BxCxD, teach_BxCxD)
+  force = level.forces(params, _weights(params, state), x_BxCxD, teach_BxCxD)
   happens_BxG = due_BxG & jnp.any(open_BxC.reshape(*due_BxG.shape, -1), -1)
   if clock.parallel:
     changed = _parallel(clock, lr, params, state, force, open_BxC, happens_BxG)
@@ -144,11 +144,11 @@ def _write_later(clock, lr, params, state, x, teach, is_open, due_B, at_B):
     rest = tokens.replace(open_BxP=tokens.open_BxP & ~due_B[:, None])
 
     def learned():
-      force = level.forces(params, state.delta, tokens.x_BxPxD, tokens.teach_BxPxD)
+      force = level.forces(params, _weights(params, state), tokens.x_BxPxD, tokens.teach_BxPxD)
       return _sums(clock, params, state, force, tokens.open_BxP)
   else:
     writes_B = jnp.any(is_open, 1)
-    force = level.forces(params, state.delta, x, teach)
+    force = level.forces(params, _weights(params, state), x, teach)
     new = _sums(clock, params, state, force, is_open)
     gradient, inputs = jax.tree.map(
         lambda old, more: jnp.where(_along(writes_B, old), old + more, old), (held.gradient, held.inputs), new)
@@ -177,7 +177,7 @@ def _along(flag_B, array):
 
 
 def _weights(params, state):
-  return jax.tree.map(jnp.add, params, state.delta)
+  return level.current(params, state.delta)
 
 
 def _sums(clock, params, state, force, open_BxN):

@@ -62,7 +62,7 @@ def clip(y_BxTxD):
 @functools.partial(jax.jit, static_argnames="train")
 def read(params: dict, x_BxTxD, delta: dict | None = None, train: bool = False):
   """(what a level of this package adds to x, the factor of their clip)."""
-  y, _ = level.apply(params, x_BxTxD, delta)
+  y, _ = level.apply(params, x_BxTxD, delta and level.current(params, delta))
   scale = clip(y) if train else jnp.ones_like(y[..., :1])
   return y * scale, scale
 

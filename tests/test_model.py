@@ -179,7 +179,7 @@ def test_scanned_layers_are_the_blocks_one_after_another(name):
   layout = layouts.arrange(jnp.ones_like(tokens), zero, zero, model.chunk_grid(c), aligned=True)
   embedding = params["embed"]["embedding"]
   x = embedding[tokens] / c.model.embed_std
-  block = jit(lambda p, x: model.Block(model.build(c).config).apply({"params": p}, x, None, layout, None, {}, True)[0])
+  block = jit(lambda p, x: model.Block(model.build(c).config).apply({"params": p}, x, None, layout, None, {}, {}, True)[0])
   for i in range(c.model.layers):
     x = block(jax.tree.map(lambda p: p[i], params["blocks"]), x)
   x = x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * params["norm"]["scale"]
@@ -237,7 +237,7 @@ def test_cms_is_its_equation():
     h = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["norm"]["scale"]
     return gelu(h @ p["up"]["kernel"]) @ p["down"]["kernel"]
   for connection in ("sequential", "nested", "independent"):
-    module = CMS(("a", "b", "c"), connection, 12, 2, "rms", "gelu")
+    module = CMS(("a", "b", "c"), connection, 12, 2, "rms", "gelu", False)
     params = module.init(jax.random.key(0), x, {}, {})["params"]
     params = jax.tree.map(lambda p: p + 0.3 * np.arange(p.size).reshape(p.shape) / p.size, params)
     y = x

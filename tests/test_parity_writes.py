@@ -128,7 +128,7 @@ def test_level_and_its_gradient():
   assert np.abs(a["out_eval_unclipped"] - a["out_train_clipped"]).max() > 1e-3  # they clip in training, we never do
   close(x + added * peer.clip(added), a["out_train_clipped"], "out_train_clipped")
   zero = jax.tree.map(lambda p: np.zeros((len(x), *p.shape)), params)
-  force = jax.jit(level.forces)(params, zero, x, a["g_out"] * peer.clip(added))
+  force = jax.jit(level.forces)(params, level.current(params, zero), x, a["g_out"] * peer.clip(added))
   close_level(jax.tree.map(lambda f: np.sum(level.gradient(f), 0), force, is_leaf=level.is_force), a, "grad.")
 
 

@@ -65,16 +65,19 @@ def test_a_level_is_its_formula_and_forces_are_its_gradient(x64, norm, activatio
   params, (x, signal, is_open) = parameters(norm, activation, bias), (a[1] for a in text())
   formula = jax.vmap(jax.vmap(reference.level, (None, 0)))
   plain = lambda params, x, delta: formula(jax.tree.map(jnp.add, params, delta), x)
-  ours = lambda *args: level.apply(*args)[0]
+  def ours(params, x, delta=None, through=True):
+    weights = None if delta is None else level.current(params, delta, through=through)
+    return level.apply(params, x, weights, through=through)[0]
 
   def both(delta):
-    (got, our_pull), (want, pull) = (jax.vjp(f, params, x, delta) for f in (ours, plain))
-    force = level.forces(params, delta, x, signal)
+    past = functools.partial(ours, through=False)
+    (got, our_pull), (_, past_pull), (want, pull) = (jax.vjp(f, params, x, delta) for f in (ours, past, plain))
+    force = level.forces(params, level.current(params, delta), x, signal)
     sums = [jax.tree.map(lambda f: level.gradient(f, w), force, is_leaf=level.is_force) for w in (None, 1.0 * is_open)]
     zero = jax.tree.map(jnp.zeros_like, delta)
     without = plain(params, x, zero)
-    return ((sums, got, our_pull(signal), ours(params, x), ours(params, x, zero)),
-            ([pull(signal)[2], pull(signal * is_open[..., None])[2]], want, pull(signal), without, without))
+    return ((sums, got, our_pull(signal), past_pull(signal), ours(params, x), ours(params, x, zero)),
+            ([pull(signal)[2], pull(signal * is_open[..., None])[2]], want, pull(signal), pull(signal), without, without))
 
   got, want = host(both)(noise(params, 2, STREAMS))
   close(got, want)
