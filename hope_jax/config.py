@@ -39,8 +39,9 @@ CHOICES = {
     "optim.name": ("adamw", "muon"),
 }
 AT_LEAST_ONE = ("model.dim", "model.layers", "model.heads", "model.vocab", "selfmod.chunk_generators",
-                "selfmod.chunk_memory", "teach.chunk", "titan.period", "data.seq", "data.align", "data.batch", "optim.accumulate", "train.steps",
-                "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep")
+                "selfmod.chunk_memory", "teach.chunk", "titan.period", "data.seq", "data.align", "data.batch",
+                "optim.accumulate", "train.steps", "train.log_every", "train.eval_every", "train.eval_batches",
+                "train.save_every", "train.keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def base() -> ConfigDict:
 
   c.teach = ConfigDict()  # what writes CMS levels and the Titan memory while they read
   c.teach.scale = 1.0  # of the gradient at a block's output
-  c.teach.clip = 0.0  # largest norm per token, after scaling; 0: none
+  c.teach.clip = 0.0  # largest norm per token, after scaling, of the Titan memory's error too; 0: none
   c.teach.warmup = 0  # optimizer steps of linear warm-up
   c.teach.decay_start = 0  # optimizer step from which the scale goes to 0 ...
   c.teach.decay_duration = 0  # ... within so many; 0: no decay

@@ -48,7 +48,8 @@ class Report(NamedTuple):
     """{path: {updates, gate_hits, moved}}: summed over chunks, mean over layers and streams; of these paths, or all."""
     total = lambda a: float(np.mean(np.sum(a, 0)))
     return {configs.path(level): {"updates": total(s["updates"]), "gate_hits": total(s["open"]), "moved": total(s["moved"]),
-                                  "surprise": float(np.mean(s["surprise"])), "surprise_max": float(np.max(s["surprise"]))}
+                                  "pending": float(np.mean(s["pending"][-1])), "surprise": float(np.mean(s["surprise"])),
+                                  "surprise_max": float(np.max(s["surprise"]))}
             for level, s in self.stats.items() if level != "selfmod" and (paths is None or configs.path(level) in paths)}
 
 
@@ -231,7 +232,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
       print(f"{name:8} {nats:.4f} nats per token, {nats * to_bits:.4f} bits per byte")
     for path, total in report.totals().items():
       print(f"{path:12} {total['updates']:9,.1f} updates a layer, {total['gate_hits']:7,.1f} chunks let through of "
-            f"{len(next(iter(report.stats.values()))['updates'])}, surprise {total['surprise']:.3g}, ||dW|| {total['moved']:.3g}")
+            f"{len(next(iter(report.stats.values()))['updates'])}, {total['pending']:,.0f} tokens pending, surprise {total['surprise']:.3g}, ||dW|| {total['moved']:.3g}")
     if f.output is not None:
       Path(f.output).parent.mkdir(parents=True, exist_ok=True)
       Path(f.output).write_text(json.dumps(

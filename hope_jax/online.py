@@ -112,13 +112,16 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
         if config.titan.modifier == "teach_only":
           modifier = jax.lax.stop_gradient(modifier)
         signal = titan.signal(modifier, clock.period, taps["titan"], taps["titan_read"], signal)
+        signal = teach.scaled(signal, 1.0, t.clip)  # a target that follows its own memory may run away
       return None, writes.write(clock, strong.rates[name], models.level_parameters(blocks, name), state, taps[name], signal,
                                 valid_BxC & gate_B[:, None], due_BxG, begin_B % clock.period)
 
     xs = (params["blocks"], fast.layers.levels[name], taps, signal, gate_LxB)
     _, (state, stats) = jax.lax.scan(one_layer, None, xs)
     mean = jnp.sum(teach.norm(signal) * valid_BxC, -1) / jnp.maximum(jnp.sum(valid_BxC, -1), 1)
-    return state, stats | {"surprise": surprise, "open": gate_LxB.astype(jnp.int32), "teach": mean}
+    unfinished_B = jnp.where(jnp.any(due_BxG, 1) | (clock.period <= size), 0, fast.count_B % clock.period)
+    return state, stats | {"surprise": surprise, "open": gate_LxB.astype(jnp.int32), "teach": mean,
+                           "pending": jnp.broadcast_to(unfinished_B, gate_LxB.shape)}
 
   out = {name: write_level(name) for name in clocks}
   states = {name: state for name, (state, _) in out.items()}
@@ -152,7 +155,8 @@ def scan_chunks(config, batch: dict) -> dict:
 def summary(stats: dict) -> dict:
   """Statistics of N chunks, {level: {name: (N, L, B)}}, as {"name/path": (L,)}: means over streams.
 
-  updates, open (chunks that wrote) and moved (lengths of all changes) are sums over the chunks, the others means.
+  updates, open (chunks that wrote) and moved (lengths of all changes) are sums over the chunks, pending (tokens of an
+  unfinished period) is the last chunk's, the others are means.
   """
   out = {}
   for level, values in stats.items():
@@ -160,6 +164,6 @@ def summary(stats: dict) -> dict:
       out |= {name: value[-1] for name, value in values.items()}
       continue
     for name, value in values.items():
-      over_chunks = jnp.sum if name in ("updates", "open", "moved") else jnp.mean
+      over_chunks = {"updates": jnp.sum, "open": jnp.sum, "moved": jnp.sum, "pending": lambda a, _: a[-1]}.get(name, jnp.mean)
       out[f"{name}/{configs.path(level)}"] = jnp.mean(over_chunks(value.astype(jnp.float32), 0), -1)
   return jax.lax.stop_gradient(out)

@@ -6,6 +6,7 @@ from pathlib import Path
 import signal
 import subprocess
 import sys
+import types
 
 import chex
 import jax
@@ -179,3 +180,16 @@ def test_a_memory_that_makes_no_update_fails_the_evaluation():
   with pytest.raises(RuntimeError, match="memory mem made no update"):
     train.check_updates([{"moved/k": 0.1, "moved/mem": 0.0}, {"moved/k": 0.0, "moved/mem": 0.0}])
   train.check_updates([{"moved/k": 0.0}, {"moved/k": 1e-9}])
+
+
+def test_gates_that_stay_closed_are_said(capsys):
+  run = types.SimpleNamespace(closed={}, config=config.base())
+  report = lambda opened: {"open/cms_fast": np.array([0.0, opened]), "surprise/cms_fast": np.array([0.1, 0.2])}
+  for i in range(99):
+    train._Run.watch_gates(run, i, report(0))
+  train._Run.watch_gates(run, 99, report(1))
+  for i in range(100, 199):
+    train._Run.watch_gates(run, i, report(0))
+  assert not capsys.readouterr().err
+  train._Run.watch_gates(run, 199, report(0))
+  assert "no gate of cms_fast opened in 100 steps: its surprise is now 0.2" in capsys.readouterr().err
