@@ -285,7 +285,7 @@ def test_numbers_of_memorize_are_drawn(tmp_path, monkeypatch):
     """As if the text had been read."""
     rng, shape = np.random.default_rng(0), (1, -(-len(ids) // CHUNK) * CHUNK)
     labels = np.arange(shape[1])[None] < len(ids) - 1
-    names, reads = ("updates", "open", "moved", "surprise", "teach"), ("before", "read", "after")
+    names, reads = ("updates", "open", "moved", "surprise", "teach", "pending"), ("before", "read", "after")
     stats = {level: {name: rng.random((shape[1] // CHUNK, 2, 1)) for name in names} for level in ("fast", "slow")}
     return None, {name: memorize.Report(rng.random(shape) * labels, labels, stats) for name in reads}
 

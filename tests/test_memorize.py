@@ -133,6 +133,7 @@ def test_parameters_are_untouched_and_a_closed_gate_changes_nothing():
   reader.check_updates(report.totals(config.enabled(tiny("hope_hybrid", paths=("none",)))))
 
 
+@pytest.mark.slow
 def test_paths_and_layers():
   fast, report = read("hope_hybrid", texts(40), paths=("titan", "cms_mid"), layers=(1,))
   for name, count in updates(fast).items():
@@ -209,6 +210,7 @@ print(*report.loss_B)
 """
 
 
+@pytest.mark.slow
 def test_many_devices_read_as_one():
   """Streams sharded over 4 devices of the host."""
   done = subprocess.run([sys.executable, "-c", SHARDED], cwd=Path(__file__).resolve().parents[1], capture_output=True,

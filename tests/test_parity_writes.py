@@ -27,7 +27,7 @@ RULES = {"plain": "momentum", "dmgd": "dmgd", "preconditioned": "preconditioned"
 CASES = {"plain_sgd": "sgd", "plain_mom": "momentum", "dmgd": "dmgd", "preconditioned": "preconditioned",
          "nl_l2_precond_b1": "nl_l2_projector", "flush": "nl_l2_projector", "noflush": "nl_l2_projector"}
 TOLERANCE = {"nl_l2_projector": 1e-7}  # they add 1e-8 to the norm of the context
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.slow]
 
 
 def load(name):

@@ -10,9 +10,11 @@ import pytest
 from hope_jax import config, memorize, report
 
 FAST = dict(period=8, updates=[[1, 1], [0, 0], [1, 0]], open=[[1, 1], [0, 0], [0, 1]],
-            moved=[[0.5, 1.5], [0.0, 0.0], [3.0, 0.0]], surprise=[[2.0, 4.0], [0.5, 0.5], [1.0, 3.0]])
+            moved=[[0.5, 1.5], [0.0, 0.0], [3.0, 0.0]], surprise=[[2.0, 4.0], [0.5, 0.5], [1.0, 3.0]],
+            pending=[[0, 0], [0, 0], [0, 0]])
 SLOW = dict(period=16, updates=[[0, 0], [1, 1], [0, 0]], open=[[1, 1], [1, 1], [1, 1]],
-            moved=[[0.0, 0.0], [2.0, 4.0], [0.0, 0.0]], surprise=[[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
+            moved=[[0.0, 0.0], [2.0, 4.0], [0.0, 0.0]], surprise=[[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]],
+            pending=[[8, 8], [0, 0], [8, 8]])
 DATA = dict(chunk=8, threshold=0.75, predicted=[8.0, 4.0, 0.0], selfmod={},
             nats=dict(before=[16.0, 12.0, 0.0], read=[16.0, 10.0, 0.0], after=[8.0, 6.0, 0.0]),
             memories=dict(cms_fast=FAST, cms_slow=SLOW))
@@ -71,7 +73,7 @@ def test_what_memorize_describes():
   c = config.base()
   c.model.kind, c.model.layers, c.mixer.in_context, c.teach.chunk = "hope_attention", 2, True, 8
   c.mixer.levels = (config.Level("fast", 8), config.Level("slow", 16))
-  stats = {name: {key: np.array(memory[key], float)[..., None] for key in ("updates", "open", "moved", "surprise")}
+  stats = {name: {key: np.array(memory[key], float)[..., None] for key in ("updates", "open", "moved", "surprise", "pending")}
            for name, memory in (("fast", FAST), ("slow", SLOW))}
   nats_T, labels_T = np.arange(24.0), np.arange(24) < 12
   moved_T = np.roll(nats_T, 5)[None], np.roll(labels_T, 5)[None]
