@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from hope_jax import checkpoint, config as configs, corpus, generate, memorize, model as models, startup
 from hope_jax.intervals import both_ways
+from hope_jax.metrics import markdown
 from hope_jax.startup import say
 
 
@@ -125,10 +126,9 @@ def choose(found: list[tuple], tokenizer, *, tokens: int, min_tokens: int, skip:
 def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
   """The configuration, with what the flags say of writing. ValueError for a flag that would have no effect."""
   config = config.copy_and_resolve_references()
-  for name, value in (("paths", f.paths), ("layers", f.layers and tuple(map(int, f.layers))),
-                      ("threshold", f.threshold), ("scale", f.scale), ("mode", f.mode)):
-    if value is not None:
-      config.teach[name] = tuple(value) if isinstance(value, list) else value
+  memorize.override(config, f)
+  if f.mode is not None:
+    config.teach.mode = f.mode
   if f.in_context:
     if config.mixer.kind != "cms":
       raise ValueError(f"--in_context: a {config.model.kind} with mixer.kind={config.mixer.kind} has no CMS levels")
@@ -271,12 +271,6 @@ def draw(result: dict):
   return figure
 
 
-def table(head: list, rows: list) -> str:
-  """Markdown."""
-  lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-  return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
-
-
 def tables(result: dict) -> str:
   """Scores by domain, by position, and what was written."""
   def show(score):
@@ -284,14 +278,14 @@ def tables(result: dict) -> str:
   three = lambda part: [show(part[name]) for name in ("off", "on", "gain")]
   parts = [("all", result)] + (list(result["domains"].items()) if len(result["domains"]) > 1 else [])
   out = [
-      table(["bits per byte", "documents", "better with memory", "off", "on", "gain (95 % interval)"],
+      markdown(["bits per byte", "documents", "better with memory", "off", "on", "gain (95 % interval)"],
             [[name, part["documents"], part["better"], *three(part["bits_per_byte"])] for name, part in parts]),
-      table(["nats per token after", "documents", "off", "on", "gain (95 % interval)"],
+      markdown(["nats per token after", "documents", "off", "on", "gain (95 % interval)"],
             [[f"{p['from']:,} to {p['to']:,}", p["documents"], *three(p)] for p in result["positions"]]),
-      table(["memory, a document and layer", "updates", "chunks let through", "surprise", "sum of moves"],
+      markdown(["memory, a document and layer", "updates", "chunks let through", "surprise", "sum of moves"],
             [[path, f"{t['updates']:,.1f}", f"{t['gate_hits']:,.1f}", f"{t['surprise']:.3g}", f"{t['moved']:.3g}"]
              for path, t in result["memories"].items()])]
-  out.append(table(["self-modifying", "mean"], [[key, f"{mean:.4g}"] for key, mean in result["selfmod"].items()]))
+  out.append(markdown(["self-modifying", "mean"], [[key, f"{mean:.4g}"] for key, mean in result["selfmod"].items()]))
   return "\n".join(out[:2] + out[2:3] * bool(result["memories"]) + out[3:] * bool(result["selfmod"]))
 
 
@@ -343,8 +337,8 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> d
 
 
 def define_flags(values: flags.FlagValues) -> None:
-  string, whole, real, several, yes = (functools.partial(define, flag_values=values) for define in (
-      flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_list, flags.DEFINE_bool))
+  string, whole, several, yes = (functools.partial(define, flag_values=values) for define in (
+      flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_list, flags.DEFINE_bool))
   string("checkpoint", None, "Folder of a run.", required=True)
   string("output", None, "All numbers, as JSON; the picture lies next to it.", required=True)
   several("documents", ["own"], "JSON lines (plain or .gz), text files, folders of either; embedded: the text that "
@@ -358,11 +352,8 @@ def define_flags(values: flags.FlagValues) -> None:
   whole("batch", 8, "Documents read at a time.", lower_bound=1)
   yes("in_context", False, "Write CMS levels that were trained without writes.")
   yes("selfmod_always", False, "Self-modifying memories write with memory off, too.")
-  several("paths", None, "Memories to write: titan, cms_<level>, selfmod. Default: as trained.")
-  several("layers", None, "Layers to write in. Default: as trained.")
-  real("threshold", None, "Surprise from which a chunk is written. Default: as trained.")
   string("mode", None, "Of periods below the chunk: chunked | exact. Default: as trained.")
-  real("scale", None, "Of the teach signal. Default: as trained.")
+  memorize.define_teach_flags(values)
   each = "one for the Titan memory and all CMS levels, or one each. Default: as trained."
   several("period", None, f"Tokens between updates: {each}")
   several("rule", None, f"Inner optimizer: {each}")

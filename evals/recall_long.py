@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, config as configs, data, model as models, online, sharding, startup, train
+from hope_jax import checkpoint, config as configs, data, sharding, startup, step as steps, train
+from hope_jax.metrics import markdown
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.", required=True)
 STEP = flags.DEFINE_integer("step", None, "Which of its checkpoints; default: the last.")
@@ -57,21 +58,8 @@ def make_step(config):
   """(params, batch) -> (right answers (B,), questions (B,), the memories' statistics). Labels of facts only teach."""
   facts = 2 * config.data.recall_pairs
 
-  def whole(params, batch):
-    logits, _, stats = models.build(config).apply(
-        {"params": params}, batch["tokens"], None, batch["segments"], aligned=True)
-    return jnp.argmax(logits, -1) == batch["labels"], stats
-
-  def chunks(params, batch):
-    def read(fast, piece):
-      out, fast, _ = online.chunk(config, params, fast, piece, online.strength(config))
-      return fast, (out["correct_BxC"], out["stats"])
-    fast = models.init_fast(config, batch["tokens"].shape[0])
-    _, (correct, stats) = jax.lax.scan(read, fast, online.scan_chunks(config, batch))
-    return jnp.moveaxis(correct, 0, 1).reshape(batch["tokens"].shape), online.summary(stats)
-
   def step(params, batch):
-    correct, stats = (chunks if configs.written(config) else whole)(params, batch)
+    _, correct, stats = steps.read(config, params, batch)
     asked = batch["labels"][:, facts:] >= 0
     return jnp.sum(correct[:, facts:] & asked, 1), jnp.sum(asked, 1), stats
 
@@ -114,12 +102,10 @@ def table(config, results: list[dict]) -> str:
   """Markdown."""
   ways = [way for way in ("on", "off", "none") if way in results[0]]
   named = {"on": "memory on", "off": "memory off", "none": "no memory"}
-  lines = [["gap", *(f"{named[way]} (95 %)" for way in ways), "sequences", "queries"]]
-  lines.append(["---:"] * len(lines[0]))
   percent = lambda r: f"{100 * r['accuracy']:.1f} % ({100 * r['interval'][0]:.1f} to {100 * r['interval'][1]:.1f})"
-  for r in results:
-    lines.append([f"{r['gap']:,}", *(percent(r[way]) for way in ways), r["sequences"], r[ways[0]]["queries"]])
-  return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+  return markdown(["gap", *(f"{named[way]} (95 %)" for way in ways), "sequences", "queries"],
+                  [[f"{r['gap']:,}", *(percent(r[way]) for way in ways), r["sequences"], r[ways[0]]["queries"]]
+                   for r in results])
 
 
 def main(argv):

@@ -29,6 +29,7 @@ import optax
 from tqdm import tqdm
 
 from hope_jax import config as configs, costs, metrics, model as models, online, sharding, step as steps
+from hope_jax.metrics import markdown
 
 PRESETS = {  # vocabulary, width, layers, heads, sequence, batch, dtype
     "small": dict(vocab=4096, dim=256, layers=4, heads=4, seq=512, batch=4, dtype="float32"),
@@ -164,12 +165,6 @@ def check_parameters(runners: dict) -> None:
                        "mixer.hidden in configuration()")
 
 
-def table(head: list, rows: list) -> str:
-  """Markdown."""
-  lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-  return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
-
-
 def compare(rate_of) -> tuple[dict, str]:
   """The models beside each other."""
   names = dict.fromkeys([*(MODELS[name][3] for name in NAMES.value if name in MODELS), *NAMES.value])
@@ -194,9 +189,9 @@ def compare(rate_of) -> tuple[dict, str]:
     sizes.append([name, f"{n['parameters']:,}", f"{n['channel_parameters']:,}", millions(flops["model"]),
                   millions(flops["training"]), f"{n['memory_bytes']['peak'] / 2**20:,.0f}",
                   total(n["compile_cold"]), total(n["compile_cached"])])
-  return out, table(
+  return out, markdown(
       ["model", "tokens/s", "median step, ms", "min step, ms", "compared with", "speed ratio (min to max of rounds)",
-       "by fastest steps", "share of matrix rate"], speeds) + "\n" + table(
+       "by fastest steps", "share of matrix rate"], speeds) + "\n" + markdown(
            ["model", "parameters", "in channel mixers", "model MFLOP/token", "computed MFLOP/token", "peak MiB",
             "compile s", "cached s"], sizes)
 
@@ -218,8 +213,8 @@ def by_length(jobs: dict, rate_of) -> tuple[list, str]:
   peak = {key: runner.memory["peak"] / 2**20 for key, runner in runners.items()}
   peaks = [[name, *(f"{peak[name, length]:,.0f}" for length in lengths)] for name in SWEPT.value]
   return ([{"model": name} | runner.numbers(rate) for (name, _), runner in runners.items()],
-          table([f"us per token, {LENGTH_BATCH.value} sequences of", *lengths], rows)
-          + "\n" + table([f"peak MiB, {LENGTH_BATCH.value} sequences of", *lengths], peaks))
+          markdown([f"us per token, {LENGTH_BATCH.value} sequences of", *lengths], rows)
+          + "\n" + markdown([f"peak MiB, {LENGTH_BATCH.value} sequences of", *lengths], peaks))
 
 
 def by_depth() -> tuple[list, str]:
@@ -231,7 +226,7 @@ def by_depth() -> tuple[list, str]:
       _, seconds = compile_cold(configuration(name, layers=int(depth)))
       out.append({"model": name, "layers": int(depth)} | seconds)
       rows[-1].append(f"{sum(seconds.values()):.1f}")
-  return out, table(["seconds to trace and compile at layers", *DEPTHS.value], rows)
+  return out, markdown(["seconds to trace and compile at layers", *DEPTHS.value], rows)
 
 
 def by_size() -> tuple[list, str]:
@@ -245,7 +240,7 @@ def by_size() -> tuple[list, str]:
         peaks.append(costs.memory(compiled)["peak"])
         out.append({"model": name, "batch": batch, "seq": length, "peak_bytes": peaks[-1]})
       rows.append([name, batch, *(f"{peak / 2**20:,.0f}" for peak in peaks)])
-  return out, table(["peak MiB a device", "batch", *(f"sequence {length}" for length in lengths)], rows)
+  return out, markdown(["peak MiB a device", "batch", *(f"sequence {length}" for length in lengths)], rows)
 
 
 def reading() -> tuple[list, str]:
@@ -282,7 +277,7 @@ def reading() -> tuple[list, str]:
     out.append({"model": name, "seconds": seconds, "tokens_per_s": fastest})
     rows.append([name, f"{fastest['forward']:,.0f}", f"{fastest['memorize']:,.0f}",
                  f"{fastest['memorize'] / fastest['forward']:.3f}"])
-  return out, table(["model", "forward tokens/s", "memorize tokens/s", "ratio, fastest of each"], rows)
+  return out, markdown(["model", "forward tokens/s", "memorize tokens/s", "ratio, fastest of each"], rows)
 
 
 def main(argv):

@@ -28,6 +28,11 @@ def empty_cache(batch: int, length: int, heads: int, width: int, dtype) -> Cache
   return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full((batch, length), -1))
 
 
+def emptied(cache: Cache) -> Cache:
+  """The cache without its tokens."""
+  return Cache(jnp.zeros_like(cache.key_BxWxHxK), jnp.zeros_like(cache.value_BxWxHxK), jnp.full_like(cache.position_BxW, -1))
+
+
 def rotate(x_BxSxHxK, position_BxS, base: float):
   """Rotary position embedding (arXiv 2104.09864), in float32 or better."""
   half = x_BxSxHxK.shape[-1] // 2

@@ -27,6 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hope_jax import checkpoint, config as configs, generate, model as models, online, startup
+from hope_jax.attention import emptied
 from hope_jax.startup import say
 from hope_jax.state import FastState
 
@@ -141,10 +142,10 @@ def memorize(config, params, fast: FastState, texts: Sequence[Sequence[int]], *,
   return fast, Report(rows(joined["nats_BxC"]), rows(chunks["labels"] >= 0), joined["stats"])
 
 
-def forget_context(config, fast: FastState) -> FastState:
+def forget_context(fast: FastState) -> FastState:
   """The streams with what they have learned, and without the keys and values that attention keeps."""
-  empty = models.init_fast(config, fast.segment_B.shape[0])
-  return fast.replace(layers=fast.layers.replace(cache=empty.layers.cache))
+  cache = fast.layers.cache
+  return fast if cache is None else fast.replace(layers=fast.layers.replace(cache=emptied(cache)))
 
 
 def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = True):
@@ -157,10 +158,10 @@ def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = T
   reports = {"before": memorize(config, params, fresh(), [ids], write=False, progress=progress)[1]}
   fast = fresh()
   for _ in range(steps):
-    fast, report = memorize(config, params, forget_context(config, fast), [ids], progress=progress)
+    fast, report = memorize(config, params, forget_context(fast), [ids], progress=progress)
     reports.setdefault("read", report)
   check_updates(report.totals(configs.enabled(config)))
-  copy = jax.tree.map(jnp.copy, forget_context(config, fast))
+  copy = jax.tree.map(jnp.copy, forget_context(fast))
   return fast, reports | {"after": memorize(config, params, copy, [ids], write=False, progress=progress)[1]}
 
 
@@ -196,10 +197,23 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("state", None, "Folder for what was learned; generate --state=... goes on from it.", flag_values=values)
   flags.DEFINE_string("output", None, "All numbers, chunk by chunk, as JSON; report.py draws them.", flag_values=values)
   flags.DEFINE_integer("steps", 1, "Times the text is read.", lower_bound=1, flag_values=values)
+  define_teach_flags(values)
+
+
+def define_teach_flags(values: flags.FlagValues) -> None:
+  """What `override` reads."""
   flags.DEFINE_list("paths", None, "Memories to write: titan, cms_<level>, selfmod. Default: as trained.", flag_values=values)
   flags.DEFINE_list("layers", None, "Layers to write in. Default: as trained.", flag_values=values)
   flags.DEFINE_float("threshold", None, "Surprise from which a chunk is written. Default: as trained.", flag_values=values)
   flags.DEFINE_float("scale", None, "Of the teach signal. Default: as trained.", flag_values=values)
+
+
+def override(config, f: flags.FlagValues) -> None:
+  """Sets the fields of config.teach for which a flag was given."""
+  given = {"paths": f.paths and tuple(f.paths), "layers": f.layers and tuple(map(int, f.layers)),
+           "threshold": f.threshold, "scale": f.scale}
+  with config.unlocked():
+    config.teach.update({name: value for name, value in given.items() if value is not None})
 
 
 def main(argv, f: flags.FlagValues = flags.FLAGS):
@@ -211,11 +225,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     if not configs.paths(config):
       raise ValueError(f"{f.checkpoint} is a {config.model.kind} that writes nothing while it reads: train one with "
                        "mixer.in_context=True, or model.kind=hope_selfmod, hope_hybrid or titan_hybrid")
-    with config.unlocked():
-      for name, value in (("paths", f.paths), ("layers", f.layers and tuple(map(int, f.layers))),
-                          ("threshold", f.threshold), ("scale", f.scale)):
-        if value is not None:
-          config.teach[name] = tuple(value) if isinstance(value, list) else value
+    override(config, f)
     configs.validate(config)
     if f.state is not None:
       checkpoint.conversation(f.state)  # before the work, not after it
@@ -232,7 +242,8 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
       print(f"{name:8} {nats:.4f} nats per token, {nats * to_bits:.4f} bits per byte")
     for path, total in report.totals().items():
       print(f"{path:12} {total['updates']:9,.1f} updates a layer, {total['gate_hits']:7,.1f} chunks let through of "
-            f"{len(next(iter(report.stats.values()))['updates'])}, {total['pending']:,.0f} tokens pending, surprise {total['surprise']:.3g}, ||dW|| {total['moved']:.3g}")
+            f"{len(next(iter(report.stats.values()))['updates'])}, {total['pending']:,.0f} tokens pending, surprise "
+            f"{total['surprise']:.3g}, ||dW|| {total['moved']:.3g}")
     if f.output is not None:
       Path(f.output).parent.mkdir(parents=True, exist_ok=True)
       Path(f.output).write_text(json.dumps(

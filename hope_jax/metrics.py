@@ -1,4 +1,4 @@
-"""What a run writes down: JSON lines and TensorBoard events, its speed, and one console line per interval.
+"""What a run writes down: JSON lines and TensorBoard events, its speed, one console line per interval, tables.
 
     with Metrics(workdir, resume_step) as metrics:
       metrics.write(step, {"train": {"loss": 3.2}, "lr": 1e-3})
@@ -88,6 +88,12 @@ class Meter:
     self.start(step)
     return {"tokens_per_s": rate, "mfu": rate * self.flops / self.peak,
             "eta_s": (self.steps - step) * seconds / done}
+
+
+def markdown(head: list, rows: list) -> str:
+  """A table; its first column names things, the others hold numbers."""
+  lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+  return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
 def format_line(step: int, steps: int, *, loss: float, bpb: float | None, rates: dict[str, float], grad_norm: float,

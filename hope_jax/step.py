@@ -40,7 +40,7 @@ def _online(config, params, batch, rng, step):
   pieces = online.scan_chunks(config, batch)
   fast = models.init_fast(config, batch["tokens"].shape[0])
 
-  def read(params, carry, xs):
+  def learn(params, carry, xs):
     (fast, gradients), (i, piece) = carry, xs
     key = None if rng is None else jax.random.fold_in(rng, i)
     out, fast, g = online.chunk(config, params, fast, piece, strong, outer=not second_order, rng=key)
@@ -48,7 +48,7 @@ def _online(config, params, batch, rng, step):
     return (fast, gradients), (jnp.sum(out["nats_BxC"]), out["stats"])
 
   def scan(params, gradients):
-    body = functools.partial(read, params)
+    body = functools.partial(learn, params)
     numbers = jnp.arange(len(pieces["tokens"]))
     (_, gradients), (losses, stats) = jax.lax.scan(jax.checkpoint(body) if second_order else body, (fast, gradients),
                                                    (numbers, pieces))
@@ -94,24 +94,26 @@ def make_train_step(config):
   return jax.jit(train_step, donate_argnums=0)
 
 
-def make_eval_step(config):
-  """(params, batch) -> per-row sums (B,): nats, labels, correct. Memories write as they do in training."""
-  def whole(params, batch):
+def read(config, params, batch):
+  """(losses (B, T), right predictions (B, T) bool, statistics). Memories write as they do in training."""
+  if not configs.written(config):
     logits, _, stats = models.build(config).apply({"params": params}, batch["tokens"], None, batch["segments"], aligned=True)
     hit = (jnp.argmax(logits, -1) == batch["labels"]) & (batch["labels"] >= 0)
     return online.token_losses(logits, batch["labels"]), hit, stats
 
-  def chunks(params, batch):
-    def read(fast, piece):
-      out, fast, _ = online.chunk(config, params, fast, piece, online.strength(config))
-      return fast, out
-    fast = models.init_fast(config, batch["tokens"].shape[0])
-    _, out = jax.lax.scan(read, fast, online.scan_chunks(config, batch))
-    rows = lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
-    return rows(out["nats_BxC"]), rows(out["correct_BxC"]), online.summary(out["stats"])
+  def chunk(fast, piece):
+    out, fast, _ = online.chunk(config, params, fast, piece, online.strength(config))
+    return fast, out
+  fast = models.init_fast(config, batch["tokens"].shape[0])
+  _, out = jax.lax.scan(chunk, fast, online.scan_chunks(config, batch))
+  rows = lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
+  return rows(out["nats_BxC"]), rows(out["correct_BxC"]), online.summary(out["stats"])
 
+
+def make_eval_step(config):
+  """(params, batch) -> per-row sums (B,): nats, labels, correct; and the memories' statistics."""
   def eval_step(params, batch):
-    nats, hit, stats = (chunks if configs.written(config) else whole)(params, batch)
+    nats, hit, stats = read(config, params, batch)
     return {"nats": jnp.sum(nats, 1), "labels": jnp.sum(batch["labels"] >= 0, 1), "correct": jnp.sum(hit, 1),
             "memory": stats}
 
