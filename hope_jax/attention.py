@@ -47,6 +47,51 @@ def attend(q_BxSxHxK, k_BxLxHxK, v_BxLxHxK, mask_BxSxL):
   return jax.nn.dot_product_attention(q_BxSxHxK, k_BxLxHxK, v_BxLxHxK, mask=mask_BxSxL[:, None])
 
 
+@jax.custom_vjp
+def attend_after(q_BxSxHxK, past_k_BxWxHxK, past_v_BxWxHxK, k_BxSxHxK, v_BxSxHxK, mask_BxSxL):
+  """`attend` to a cache and then to the call's own keys, L = W + S. Nothing of size S x L is kept for the gradient, and
+  where the cache is data its part of the gradient is never computed."""
+  return _after_forward(q_BxSxHxK, past_k_BxWxHxK, past_v_BxWxHxK, k_BxSxHxK, v_BxSxHxK, mask_BxSxL)[0]
+
+
+def _scores(q, k, mask):
+  scores = jnp.einsum("bshk,blhk->bhsl", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+  return jnp.where(mask[:, None], q.shape[-1] ** -0.5 * scores, -1e30)
+
+
+def _after_forward(q, past_k, past_v, k, v, mask):
+  length = past_k.shape[1]
+  before, own = _scores(q, past_k, mask[..., :length]), _scores(q, k, mask[..., length:])
+  top = jnp.maximum(jnp.max(before, -1, initial=-1e30), jnp.max(own, -1))
+  before, own = jnp.exp(before - top[..., None]), jnp.exp(own - top[..., None])
+  total = jnp.sum(before, -1) + jnp.sum(own, -1)
+  read = lambda share, value: jnp.einsum("bhsl,blhk->bshk", share.astype(value.dtype), value,
+                                         preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+  out = (read(before, past_v) + read(own, v)) / total.swapaxes(1, 2)[..., None]
+  out = out.astype(q.dtype)
+  return out, (q, past_k, past_v, k, v, mask, out, top + jnp.log(total))
+
+
+def _after_backward(saved, grad):
+  q, past_k, past_v, k, v, mask, out, log_total = saved
+  length = past_k.shape[1]
+  along = jnp.einsum("bshk,bshk->bhs", grad, out, preferred_element_type=log_total.dtype)
+
+  def block(k, v, mask):
+    share = jnp.exp(_scores(q, k, mask) - log_total[..., None])
+    grad_share = jnp.einsum("bshk,blhk->bhsl", grad, v, preferred_element_type=log_total.dtype)
+    grad_score = (q.shape[-1] ** -0.5 * share * (grad_share - along[..., None])).astype(q.dtype)
+    return (jnp.einsum("bhsl,blhk->bshk", grad_score, k), jnp.einsum("bhsl,bshk->blhk", grad_score, q),
+            jnp.einsum("bhsl,bshk->blhk", share.astype(q.dtype), grad))
+
+  dq_past, dk_past, dv_past = block(past_k, past_v, mask[..., :length])
+  dq, dk, dv = block(k, v, mask[..., length:])
+  return dq + dq_past, dk_past, dv_past, dk, dv, None
+
+
+attend_after.defvjp(_after_forward, _after_backward)
+
+
 def attend_banded(q_BxSxHxK, k_BxSxHxK, v_BxSxHxK, layout: Layout, window: int):
   """Sliding window without a cache in O(S * window): blocks of `window` slots see themselves and the block before.
 
@@ -114,8 +159,7 @@ class Attention(nn.Module):
                      jnp.concatenate([cache.position_BxW, layout.position_BxS], 1),
                      jnp.concatenate([jnp.zeros_like(cache.position_BxW), layout.document_BxS], 1),
                      jnp.concatenate([cache.position_BxW >= 0, layout.valid_BxS], 1), length or self.window)
-      y = attend(q, jnp.concatenate([cache.key_BxWxHxK.astype(k.dtype), k], 1),
-                 jnp.concatenate([cache.value_BxWxHxK.astype(v.dtype), v], 1), mask)
+      y = attend(q, k, v, mask) if not length else attend_after(q, cache.key_BxWxHxK.astype(k.dtype), cache.value_BxWxHxK.astype(v.dtype), k, v, mask)
     if length:
       cache = store(cache, k, v, layout)
     return dense("out", dim, scaled_normal(dim, 2 * self.layers))(y.reshape(batch, total, dim)), cache

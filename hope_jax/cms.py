@@ -13,7 +13,10 @@ from hope_jax import level
 
 
 class CMS(nn.Module):
-  """Channel mixer of K levels: (x, {level: weights}, {level: probe}) -> (what it adds to x, {level: its input}).
+  """Channel mixer of K levels: (x, {level: weights}, {level: what is added inside}) -> (what it adds to x, inputs).
+
+  inputs: {level: (its input, the inputs of its kernels)}. What is added inside are level.zeros, whose gradients write the
+  levels, where `probes` has them.
 
   sequential (Eq. 73) and nested (Eq. 72, which differs in when a level starts afresh, not in what it computes):
   y = MLP_K(...MLP_1(x)).  independent (Eq. 74): y = x + sum_l softmax(w)_l K theta_l(x).
@@ -35,9 +38,8 @@ class CMS(nn.Module):
       share = jax.nn.softmax(self.param("share", nn.initializers.zeros, (len(self.names),))) * len(self.names)
     added, inputs = 0.0, {}
     for i, name in enumerate(self.names):
-      inputs[name] = x_BxTxD if self.connection == "independent" else x_BxTxD + added
-      y, _ = level.apply(self.param(name, init), inputs[name], weights.get(name), through=self.through)
-      if name in probes:
-        y = y + probes[name].astype(y.dtype)
+      x = x_BxTxD if self.connection == "independent" else x_BxTxD + added
+      y, of_kernels = level.apply(self.param(name, init), x, weights.get(name), probes.get(name), through=self.through)
+      inputs[name] = x, of_kernels
       added = added + (share[i].astype(y.dtype) * y if self.connection == "independent" else y)
     return added, inputs

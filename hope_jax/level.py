@@ -49,7 +49,8 @@ def apply(params: dict, x_BxCxD, weights: dict | None = None, added: dict | None
 
   Args:
     weights: of each stream (`current`), (B, ...); None: the parameters.
-    added: at every token, added to a kernel's output or to a vector: (B, C, O). Its gradient is what `forces` returns.
+    added: at every token, added to a kernel's output or to a vector (`zeros`): its gradient, with the inputs, gives the
+      forces (`paired`).
     through: the parameters' gradient comes through the weights, which is right to second order. Otherwise it comes past
       them, as one product over all streams; the weights must then be `current(..., through=False)`.
   """
@@ -86,14 +87,23 @@ def _normalise(x, scale, bias):
   return (y if bias is None else y + bias).astype(x.dtype)
 
 
+def zeros(params: dict, *tokens: int) -> dict:
+  """What `apply` adds when it adds nothing: (*tokens, O) for every parameter, in its type."""
+  return jax.tree.map(lambda p: jnp.zeros((*tokens, p.shape[-1]), p.dtype), params)
+
+
+def paired(inputs: dict, gradient_of_added: dict) -> dict:
+  """The Forces of a level, from the inputs of its kernels and the gradient of what was added."""
+  return {part: {name: Force(inputs[part] if name == "kernel" else None, value) for name, value in leaves.items()}
+          for part, leaves in gradient_of_added.items()}
+
+
 def forces(params: dict, weights: dict, x_BxCxD, teach_BxCxD) -> dict:
   """The gradient of sum(teach * level(x)) for every parameter, token by token, in the structure of params."""
-  batch, tokens = x_BxCxD.shape[:2]
-  added = jax.tree.map(lambda p: jnp.zeros((batch, tokens, p.shape[-1]), p.dtype), params)
+  added = zeros(params, *x_BxCxD.shape[:2])
   _, pull, inputs = jax.vjp(lambda more: apply(params, x_BxCxD, weights, more), added, has_aux=True)
   force, = pull(teach_BxCxD.astype(x_BxCxD.dtype))
-  return {part: {name: Force(inputs[part] if name == "kernel" else None, value) for name, value in leaves.items()}
-          for part, leaves in force.items()}
+  return paired(inputs, force)
 
 
 def gradient(force: Force, weight_BxC=None) -> jax.Array:

@@ -46,8 +46,9 @@ def _truncate(through_writes: str) -> int:
 class Block(nn.Module):
   """Token mixer and channel mixer: (x, state or None, layout, dropout key, weights, probes, writes) -> (x, state, stats, taps).
 
-  `weights` are those of levels that a stream has written. `probes` are added to the outputs of the levels of those names, and "block" to the block's: their gradients are teach
-  signals. `taps` holds what is needed to write: each level's input, the Titan memory's input and output. `writes`: whether
+  `weights` are those of levels that a stream has written. `probes` are zeros added inside the levels of those names
+  (level.zeros), and "block" at the block's output: their gradients write the memories. `taps` holds what else is needed
+  for it: each level's input and its kernels', and what the Titan memory answered ("titan_read"). `writes`: whether
   self-modifying memories do.
   """
   config: FrozenConfigDict
@@ -73,7 +74,8 @@ class Block(nn.Module):
       new, stats = LayerState(cache=cache), {}
       if c.model.kind in configs.HYBRIDS:
         titan = Titan(int(c.titan.hidden * dim), layers, c.model.kind == "hope_hybrid", through, name="titan")
-        taps["titan"], taps["titan_read"] = y, titan(y, weights.get("titan"))
+        taps["titan_read"], of_kernels = titan(y, weights.get("titan"))
+        taps["titan"] = y, of_kernels
         y = y + taps["titan_read"]
     x_BxSxD = x_BxSxD + self.drop(y, rng, 0)
 
@@ -117,7 +119,7 @@ class HopeLM(nn.Module):
       documents: at most so many documents in a stream's part of this call (more read not-a-number).
       aligned: documents start at multiples of `chunk_grid(config)` already, as packed windows do.
       rng: key for dropout; None: no dropout.
-      probes: {name: (L, B, T, D)} zeros whose gradients are the teach signals (`Block`); the tokens must be aligned.
+      probes: zeros with the layers first, whose gradients write memories (`Block`); the tokens must be aligned.
     """
     c, dtype = self.config, compute_dtype(self.config)
     batch = tokens_BxT.shape[0]

@@ -13,7 +13,7 @@ import optax
 
 from hope_jax import config as configs
 from hope_jax import model as models
-from hope_jax import teach, titan
+from hope_jax import level, teach, titan
 from hope_jax import write as writes
 from hope_jax.state import FastState
 
@@ -40,13 +40,16 @@ def strength(config, step=None) -> Strength:
   return Strength(t.scale * factor, rates, t.threshold)
 
 
-def probes(config, batch: int) -> dict:
-  """Zeros, to be added to outputs: their gradients are the teach signals."""
+def probes(config, params, batch: int) -> dict:
+  """Zeros, added inside the levels and at the outputs of blocks, whose gradients write the memories (model.Block)."""
   c, names = config, configs.written(config)
+  chunk, out = configs.writing_chunk(c), {}
   if c.teach.target == "block" or "titan" in names:
-    names = {"block": None} | (dict(names) if c.teach.target == "exact" else {})
-  shape = (c.model.layers, batch, configs.writing_chunk(c), c.model.dim)
-  return {name: jnp.zeros(shape, models.compute_dtype(c)) for name in names if name != "titan"}
+    out["block"] = jnp.zeros((c.model.layers, batch, chunk, c.model.dim), models.compute_dtype(c))
+  if c.teach.target == "exact":
+    out |= {name: jax.vmap(lambda layer: level.zeros(layer, batch, chunk))(models.level_parameters(params["blocks"], name))
+            for name in names if name != "titan"}
+  return out
 
 
 def chunk(config, params, fast: FastState, piece: dict, strong: Strength, *, outer: bool = False, rng=None):
@@ -70,7 +73,7 @@ def chunk(config, params, fast: FastState, piece: dict, strong: Strength, *, out
     return jnp.sum(losses), (after, losses, logits, stats, taps)
 
   grad = jax.value_and_grad(loss, argnums=(0, 1) if outer else 1, has_aux=True)
-  (_, (after, losses, logits, selfmod, taps)), gradients = grad(params, probes(config, piece["tokens"].shape[0]))
+  (_, (after, losses, logits, selfmod, taps)), gradients = grad(params, probes(config, params, piece["tokens"].shape[0]))
   gradients, signals = gradients if outer else (None, gradients)
   stop = (lambda tree: tree) if config.teach.through_writes == "full" else jax.lax.stop_gradient
   params, signals, taps, seen = stop((params, signals, taps, (losses, logits)))
@@ -90,35 +93,38 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
     signals = {"block": jnp.broadcast_to(signals["block"][-1], signals["block"].shape)}
   entries = configs.written(config)
 
-  def signal_of(name):
-    own = name if name in signals else "block"
-    return teach.scaled(signals[own], scale * entries[name].scale, t.clip)
-
   begin_B = fast.count_B - jnp.sum(valid_BxC, 1)
   begin_B = begin_B - begin_B % size  # position of the chunk's slot 0
   ends_B = piece.get("ends", jnp.zeros(begin_B.shape, bool)) & t.flush_partial
 
   def write_level(name):
-    clock, signal = clocks[name], signal_of(name)
-    surprise = teach.surprise(t.metric, signal, losses, logits, labelled_BxC)
+    clock, added = clocks[name], signals.get(name)  # a level's own gradients; its output's is the last kernel's
+    signal = signals["block"] if added is None else added["down"]["kernel"]
+    factor_LxBxC = teach.factor(signal, scale * entries[name].scale, t.clip)
+    norm_LxBxC = factor_LxBxC * teach.norm(signal)
+    surprise = teach.surprise(t.metric, norm_LxBxC, losses, logits, labelled_BxC)
     may_L = jnp.asarray(configs.written_layers(config, configs.path(name))) & (strong.rates[name] > 0)
     gate_LxB = (surprise >= strong.threshold) & jnp.any(labelled_BxC, 1) & may_L[:, None]
     due_BxG = _due(clock, valid_BxC, begin_B, ends_B)
 
     def one_layer(_, xs):
-      blocks, state, taps, signal, gate_B = xs
+      blocks, state, taps, signal, added, factor_BxC, gate_B = xs
+      x, of_kernels = taps[name]
+      signal, force = teach.scaled(signal, factor_BxC), None
+      if added is not None:
+        force = level.paired(of_kernels, jax.tree.map(lambda g: teach.scaled(g, factor_BxC), added))
       if name == "titan":
         modifier = blocks["titan"].get("modifier")
         if config.titan.modifier == "teach_only":
           modifier = jax.lax.stop_gradient(modifier)
-        signal = titan.signal(modifier, clock.period, taps["titan"], taps["titan_read"], signal)
-        signal = teach.scaled(signal, 1.0, t.clip)  # a target that follows its own memory may run away
-      return None, writes.write(clock, strong.rates[name], models.level_parameters(blocks, name), state, taps[name], signal,
-                                valid_BxC & gate_B[:, None], due_BxG, begin_B % clock.period)
+        signal = titan.signal(modifier, clock.period, x, taps["titan_read"], signal)
+        signal = teach.scaled(signal, teach.factor(signal, 1.0, t.clip))  # a target that follows its own memory may run away
+      return None, writes.write(clock, strong.rates[name], models.level_parameters(blocks, name), state, x, signal,
+                                valid_BxC & gate_B[:, None], due_BxG, begin_B % clock.period, force)
 
-    xs = (params["blocks"], fast.layers.levels[name], taps, signal, gate_LxB)
+    xs = (params["blocks"], fast.layers.levels[name], taps, signal, added, factor_LxBxC, gate_LxB)
     _, (state, stats) = jax.lax.scan(one_layer, None, xs)
-    mean = jnp.sum(teach.norm(signal) * valid_BxC, -1) / jnp.maximum(jnp.sum(valid_BxC, -1), 1)
+    mean = jnp.sum(norm_LxBxC * valid_BxC, -1) / jnp.maximum(jnp.sum(valid_BxC, -1), 1)
     unfinished_B = jnp.where(jnp.any(due_BxG, 1) | (clock.period <= size), 0, fast.count_B % clock.period)
     return state, stats | {"surprise": surprise, "open": gate_LxB.astype(jnp.int32), "teach": mean,
                            "pending": jnp.broadcast_to(unfinished_B, gate_LxB.shape)}

@@ -24,22 +24,25 @@ def norm(x_D):
   return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x_D.astype(jnp.promote_types(x_D.dtype, jnp.float32))), -1), 1e-30))
 
 
-def scaled(signal_xCxD, scale, clip: float):
-  """The signal times the scale, clipped to a norm per token (0: not clipped)."""
-  scale = jnp.asarray(scale)
-  if clip:
-    scale = scale * (clip / jnp.maximum(scale * norm(signal_xCxD), clip))[..., None]
-  return (scale * signal_xCxD).astype(signal_xCxD.dtype)
+def factor(signal_xCxD, scale, clip: float):
+  """Of a signal, per token: the scale, less where the signal's norm would then exceed the clip (0: nowhere)."""
+  size_xC = norm(signal_xCxD)
+  scale = jnp.broadcast_to(scale, size_xC.shape).astype(size_xC.dtype)
+  return scale * (clip / jnp.maximum(scale * size_xC, clip)) if clip else scale
 
 
-def surprise(metric: str, signal_LxBxCxD, losses_BxC, logits_BxCxV, labelled_BxC):
+def scaled(signal_xCxN, factor_xC):
+  """The signal, or another gradient of the same tokens, times the factor of each token."""
+  return (factor_xC[..., None] * signal_xCxN).astype(signal_xCxN.dtype)
+
+
+def surprise(metric: str, norm_LxBxC, losses_BxC, logits_BxCxV, labelled_BxC):
   """(L, B): the mean over the chunk's labelled tokens of the signal's norm (`l2`), the loss, or the prediction's entropy."""
   if metric == "l2":
-    value = norm(signal_LxBxCxD)
+    value = norm_LxBxC
   elif metric == "loss":
-    value = jnp.broadcast_to(losses_BxC, (signal_LxBxCxD.shape[0], *losses_BxC.shape))
+    value = jnp.broadcast_to(losses_BxC, norm_LxBxC.shape)
   else:
     log_p = jax.nn.log_softmax(logits_BxCxV)
-    entropy = -jnp.sum(jnp.exp(log_p) * log_p, -1)
-    value = jnp.broadcast_to(entropy, (signal_LxBxCxD.shape[0], *entropy.shape))
+    value = jnp.broadcast_to(-jnp.sum(jnp.exp(log_p) * log_p, -1), norm_LxBxC.shape)
   return jnp.sum(jnp.where(labelled_BxC, value, 0), -1) / jnp.maximum(jnp.sum(labelled_BxC, -1), 1)

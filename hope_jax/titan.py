@@ -41,7 +41,7 @@ def signal(modifier: dict | None, period: int, attention_BxCxD, read_BxCxD, teac
 
 
 class Titan(nn.Module):
-  """(a, the streams' weights or None) -> M(a); holds the self-modifier's parameters."""
+  """(a, the streams' weights or None) -> (M(a), inputs of its kernels); holds the self-modifier's parameters."""
   hidden: int
   layers: int
   modifier: bool
@@ -53,4 +53,4 @@ class Titan(nn.Module):
     memory = self.param("memory", lambda key: level.init(key, width, self.hidden, 2 * self.layers))
     if self.modifier:
       self.param("modifier", lambda key: init_modifier(key, width, self.hidden))
-    return level.apply(memory, x_BxTxD, weights, through=self.through)[0]
+    return level.apply(memory, x_BxTxD, weights, through=self.through)

@@ -101,7 +101,7 @@ def restart(levels: dict, begins_B):
   return jax.lax.cond(jnp.any(begins_B), clear, lambda: levels)
 
 
-def write(clock: Clock, lr, params: dict, state: LevelState, x_BxCxD, teach_BxCxD, open_BxC, due_BxG, at_B):
+def write(clock: Clock, lr, params: dict, state: LevelState, x_BxCxD, teach_BxCxD, open_BxC, due_BxG, at_B, force=None):
   """One chunk: (state, {"updates", "moved"}), the norm of what the chunk changed, per stream.
 
   Args:
@@ -110,10 +110,12 @@ def write(clock: Clock, lr, params: dict, state: LevelState, x_BxCxD, teach_BxCx
     open_BxC: tokens that write.
     due_BxG: periods that end in this chunk, or are flushed.
     at_B: position of the chunk's first token in its period, for periods longer than the chunk.
+    force: level.forces of all this, where a backward pass has given it; else it is computed.
   """
+  if force is None and not isinstance(state.held, Tokens):
+    force = level.forces(params, _weights(params, state), x_BxCxD, teach_BxCxD)
   if clock.period > clock.chunk:
-    return _write_later(clock, lr, params, state, x_BxCxD, teach_BxCxD, open_BxC, due_BxG[:, 0], at_B)
-  force = level.forces(params, _weights(params, state), x_BxCxD, teach_BxCxD)
+    return _write_later(clock, lr, params, state, x_BxCxD, teach_BxCxD, force, open_BxC, due_BxG[:, 0], at_B)
   happens_BxG = due_BxG & jnp.any(open_BxC.reshape(*due_BxG.shape, -1), -1)
   if clock.parallel:
     changed = _parallel(clock, lr, params, state, force, open_BxC, happens_BxG)
@@ -129,7 +131,7 @@ def write(clock: Clock, lr, params: dict, state: LevelState, x_BxCxD, teach_BxCx
   return _settle(state, changed, jnp.sum(happens_BxG, 1, dtype=jnp.int32))
 
 
-def _write_later(clock, lr, params, state, x, teach, is_open, due_B, at_B):
+def _write_later(clock, lr, params, state, x, teach, force, is_open, due_B, at_B):
   """A period longer than the chunk: hold what was learned, use it when the period ends."""
   held = state.held
   if isinstance(held, Tokens):
@@ -148,7 +150,6 @@ def _write_later(clock, lr, params, state, x, teach, is_open, due_B, at_B):
       return _sums(clock, params, state, force, tokens.open_BxP)
   else:
     writes_B = jnp.any(is_open, 1)
-    force = level.forces(params, _weights(params, state), x, teach)
     new = _sums(clock, params, state, force, is_open)
     gradient, inputs = jax.tree.map(
         lambda old, more: jnp.where(_along(writes_B, old), old + more, old), (held.gradient, held.inputs), new)
