@@ -13,24 +13,26 @@ import jax.numpy as jnp
 from hope_jax.layers import scaled_normal
 from hope_jax.layout import Layout
 
+HIDDEN = -1e30  # score of a key that a query may not see
+
 
 @struct.dataclass
 class Cache:
   """The last W tokens of the document a stream is in; token p lies at p modulo W."""
-  key_BxWxHxK: jax.Array
-  value_BxWxHxK: jax.Array
+  key_BxHxWxK: jax.Array
+  value_BxHxWxK: jax.Array
   position_BxW: jax.Array  # -1: empty
 
 
 def empty_cache(batch: int, length: int, heads: int, width: int, dtype) -> Cache:
   """A cache without tokens; length 0 for calls that nothing follows."""
-  shape = (batch, length, heads, width)
+  shape = (batch, heads, length, width)
   return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full((batch, length), -1))
 
 
 def emptied(cache: Cache) -> Cache:
   """The cache without its tokens."""
-  return Cache(jnp.zeros_like(cache.key_BxWxHxK), jnp.zeros_like(cache.value_BxWxHxK), jnp.full_like(cache.position_BxW, -1))
+  return Cache(jnp.zeros_like(cache.key_BxHxWxK), jnp.zeros_like(cache.value_BxHxWxK), jnp.full_like(cache.position_BxW, -1))
 
 
 def rotate(x_BxSxHxK, position_BxS, base: float):
@@ -48,45 +50,43 @@ def attend(q_BxSxHxK, k_BxLxHxK, v_BxLxHxK, mask_BxSxL):
 
 
 @jax.custom_vjp
-def attend_after(q_BxSxHxK, past_k_BxWxHxK, past_v_BxWxHxK, k_BxSxHxK, v_BxSxHxK, mask_BxSxL):
-  """`attend` to a cache and then to the call's own keys, L = W + S. Nothing of size S x L is kept for the gradient, and
-  where the cache is data its part of the gradient is never computed."""
-  return _after_forward(q_BxSxHxK, past_k_BxWxHxK, past_v_BxWxHxK, k_BxSxHxK, v_BxSxHxK, mask_BxSxL)[0]
+def attend_after(q_BxHxSxK, past_k_BxHxWxK, past_v_BxHxWxK, k_BxHxSxK, v_BxHxSxK, mask_BxSxL):
+  """`attend` to a cache and to the call's own keys, L = W + S.
+
+  Unlike the library's, its gradient keeps nothing of size S x L, and where the cache is data no gradient of it is computed.
+  """
+  return _after_forward(q_BxHxSxK, past_k_BxHxWxK, past_v_BxHxWxK, k_BxHxSxK, v_BxHxSxK, mask_BxSxL)[0]
 
 
 def _scores(q, k, mask):
-  scores = jnp.einsum("bshk,blhk->bhsl", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
-  return jnp.where(mask[:, None], q.shape[-1] ** -0.5 * scores, -1e30)
+  scores = jnp.einsum("bhsk,bhlk->bhsl", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+  return jnp.where(mask[:, None], q.shape[-1] ** -0.5 * scores, HIDDEN)
 
 
 def _after_forward(q, past_k, past_v, k, v, mask):
-  length = past_k.shape[1]
-  before, own = _scores(q, past_k, mask[..., :length]), _scores(q, k, mask[..., length:])
-  top = jnp.maximum(jnp.max(before, -1, initial=-1e30), jnp.max(own, -1))
-  before, own = jnp.exp(before - top[..., None]), jnp.exp(own - top[..., None])
-  total = jnp.sum(before, -1) + jnp.sum(own, -1)
-  read = lambda share, value: jnp.einsum("bhsl,blhk->bshk", share.astype(value.dtype), value,
-                                         preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
-  out = (read(before, past_v) + read(own, v)) / total.swapaxes(1, 2)[..., None]
-  out = out.astype(q.dtype)
+  length = past_k.shape[2]
+  scores = _scores(q, past_k, mask[..., :length]), _scores(q, k, mask[..., length:])
+  top = jax.lax.stop_gradient(jnp.maximum(*(jnp.max(s, -1, keepdims=True) for s in scores)))
+  before, own = (jnp.exp(s - top) for s in scores)
+  total = jnp.sum(before, -1, keepdims=True) + jnp.sum(own, -1, keepdims=True)
+  out = ((before.astype(q.dtype) @ past_v + own.astype(q.dtype) @ v) / total).astype(q.dtype)
   return out, (q, past_k, past_v, k, v, mask, out, top + jnp.log(total))
 
 
 def _after_backward(saved, grad):
   q, past_k, past_v, k, v, mask, out, log_total = saved
-  length = past_k.shape[1]
-  along = jnp.einsum("bshk,bshk->bhs", grad, out, preferred_element_type=log_total.dtype)
+  length = past_k.shape[2]
+  along = jnp.sum((grad * out).astype(log_total.dtype), -1, keepdims=True)
 
   def block(k, v, mask):
-    share = jnp.exp(_scores(q, k, mask) - log_total[..., None])
-    grad_share = jnp.einsum("bshk,blhk->bhsl", grad, v, preferred_element_type=log_total.dtype)
-    grad_score = (q.shape[-1] ** -0.5 * share * (grad_share - along[..., None])).astype(q.dtype)
-    return (jnp.einsum("bhsl,blhk->bshk", grad_score, k), jnp.einsum("bhsl,bshk->blhk", grad_score, q),
-            jnp.einsum("bhsl,bshk->blhk", share.astype(q.dtype), grad))
+    share = jnp.exp(_scores(q, k, mask) - log_total)
+    grad_share = jnp.einsum("bhsk,bhlk->bhsl", grad, v, preferred_element_type=share.dtype)
+    grad_score = (q.shape[-1] ** -0.5 * share * (grad_share - along)).astype(q.dtype)
+    return grad_score @ k, grad_score.swapaxes(2, 3) @ q, share.astype(q.dtype).swapaxes(2, 3) @ grad
 
-  dq_past, dk_past, dv_past = block(past_k, past_v, mask[..., :length])
-  dq, dk, dv = block(k, v, mask[..., length:])
-  return dq + dq_past, dk_past, dv_past, dk, dv, None
+  past_q, *grad_past = block(past_k, past_v, mask[..., :length])
+  own_q, *grad_own = block(k, v, mask[..., length:])
+  return past_q + own_q, *grad_past, *grad_own, None
 
 
 attend_after.defvjp(_after_forward, _after_backward)
@@ -120,17 +120,17 @@ def visible(position_BxS, document_BxS, key_position_BxL, key_document_BxL, key_
   return allowed & (ago < window) if window else allowed
 
 
-def store(cache: Cache, k_BxSxHxK, v_BxSxHxK, layout: Layout) -> Cache:
+def store(cache: Cache, k_BxHxSxK, v_BxHxSxK, layout: Layout) -> Cache:
   """The cache after the call: the last W tokens of the document that each stream ends in."""
   length = cache.position_BxW.shape[1]
   ends_in = jnp.take_along_axis(layout.document_BxS, jnp.maximum(layout.last_B, 0)[:, None], 1)
   current = layout.valid_BxS & (layout.document_BxS == ends_in) & (layout.position_BxS >= layout.count_B[:, None] - length)
   target = jnp.where(current, layout.position_BxS % length, length)
-  rows = jnp.arange(target.shape[0])[:, None]
-  put = lambda old, new: old.at[rows, target].set(new.astype(old.dtype), mode="drop")
+  put = jax.vmap(lambda old, new, to: old.at[..., to, :].set(new.astype(old.dtype), mode="drop"))
   left = (layout.last_B[:, None] >= 0) & (ends_in > 0)  # another document than the one that was cached
   position = jnp.where(left, -1, cache.position_BxW)
-  return Cache(put(cache.key_BxWxHxK, k_BxSxHxK), put(cache.value_BxWxHxK, v_BxSxHxK), put(position, layout.position_BxS))
+  position = put(position[..., None], layout.position_BxS[..., None], target)[..., 0]
+  return Cache(put(cache.key_BxHxWxK, k_BxHxSxK, target), put(cache.value_BxHxWxK, v_BxHxSxK, target), position)
 
 
 class Attention(nn.Module):
@@ -159,7 +159,10 @@ class Attention(nn.Module):
                      jnp.concatenate([cache.position_BxW, layout.position_BxS], 1),
                      jnp.concatenate([jnp.zeros_like(cache.position_BxW), layout.document_BxS], 1),
                      jnp.concatenate([cache.position_BxW >= 0, layout.valid_BxS], 1), length or self.window)
-      y = attend(q, k, v, mask) if not length else attend_after(q, cache.key_BxWxHxK.astype(k.dtype), cache.value_BxWxHxK.astype(v.dtype), k, v, mask)
-    if length:
-      cache = store(cache, k, v, layout)
+      if length:
+        q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+        y = attend_after(q, cache.key_BxHxWxK.astype(k.dtype), cache.value_BxHxWxK.astype(v.dtype), k, v, mask).swapaxes(1, 2)
+        cache = store(cache, k, v, layout)
+      else:
+        y = attend(q, k, v, mask)
     return dense("out", dim, scaled_normal(dim, 2 * self.layers))(y.reshape(batch, total, dim)), cache

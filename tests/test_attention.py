@@ -95,6 +95,26 @@ def test_bands_are_the_masked_whole(window, total):
   np.testing.assert_allclose(*both(q, k, v), **CLOSE)
 
 
+def test_attending_to_a_cache_is_attention_to_all_keys_and_so_are_its_gradients(x64):
+  """Output, gradient, and gradient of the gradient: writes in context may be differentiated through."""
+  rng, before = np.random.default_rng(0), 5
+  k, v = rng.standard_normal((2, BATCH, HEADS, before + 4, WIDTH))
+  q, toward = rng.standard_normal((2, BATCH, HEADS, 4, WIDTH))
+  mask = rng.random((BATCH, 4, before + 4)) < 0.6
+  mask[..., 0] = True
+
+  def plain(q, k, v):
+    scores = jnp.where(mask[:, None], q @ k.swapaxes(2, 3) / WIDTH ** 0.5, -jnp.inf)
+    return jax.nn.softmax(scores) @ v
+  ours = lambda q, k, v: attention.attend_after(q, k[:, :, :before], v[:, :, :before], k[:, :, before:], v[:, :, before:], mask)
+
+  def all_of(attend):
+    out, pull = jax.vjp(attend, q, k, v)
+    second = jax.grad(lambda *args: sum(jnp.sum(jnp.sin(g)) for g in jax.vjp(attend, *args)[1](toward)), range(3))
+    return out, pull(toward), second(q, k, v)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), *jit(lambda: (all_of(ours), all_of(plain)))())
+
+
 def test_a_ring_of_tokens_is_the_window_however_the_document_is_cut():
   length = 4
   run, params, x = setup(length)

@@ -109,7 +109,7 @@ def test_surprise(metric):
   labels = random.integers(-1, VOCAB, (3, 4))
   labels[0] = -1
   nats = online.token_losses(jnp.asarray(logits), jnp.asarray(labels))
-  got = teach.surprise(metric, jnp.asarray(signal), nats, jnp.asarray(logits), jnp.asarray(labels >= 0))
+  got = teach.surprise(metric, teach.norm(jnp.asarray(signal)), nats, jnp.asarray(logits), jnp.asarray(labels >= 0))
   for layer in range(2):
     for b in range(3):
       p = np.exp(logits[b] - np.log(np.exp(logits[b]).sum(-1, keepdims=True)))

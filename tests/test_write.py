@@ -84,6 +84,17 @@ def test_a_level_is_its_formula_and_forces_are_its_gradient(x64, norm, activatio
   assert each_stream(got[0]).all()
 
 
+def test_forces_may_come_from_a_backward_pass_that_goes_on(x64):
+  """What `write` is given instead of its own forces: gradients of the zeros that were added."""
+  params, (x, signal, _) = parameters(), (a[1] for a in text())
+  def both(delta):
+    weights, added = level.current(params, delta), level.zeros(params, *x.shape[:2])
+    loss = lambda added: (lambda y, inputs: (jnp.sum(jnp.sin(y) * signal), (y, inputs)))(*level.apply(params, x, weights, added))
+    gradients, (y, inputs) = jax.grad(loss, has_aux=True)(added)
+    return level.paired(inputs, gradients), level.forces(params, weights, x, jnp.cos(y) * signal)
+  close(*host(both)(noise(params, 2, STREAMS)))
+
+
 @pytest.mark.parametrize("rule, period, hold", CASES)
 def test_writing_is_the_token_loop(x64, rule, period, hold):
   params, pieces = parameters(*VARIANTS[RULES.index(rule) % len(VARIANTS)]), text()
@@ -218,10 +229,11 @@ def test_gradients_through_writes_are_finite_at_zero(rule, period, hold):
 
 def test_scaled_signals_are_capped_and_have_finite_gradients():
   signal = text()[1][0]
-  size, cut = np.linalg.norm(signal, axis=-1, keepdims=True), np.asarray(teach.scaled(signal, 2.0, 1.5))
+  cap = lambda signal, scale: teach.scaled(signal, teach.factor(signal, scale, 1.5))
+  size, cut = np.linalg.norm(signal, axis=-1, keepdims=True), np.asarray(cap(signal, 2.0))
   close(cut, signal / size * np.minimum(2 * size, 1.5), atol=1e-5)
   assert (2 * size > 1.5).any() and (2 * size < 1.5).any()
-  grad = host(jax.grad(lambda signal, scale: jnp.sum(teach.scaled(signal, scale, 1.5) * jnp.arange(WIDTH)), (0, 1)))
+  grad = host(jax.grad(lambda signal, scale: jnp.sum(cap(signal, scale) * jnp.arange(WIDTH)), (0, 1)))
   for scale in (0.0, 1e-6, 1.0):  # warm-up starts at 0; padding has no signal
     chex.assert_tree_all_finite([grad(signal, scale), grad(0 * signal, scale)])
 
