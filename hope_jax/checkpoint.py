@@ -41,6 +41,7 @@ from hope_jax.integrity import steps
 from hope_jax.startup import say
 
 PARTIAL = ".partial"  # mark on a step that is being written, hashed or deleted
+FILE_BYTES = 2**27  # about; several files are hashed at once
 NO_STEP, NONE_GOOD = -1, -2  # what the first process tells the others instead of a step
 TRAIN_COMMAND = "python -m hope_jax.launch --config=configs/smoke.py --workdir=runs/smoke"
 DISK_ERRORS = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "file too large"}
@@ -99,6 +100,8 @@ class Checkpoints:
       registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)  # else stored as arrays
     context = ocp.Context()
     context.checkpointables.registry = registry
+    context.array.saving.use_compression = False  # trained numbers shrink by a tenth, in ten times the time
+    context.array.saving.ocdbt_target_data_file_size = FILE_BYTES
     context.async_options.create_directories_asynchronously = False  # a failure there leaves threads waiting minutes
     try:
       with context:
