@@ -241,7 +241,8 @@ def load_params(directory: str | Path, like_params: Any = None, step: int | None
   """
   path = _good_path(directory, step, ("params", "meta"))
   meta = read_meta(directory, int(path.name))
-  stored = arrays.cast(ocp.metadata(path, "params").metadata, dtype)
+  stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ocp.metadata(path, "params").metadata)
+  stored = arrays.cast(stored, dtype)  # without the devices it was saved from, which need not be here
   like_params = stored if like_params is None else arrays.cast(like_params, dtype)
   check_architecture(stored, like_params)
   params = ocp.load(path, arrays.placed(like_params), checkpointable_name="params")

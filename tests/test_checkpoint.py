@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax import checkpoint, config
+from hope_jax import checkpoint, config, integrity, model
 from hope_jax.checkpoint import Checkpoints, load_fast, load_params, save_fast
 
 CONFIG = config.base()
@@ -130,6 +130,18 @@ def test_keeps_the_last_and_never_rewrites_a_step(tmp_path):
   assert Checkpoints(tmp_path, keep=2).latest() == 10
 
 
+def test_keeps_the_best_and_every_kth_besides_the_last(tmp_path):
+  losses = {2: 5.0, 4: 1.0, 5: None, 6: 2.0, 8: float("nan"), 10: 3.0, 11: float("inf"), 12: 4.0, 13: None, 14: 4.5}
+  with Checkpoints(tmp_path, keep=2, keep_best=3, keep_every=5) as saved:
+    for step, loss in losses.items():
+      saved.save(step, initial(), {}, META, loss)
+      if step == 6:
+        saved.wait()
+        assert checkpoint.steps(tmp_path) == [2, 4, 5, 6]
+  assert checkpoint.steps(tmp_path) == [4, 5, 6, 10, 13, 14]
+  assert integrity.read(tmp_path / "6")["metric"] == 2 and integrity.read(tmp_path / "13")["metric"] is None
+
+
 def test_parameters_alone(tmp_path):
   state = trained()
   with Checkpoints(tmp_path, keep=1) as saved:
@@ -153,6 +165,85 @@ def test_restores_to_the_places_asked_for(tmp_path):
     restored, _, _ = saved.restore(0, state.replace(params=like))
   assert all(x.sharding == place for x in jax.tree.leaves(restored.params))
   assert_same(restored, state)
+
+
+def tiny():
+  """(configuration, parameters, tokens) of a language model."""
+  c = config.base()
+  c.data.sources = ()
+  c.model.update(dict(kind="transformer", dim=16, layers=1, heads=2, vocab=32))
+  c.mixer.kind = "swiglu"
+  return c, jax.jit(lambda: model.init_params(c, jax.random.key(3)))(), jnp.arange(16).reshape(2, 8)
+
+
+def logits(params):
+  c, _, tokens = tiny()
+  return np.asarray(jax.jit(model.build(c).apply)({"params": params}, tokens)[0], np.float32)
+
+
+def spread(tree, *axes):
+  """Every array split along its last axis over a mesh of these sizes, which have one or two axes; what does not divide is copied."""
+  mesh = jax.make_mesh(axes, ("data", "fsdp")[:len(axes)], axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+
+  def leaf(x):
+    divides = x.ndim and x.shape[-1] % axes[-1] == 0 and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    spec = jax.sharding.PartitionSpec(*(None,) * (x.ndim - 1), mesh.axis_names[-1]) if divides else jax.sharding.PartitionSpec()
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+  return jax.tree.map(leaf, tree)
+
+
+EIGHT = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = json.loads(sys.argv[2])
+import jax, numpy as np
+import test_checkpoint as t
+folder = Path(sys.argv[1])
+like = jax.eval_shape(lambda: t.whole_state(t.tiny()[1]))
+with t.Checkpoints(folder / "one", keep=1) as saved, t.Checkpoints(folder / "eight", keep=2) as again:
+  for step, axes in enumerate(((8,), (2, 2))):
+    state, _, meta = saved.restore(1, t.spread(like, *axes))
+    table = state.params["embed"]["embedding"]
+    assert {s.data.size for s in table.addressable_shards} == {table.size // axes[-1]}, "not sharded"
+    assert len(table.sharding.device_set) == np.prod(axes)
+    np.save(folder / f"logits_{step}.npy", t.logits(state.params))
+    again.save(step, state, {}, meta)
+"""
+
+
+def whole_state(params):
+  return TrainState(jnp.int32(1), params, optax.adamw(1e-3).init(params), jax.random.key(0), None)
+
+
+def test_saved_by_one_device_restored_by_eight_and_back(tmp_path):
+  c, params, _ = tiny()
+  state = whole_state(params)
+  with Checkpoints(tmp_path / "one", keep=1) as saved:
+    saved.save(1, state, {}, {"config": config.to_json(c), "tokenizer": "none"})
+  here = Path(__file__).resolve().parent
+  child = subprocess.run([sys.executable, "-c", EIGHT, tmp_path, json.dumps([str(here), str(here.parent)])],
+                         capture_output=True, text=True, env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"}, check=False)
+  assert child.returncode == 0, child.stderr
+  for step in range(2):
+    np.testing.assert_allclose(np.load(tmp_path / f"logits_{step}.npy"), logits(params), atol=1e-6)
+    assert_same(Checkpoints(tmp_path / "eight", keep=2).restore(step, jax.eval_shape(lambda: state))[0], state)
+    assert_same(load_params(tmp_path / "eight", step=step)[0], params)
+
+
+def test_another_type_is_converted_when_asked_for(tmp_path):
+  c, params, _ = tiny()
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  for name, tree in (("full", params), ("half", half)):
+    with Checkpoints(tmp_path / name, keep=1) as saved:
+      saved.save(1, whole_state(tree | {"count": jnp.int32(3)}), {}, {"config": config.to_json(c), "tokenizer": "none"})
+  to_half, to_full = load_params(tmp_path / "full", dtype=jnp.bfloat16)[0], load_params(tmp_path / "half", dtype=jnp.float32)[0]
+  assert to_half.pop("count").dtype == to_full.pop("count").dtype == jnp.int32
+  assert_same(to_half, half)
+  assert_same(to_full, jax.tree.map(lambda x: x.astype(jnp.float32), half))
+  np.testing.assert_allclose(logits(to_full), logits(params), atol=0.02 * np.abs(logits(params)).max())
+  placed = spread(params | {"count": jnp.int32(3)}, 1)
+  assert load_params(tmp_path / "full", placed, dtype=jnp.bfloat16)[0]["count"].sharding == placed["count"].sharding
 
 
 def test_refuses_another_architecture(tmp_path):
@@ -216,6 +307,42 @@ def test_a_failed_save_surfaces_whatever_the_reason(tmp_path):
   saved.directory.write_text("")
   with pytest.raises(RuntimeError, match="saving step 2 in .*Not a directory"):
     saved.save(2, initial(), {}, META)
+
+
+def test_training_may_go_on_when_a_save_fails(tmp_path, capsys):
+  with Checkpoints(tmp_path / "checkpoints", keep=1) as saved:
+    saved.save(1, initial(), {}, META)
+    assert not saved.save(2, initial().replace(fast=object()), {}, META, on_error="warn")  # at once
+    saved.wait()
+    saved.directory.joinpath("3").write_text("in the way")  # behind
+    assert saved.save(3, initial(), {}, META, on_error="warn")
+    assert saved.latest() == 1 and saved.failures == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "saving step 2 in" in said[0] and "training goes on without it (1 failed so far)" in said[0]
+    assert "saving step 3 in" in said[1] and "step 1 is whole and a restart goes on from it" in said[1]
+    assert saved.save(4, initial(), {}, META, on_error="warn")
+  assert checkpoint.steps(saved.directory) == [4] and not list(saved.directory.glob("*.partial*"))
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_a_directory_deleted_during_a_save_is_said_and_the_next_save_works(tmp_path, all_of_it, monkeypatch):
+  def gone(folder, facts):
+    shutil.rmtree(folder.parent if all_of_it else folder)
+    seal(folder, facts)
+
+  seal = integrity.seal
+  with Checkpoints(tmp_path / "checkpoints", keep=2) as saved:
+    saved.save(1, initial(), {}, META)
+    saved.wait()
+    monkeypatch.setattr(integrity, "seal", gone)
+    saved.save(2, initial(), {}, META)
+    left = "no step is whole yet" if all_of_it else "step 1 is whole"
+    with pytest.raises(RuntimeError, match=f"saving step 2 in .*/checkpoints failed .{left}.*No such file or directory"):
+      saved.wait()
+    monkeypatch.setattr(integrity, "seal", seal)
+    saved.save(3, initial(), {}, META)
+  assert checkpoint.steps(saved.directory) == ([3] if all_of_it else [1, 3])
+  assert saved.newest_good() == 3
 
 
 FULL_DISK = """
