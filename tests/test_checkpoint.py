@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -229,6 +230,56 @@ def test_saved_by_one_device_restored_by_eight_and_back(tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / f"logits_{step}.npy"), logits(params), atol=1e-6)
     assert_same(Checkpoints(tmp_path / "eight", keep=2).restore(step, jax.eval_shape(lambda: state))[0], state)
     assert_same(load_params(tmp_path / "eight", step=step)[0], params)
+
+
+TWO = """
+import errno, json, os, sys
+sys.path[:0] = json.loads(sys.argv[1])
+import jax
+jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
+import test_checkpoint as t
+from hope_jax import integrity
+from pathlib import Path
+folder, first = Path(sys.argv[4]), jax.process_index() == 0
+like = t.spread(jax.eval_shape(t.initial), 2)
+state = jax.jit(t.initial, out_shardings=jax.tree.map(lambda x: x.sharding, like))()
+with t.Checkpoints(folder, keep=2) as saved:
+  assert saved.newest_good() is None
+  for step in (1, 2, 3):
+    saved.save(step, state, {}, t.META)
+  saved.wait()
+  if first:
+    (folder / "3" / "params" / "_METADATA").unlink()
+  assert saved.newest_good() == 2
+  restored, _, _ = saved.restore(2, like)
+  kernel = restored.params["block_0"]["kernel"]
+  assert [s.data.shape for s in kernel.addressable_shards] == [(8, 4)], "not shared out"
+  assert saved.save(3, restored, {}, t.META)
+  saved.wait()
+  if first:
+    def full(*_):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    integrity.seal = full
+  saved.save(4, restored, {}, t.META, on_error="warn")
+  saved.wait()
+  assert saved.failures == 1 and saved.latest() == 3
+"""
+
+
+def test_two_processes_agree_on_what_is_good_and_what_failed(tmp_path):
+  here = Path(__file__).resolve().parent
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  processes = [subprocess.Popen([sys.executable, "-c", TWO, json.dumps([str(here), str(here.parent)]), address, str(i), tmp_path],
+                                stderr=subprocess.PIPE, text=True, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"})
+               for i in range(2)]
+  said = [process.communicate(timeout=120)[1] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], said
+  assert "no space left" in said[0] and "another process could not write its part" in said[1]
+  assert ["step 3 is damaged" in text for text in said] == [True, False]
+  assert checkpoint.steps(tmp_path) == [2, 3]
+  assert_same(Checkpoints(tmp_path, keep=2).restore(3, jax.eval_shape(initial))[0], initial())
 
 
 def test_another_type_is_converted_when_asked_for(tmp_path):
