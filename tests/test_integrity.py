@@ -163,7 +163,8 @@ def test_verify_reads_a_run_its_checkpoints_or_one_step_and_names_every_file(cop
   with open(steps / "2" / "iterator" / "data.json", "a") as file:
     file.write(" ")
   assert verify(steps / "2", capsys) == (1, [
-      f"{steps}/2: DAMAGED, 4 file(s)", f"  _CHECKPOINT_METADATA: is truncated: {size - 1} of {size} bytes", "  iterator/data.json: has grown: 12 of 11 bytes",
+      f"{steps}/2: DAMAGED, 4 file(s)", f"  _CHECKPOINT_METADATA: is truncated: {size - 1} of {size} bytes",
+      "  iterator/data.json: has grown: 12 of 11 bytes",
       "  meta/data.json: differs from what was written", "  params/more: is extra, it was not written with the step"])
   (steps / "1" / "integrity.json").unlink()
   code, lines = verify(steps / "1", capsys)
