@@ -4,15 +4,21 @@
                      train       everything else in TrainState: step, optimizer, random key, streams' fast state
                      iterator    the data iterator's state, JSON
                      meta        JSON: "config" (config.to_json), "tokenizer" (digest), and what the trainer adds
+                     integrity.json    digests of all of it (integrity.py), and the step's validation loss
 
-A step is written under another name and renamed when it is whole. Orbax stays inside this file.
+A step is written under another name, hashed, and renamed when it is whole. What is read is hashed first: a step that
+is not as it was written is refused, and one that was not asked for by number gives way to the newest good one before
+it, which is said. Orbax stays inside this file.
 
     with Checkpoints(workdir / "checkpoints", keep=2) as saved:
-      if saved.latest() is not None:
-        state, iterator_state, meta = saved.restore(saved.latest(), state)
+      step = saved.newest_good()
+      if step is not None:
+        state, iterator_state, meta = saved.restore(step, state)
       saved.save(step, state, iterator.get_state(), meta)
 """
 
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 import errno
 import hashlib
 import json
@@ -21,16 +27,22 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from hope_jax import config as config_lib
+from hope_jax import arrays, config as config_lib, integrity
+from hope_jax.arrays import check_architecture, fingerprint
+from hope_jax.integrity import steps
+from hope_jax.startup import say
 
-PARTIAL = ".orbax-checkpoint-tmp"  # Orbax's mark on a step it is still writing; ours on one being deleted
+PARTIAL = ".partial"  # mark on a step that is being written, hashed or deleted
+FILE_BYTES = 2**27  # about; several files are hashed at once
+NO_STEP, NONE_GOOD = -1, -2  # what the first process tells the others instead of a step
 TRAIN_COMMAND = "python -m hope_jax.launch --config=configs/smoke.py --workdir=runs/smoke"
 DISK_ERRORS = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "file too large"}
 
@@ -39,77 +51,120 @@ logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raise
 
 
 class Checkpoints:
-  """A run's checkpoints: the last `keep` steps in `directory`, written in the background.
+  """A run's checkpoints, written in the background.
 
-  Creating it makes the directory, tries a write and removes what an interrupted save left.
+  Keeps the last `keep` steps, besides the `keep_best` of lowest metric and every step divisible by `keep_every` (0: none).
+  Creating it makes the directory, tries a write and removes what an interrupted save left. With many processes, all
+  make the same calls; the first hashes, renames and deletes.
   Raises OSError when the directory cannot be written, so that a run fails before it trains.
   """
 
-  def __init__(self, directory: str | Path, keep: int):
+  def __init__(self, directory: str | Path, keep: int, keep_best: int = 0, keep_every: int = 0):
     if keep < 1:
       raise ValueError(f"keep is {keep}; a run keeps at least 1 checkpoint: set train.keep")
     self.directory = Path(directory).absolute()
-    self.keep = keep
-    self._pending = None  # (step, Orbax's response)
+    self.keep, self.keep_best, self.keep_every = keep, keep_best, keep_every
+    self.failures = 0  # saves that failed while training went on
+    self._pending = None  # (step, future of _finish, on_error)
+    self._background = ThreadPoolExecutor(1)
+    self._checked = set()  # steps found good
+    self._code = integrity.code_version()
     _try_write(self.directory)
-    for leftover in self.directory.glob(f"*{PARTIAL}*"):
-      shutil.rmtree(leftover)
+    self._clear()
 
-  def save(self, step: int, state: Any, iterator_state: Any, meta: dict) -> bool:
+  def save(self, step: int, state: Any, iterator_state: Any, meta: dict, metric: float | None = None,
+           on_error: str = "stop") -> bool:
     """Copies the state to the host and returns; the write goes on behind. A step already there is kept: False.
 
-    `meta` holds at least "config" and "tokenizer". Raises the error of the save before this one, if it failed.
+    Args:
+      meta: holds at least "config" and "tokenizer".
+      metric: validation loss at this step, if it is known; what `keep_best` compares.
+      on_error: when this save fails, now or behind: "stop" raises, now or at the next call; "warn" says it and counts it.
     """
     if missing := {"config", "tokenizer"} - meta.keys():
       raise ValueError(f"meta has no {sorted(missing)}; an evaluation could not load this checkpoint: add them")
     items = {"params": state.params, "train": state.replace(params=None),
              "iterator": _json(iterator_state, "the iterator's state"), "meta": _json(meta, "meta")}
-    return self._start(step, items)
+    facts = {"config": hashlib.sha256(meta["config"].encode()).hexdigest(), "tokenizer": meta["tokenizer"],
+             "rng": fingerprint({"rng": jax.random.key_data(state.rng)}),
+             "metric": metric if metric is not None and np.isfinite(metric) else None}
+    return self._start(step, items, facts, on_error)
 
-  def _start(self, step: int, items: dict) -> bool:
+  def _start(self, step: int, items: dict, facts: dict, on_error: str = "stop") -> bool:
     self.wait()
     if step in steps(self.directory):
       return False
+    self._clear()
     registry = ocp.handlers.local_registry()
     for name in {"iterator", "meta"} & items.keys():
       registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)  # else stored as arrays
     context = ocp.Context()
     context.checkpointables.registry = registry
+    context.array.saving.use_compression = False  # trained numbers shrink by a tenth, in ten times the time
+    context.array.saving.ocdbt_target_data_file_size = FILE_BYTES
     context.async_options.create_directories_asynchronously = False  # a failure there leaves threads waiting minutes
     try:
       with context:
-        self._pending = step, ocp.save_checkpointables_async(self.directory / str(step), items)
+        response = ocp.save_checkpointables_async(self.directory / f"{step}{PARTIAL}", items)
     except Exception as error:
-      self._fail(step, error)
+      self._fail(step, error, on_error)
+      return False
+    facts = facts | {"step": step, "code": self._code}
+    self._pending = step, self._background.submit(self._finish, step, response, facts), on_error
     return True
 
+  def _finish(self, step: int, response: Any, facts: dict) -> None:
+    response.result()
+    if jax.process_index() == 0:
+      partial = self.directory / f"{step}{PARTIAL}"
+      integrity.seal(partial, facts)
+      os.rename(partial, self.directory / str(step))
+      self._retire()
+
+  def _retire(self) -> None:
+    """Deletes the steps that nothing keeps."""
+    found = steps(self.directory)
+    metrics = {step: metric for step in found if (metric := integrity.metric(self.directory / str(step))) is not None}
+    kept = {*found[-self.keep:], *sorted(metrics, key=metrics.get)[:self.keep_best],
+            *(step for step in found if self.keep_every and step % self.keep_every == 0)}
+    for step in set(found) - kept:
+      doomed = self.directory / f"{step}{PARTIAL}-deleted"
+      os.rename(self.directory / str(step), doomed)  # a kill while deleting must not leave half a step
+      shutil.rmtree(doomed)
+
+  def _clear(self) -> None:
+    """Removes what interrupted or failed saves left."""
+    if jax.process_index() == 0:
+      for leftover in self.directory.glob(f"*{PARTIAL}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
   def wait(self) -> None:
-    """Blocks until the last save is whole, then deletes steps beyond `keep`.
+    """Blocks until the last save is whole and hashed, and steps beyond what is kept are deleted.
 
     Raises OSError when the disk was full, RuntimeError when that save failed for another reason.
     """
     if self._pending is None:
       return
-    step, response = self._pending
+    step, finish, on_error = self._pending
     self._pending = None
-    try:
-      response.result()
-    except Exception as error:
-      self._fail(step, error)
-    for old in steps(self.directory)[:-self.keep]:
-      doomed = self.directory / f"{old}{PARTIAL}-deleted"
-      os.rename(self.directory / str(old), doomed)  # a kill while deleting must not leave half a step
-      shutil.rmtree(doomed)
+    error = finish.exception()
+    if _any_process(error is not None):
+      self._fail(step, error or RuntimeError("another process could not write its part"), on_error)
 
-  def _fail(self, step: int, error: Exception) -> NoReturn:
+  def _fail(self, step: int, error: BaseException, on_error: str) -> None:
     last = self.latest()
     good = "no step is whole yet" if last is None else f"step {last} is whole and a restart goes on from it"
     code = _disk_error(error)
     if code is None:
-      raise RuntimeError(f"saving step {step} in {self.directory} failed ({good}): {error}") from error
-    free = shutil.disk_usage(self.directory).free / 2**20
-    raise OSError(code, f"saving step {step} failed: {DISK_ERRORS[code]} in {self.directory} ({free:,.0f} MiB free); "
-                        f"{good}; free some space or choose another --workdir, then start again") from None
+      failure = RuntimeError(f"saving step {step} in {self.directory} failed ({good}): {error}")
+    else:
+      free = shutil.disk_usage(self.directory).free / 2**20
+      failure = OSError(code, f"saving step {step} failed: {DISK_ERRORS[code]} in {self.directory} ({free:,.0f} MiB "
+                              f"free); {good}; free some space or choose another --workdir, then start again")
+    if on_error == "stop":
+      raise failure from (error if code is None else None)
+    self.failures += 1
+    say(f"{failure}; training goes on without it ({self.failures} failed so far)")
 
   def latest(self) -> int | None:
     """The last step on disk, or None. Waits for a save under way, and so does every other read."""
@@ -117,18 +172,43 @@ class Checkpoints:
     found = steps(self.directory)
     return found[-1] if found else None
 
+  def newest_good(self) -> int | None:
+    """The last step that is as it was written; None when there is no step at all. Says what is wrong with later ones.
+
+    Those are renamed to <step>.damaged, so that the run can write them again. Raises ValueError when no step is good.
+    """
+    self.wait()
+    step, error = NO_STEP, None
+    if jax.process_index() == 0 and steps(self.directory):
+      try:
+        step, damaged = integrity.newest_good(self.directory)
+        for later in damaged:
+          aside = integrity.set_aside(self.directory / str(later))
+          say(f"{self.directory}: step {later} is damaged ({integrity.brief(damaged[later])}): kept as {aside.name}, "
+              f"going on from step {step}")
+      except ValueError as found:
+        step, error = NONE_GOOD, found
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+    if step == NONE_GOOD:
+      raise error or ValueError(f"no step in {self.directory} is good: the first process says what is wrong")
+    if step == NO_STEP:
+      return None
+    self._checked.add(step)
+    return step
+
   def restore(self, step: int, like_state: Any) -> tuple[Any, Any, dict]:
     """(state, iterator's state, meta) as saved, bit for bit, placed like `like_state` (arrays or ShapeDtypeStructs).
 
-    Raises FileNotFoundError without that step, ValueError when an array has another shape, type or name.
+    Any number of devices and any mesh will do, whatever it was saved from.
+    Raises FileNotFoundError without that step, ValueError when it is damaged or an array has another shape, type or name.
     """
     self.wait()
-    path = _step_path(self.directory, step)
+    path = _step_path(self.directory, step) if step in self._checked else _good_path(self.directory, step)
     rest = like_state.replace(params=None)
     check_architecture(ocp.metadata(path, "params").metadata, like_state.params)
     check_architecture(ocp.metadata(path, "train").metadata, rest, "optimizer or state")
     loaded = ocp.load_checkpointables(
-        path, {"params": _abstract(like_state.params), "train": _abstract(rest), "iterator": None, "meta": None})
+        path, {"params": arrays.placed(like_state.params), "train": arrays.placed(rest), "iterator": None, "meta": None})
     return loaded["train"].replace(params=loaded["params"]), loaded["iterator"], loaded["meta"]
 
   def meta(self, step: int) -> dict:
@@ -143,32 +223,29 @@ class Checkpoints:
     self.wait()
 
 
-def steps(directory: str | Path) -> list[int]:
-  """The whole steps in a directory, ascending; empty when there is no such directory."""
-  directory = Path(directory)
-  names = os.listdir(directory) if directory.is_dir() else []
-  return sorted(int(n) for n in names if n.isdecimal() and (directory / n).is_dir())
-
-
 def read_meta(directory: str | Path, step: int | None = None) -> dict:
-  """`meta` of a step (None: the last) without its arrays. Raises FileNotFoundError when it is missing."""
-  return ocp.load_checkpointables(_step_path(directory, step), {"meta": None})["meta"]
+  """`meta` of a step (None: the newest whose meta is good) without its arrays. Raises as `load_params`."""
+  return ocp.load_checkpointables(_good_path(directory, step, ("meta",)), {"meta": None})["meta"]
 
 
-def load_params(
-    directory: str | Path, like_params: Any = None, step: int | None = None) -> tuple[Any, ConfigDict, dict]:
-  """(params, config, meta) for evaluation and generation, of a step (None: the last); the optimizer is not read.
+def load_params(directory: str | Path, like_params: Any = None, step: int | None = None,
+                dtype: Any = None) -> tuple[Any, ConfigDict, dict]:
+  """(params, config, meta) for evaluation and generation; the optimizer is neither read nor hashed. Writes nothing.
 
-  Placed like `like_params` (arrays or ShapeDtypeStructs); None: as stored, on the first device. Writes nothing.
-  Raises FileNotFoundError when it is missing, ValueError for a checkpoint of another architecture.
+  Args:
+    like_params: places and types (arrays or ShapeDtypeStructs); None: as stored, on the first device.
+    step: None: the newest whose parameters are good.
+    dtype: of all floating-point parameters, whatever was stored; None: they must be stored as `like_params` has them.
+
+  Raises FileNotFoundError when it is missing, ValueError for a damaged step or a checkpoint of another architecture.
   """
-  path = _step_path(directory, step)
-  meta = read_meta(directory, step)
-  stored = ocp.metadata(path, "params").metadata
-  if like_params is None:
-    like_params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
+  path = _good_path(directory, step, ("params", "meta"))
+  meta = read_meta(directory, int(path.name))
+  stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ocp.metadata(path, "params").metadata)
+  stored = arrays.cast(stored, dtype)  # without the devices it was saved from, which need not be here
+  like_params = stored if like_params is None else arrays.cast(like_params, dtype)
   check_architecture(stored, like_params)
-  params = ocp.load(path, _abstract(like_params), checkpointable_name="params")
+  params = ocp.load(path, arrays.placed(like_params), checkpointable_name="params")
   return params, config_lib.from_json(meta["config"]), meta
 
 
@@ -181,22 +258,23 @@ def save_fast(directory: str | Path, fast: Any, meta: dict) -> None:
     raise ValueError("meta has no fingerprint; add meta['fingerprint'] = checkpoint.fingerprint(params)")
   with Checkpoints(directory, keep=1) as saved:
     last = saved.latest()
-    saved._start(0 if last is None else last + 1, {"fast": fast, "meta": _json(meta, "meta")})
+    saved._start(0 if last is None else last + 1, {"fast": fast, "meta": _json(meta, "meta")},
+                 {"model": meta["fingerprint"]})
 
 
 def load_fast(directory: str | Path, like: Any, model: str) -> tuple[Any, dict]:
   """(fast, meta) as saved, placed like `like`. `model`: the fingerprint of the parameters it goes on with.
 
-  Raises FileNotFoundError when there is none, ValueError for the state of another model.
+  Raises FileNotFoundError when there is none, ValueError when it is damaged or another model's.
   """
-  meta = read_meta(directory)
+  path = _good_path(directory, None)
+  meta = read_meta(directory, int(path.name))
   if meta["fingerprint"] != model:
     raise ValueError(
         f"the fast state in {directory} belongs to another model: it was written by {meta['fingerprint']}, these "
         f"parameters are {model}; load the checkpoint it was written with, or start a fresh conversation")
-  path = _step_path(directory, None)
   check_architecture(ocp.metadata(path, "fast").metadata, like, "fast state")
-  return ocp.load(path, _abstract(like), checkpointable_name="fast"), meta
+  return ocp.load(path, arrays.placed(like), checkpointable_name="fast"), meta
 
 
 def conversation(directory: str | Path) -> list[int]:
@@ -205,30 +283,6 @@ def conversation(directory: str | Path) -> list[int]:
   if not all((Path(directory) / str(step) / "fast").is_dir() for step in saved):
     raise ValueError(f"{directory} holds a run's checkpoints, not a conversation: choose another directory")
   return saved
-
-
-def fingerprint(params: Any) -> str:
-  """16 hex digits that change with any parameter's name, shape, type or value."""
-  digest = hashlib.sha256()
-  for name, leaf in sorted(_leaves(params).items()):
-    digest.update(f"{name} {leaf.shape} {leaf.dtype}\n".encode())
-    digest.update(jax.device_get(leaf).tobytes())
-  return digest.hexdigest()[:16]
-
-
-def check_architecture(stored: Any, expected: Any, what: str = "architecture") -> None:
-  """ValueError unless two trees (leaves with shape and dtype) agree in every path, shape and type."""
-  a, b = ({name: f"{leaf.shape} {leaf.dtype}" for name, leaf in _leaves(tree).items()} for tree in (stored, expected))
-  differ = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
-  if not differ:
-    return
-  lines = [f"  {name}: checkpoint {a.get(name, 'has none')}, this configuration {b.get(name, 'has none')}"
-           for name in differ[:5]]
-  if len(differ) > 5:
-    lines.append(f"  and {len(differ) - 5} more")
-  raise ValueError(f"checkpoint of another {what}: {len(differ)} of {len(a.keys() | b.keys())} arrays differ\n"
-                   + "\n".join(lines)
-                   + "\nuse the checkpoint's own configuration (config.json beside it) or another workdir")
 
 
 def check_tokenizer(meta: dict, digest: str) -> None:
@@ -251,6 +305,23 @@ def _step_path(directory: str | Path, step: int | None) -> Path:
     there = "no such directory"
   raise FileNotFoundError(f"no checkpoint{'' if step is None else f' of step {step}'} in {directory} (there: {there}); "
                           f"train one with: {TRAIN_COMMAND}")
+
+
+def _good_path(directory: str | Path, step: int | None, parts: Collection[str] | None = None) -> Path:
+  """Folder of a step (None: the newest good one) whose `parts` (None: all) are as they were written. ValueError if not."""
+  path = _step_path(directory, step)
+  if step is None:
+    good, damaged = integrity.newest_good(path.parent, parts)
+    for later in damaged:
+      say(f"{path.parent}: step {later} is damaged ({integrity.brief(damaged[later])}): reading step {good}")
+    return path.parent / str(good)
+  if faults := integrity.check(path, parts):
+    raise ValueError(f"{path} is damaged ({integrity.brief(faults)}): bring it back from a copy or choose another step")
+  return path
+
+
+def _any_process(here: bool) -> bool:
+  return bool(np.any(multihost_utils.process_allgather(np.bool_(here))))
 
 
 def _try_write(directory: Path) -> None:
@@ -277,23 +348,3 @@ def _json(value: Any, what: str) -> Any:
   if json.loads(json.dumps(value)) != value:
     raise TypeError(f"{what} changes when written as JSON (tuples, or keys that are not text): {value!r}")
   return value
-
-
-def _leaves(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  """{path: leaf} with equal paths for a tree and for Orbax's description of it; a random key by its data."""
-  named = {}
-  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      leaf = jax.eval_shape(jax.random.key_data, leaf)
-    named[jax.tree_util.keystr(path, simple=True, separator="/")] = leaf
-  return named
-
-
-def _abstract(tree: Any) -> Any:
-  """What Orbax restores into. An array without a place goes to the first device, wherever it was saved."""
-  first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-  def leaf(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or first)
-
-  return jax.tree.map(leaf, tree)

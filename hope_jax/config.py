@@ -37,11 +37,13 @@ CHOICES = {
     "selfmod.conv": ("none", "shared", "separate"),
     "data.task": ("text", "recall"),
     "optim.name": ("adamw", "muon"),
+    "train.on_save_error": ("stop", "warn"),
 }
 AT_LEAST_ONE = ("model.dim", "model.layers", "model.heads", "model.vocab", "selfmod.chunk_generators",
                 "selfmod.chunk_memory", "teach.chunk", "titan.period", "data.seq", "data.align", "data.batch",
                 "optim.accumulate", "train.steps", "train.log_every", "train.eval_every", "train.eval_batches",
                 "train.save_every", "train.keep")
+AT_LEAST_ZERO = ("train.keep_best", "train.keep_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +178,10 @@ def base() -> ConfigDict:
   c.train.eval_every = 200
   c.train.eval_batches = 16
   c.train.save_every = 200
-  c.train.keep = 2  # checkpoints
+  c.train.keep = 2  # the last so many checkpoints, and besides them
+  c.train.keep_best = 0  # so many of lowest validation loss, among those saved at an evaluation
+  c.train.keep_every = 0  # each whose step is a multiple of this; 0: none
+  c.train.on_save_error = "stop"  # stop | warn: train on; the last save of a run always has to succeed
   return c.lock()
 
 
@@ -230,6 +235,8 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
     _check(_get(c, field) in allowed, f"{field}={_get(c, field)!r}: choose one of {', '.join(allowed)}")
   for field in AT_LEAST_ONE:
     _check(_get(c, field) >= 1, f"{field}={_get(c, field)}: set it to 1 or more")
+  for field in AT_LEAST_ZERO:
+    _check(_get(c, field) >= 0, f"{field}={_get(c, field)}: set it to 0 or more")
 
   m, s, d = c.model, c.selfmod, c.data
   _check(m.dim % m.heads == 0, f"model.dim={m.dim} is not divisible by model.heads={m.heads}: change one of them")

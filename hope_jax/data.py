@@ -12,7 +12,6 @@ next window; -1 at its end and in padding), `segments` (1, 2, ... by document; 0
 occurs exactly once.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -27,7 +26,7 @@ from absl import app
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from hope_jax import corpus, recall, startup
+from hope_jax import corpus, integrity, recall, startup
 from hope_jax.corpus import SPLITS
 from hope_jax.tokenizer import Tokenizer, train as train_tokenizer
 
@@ -203,7 +202,7 @@ def _write(folder: Path, config: ConfigDict) -> None:
   tok = Tokenizer(folder / "tokenizer.model")
   with tqdm(total=documents, desc="tokenise", unit=" documents", file=sys.stderr) as bar:
     domains = {s.name: _write_source(folder, s, config.data.val_fraction, tok, bar) for s in config.data.sources}
-  files = {p.name: dict(bytes=p.stat().st_size, sha256=_sha256(p)) for p in sorted(folder.iterdir())}
+  files = {p.name: dict(bytes=p.stat().st_size, sha256=integrity.sha256(p)) for p in sorted(folder.iterdir())}
   manifest = dict(config=_wanted(config), tokenizer=tok.digest, python=sys.version.split()[0], domains=domains,
                   files=files)
   (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -293,17 +292,12 @@ def _check(folder: Path, config: ConfigDict, verify: bool) -> None:
     size = path.stat().st_size if path.exists() else 0
     if name != "tokenizer.model" and size != file["bytes"]:
       raise ValueError(f"truncated shard {path}: {size} bytes, {file['bytes']} were written; {rebuild}")
-    if verify and _sha256(path) != file["sha256"]:
+    if verify and integrity.sha256(path) != file["sha256"]:
       raise ValueError(f"{path} changed since it was built; {rebuild}")
   tok = Tokenizer(folder / "tokenizer.model")
   if tok.digest != manifest["tokenizer"]:
     raise ValueError(f"{folder / 'tokenizer.model'} is not the tokenizer of these shards (sha256 {tok.digest[:12]}, "
                      f"built with {manifest['tokenizer'][:12]}); put the right one back or {rebuild}")
-
-
-def _sha256(path: Path) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def table(config: ConfigDict) -> str:

@@ -32,7 +32,8 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None) -> d
   """
   configs.validate(config, jax.device_count())
   workdir, tokenizer = Path(workdir), None
-  with checkpoint.Checkpoints(workdir / "checkpoints", config.train.keep) as saved:
+  c = config.train
+  with checkpoint.Checkpoints(workdir / "checkpoints", c.keep, c.keep_best, c.keep_every) as saved:
     stacked = None
     if init_from is not None and saved.latest() is not None:
       say(f"{workdir} has a checkpoint and goes on from it: --init_from={init_from} is ignored")
@@ -59,7 +60,7 @@ class _Run:
     self.batches = iter(data.train_batches(config))
     digest = tokenizer.digest if tokenizer else "none"
     self.meta = {"config": configs.to_json(config), "tokenizer": digest}
-    self.start = saved.latest()
+    self.start = saved.newest_good()
     if self.start is None:
       self.start, self.state = 0, init(jax.random.key(config.seed))
       if stacked is not None:
@@ -95,10 +96,12 @@ class _Run:
           self.log(metrics, meter, interval, before)  # nothing is evaluated or saved before its loss is known
           before = None
         with meter.pause():
-          if due(c.eval_every) or done:
+          evaluated = due(c.eval_every) or done
+          if evaluated:
             result = self.evaluate(metrics, i, done)
           if due(c.save_every) or (done and not resumed) or stop:
-            self.saved.save(i, self.state, self.batches.get_state(), self.meta)
+            self.saved.save(i, self.state, self.batches.get_state(), self.meta, result["loss"] if evaluated else None,
+                            "stop" if done or stop else c.on_save_error)
         if stop:
           self.saved.wait()
           say(f"stopped by {signal.Signals(stop).name}: step {i} is saved; the same command resumes")

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax import checkpoint, config
+from hope_jax import checkpoint, config, integrity
 from hope_jax.checkpoint import Checkpoints, load_fast, load_params, save_fast
 
 CONFIG = config.base()
@@ -130,6 +130,18 @@ def test_keeps_the_last_and_never_rewrites_a_step(tmp_path):
   assert Checkpoints(tmp_path, keep=2).latest() == 10
 
 
+def test_keeps_the_best_and_every_kth_besides_the_last(tmp_path):
+  losses = {2: 5.0, 4: 1.0, 5: None, 6: 2.0, 8: float("nan"), 10: 3.0, 11: float("inf"), 12: 4.0, 13: None, 14: 4.5}
+  with Checkpoints(tmp_path, keep=2, keep_best=3, keep_every=5) as saved:
+    for step, loss in losses.items():
+      saved.save(step, initial(), {}, META, loss)
+      if step == 6:
+        saved.wait()
+        assert checkpoint.steps(tmp_path) == [2, 4, 5, 6]
+  assert checkpoint.steps(tmp_path) == [4, 5, 6, 10, 13, 14]
+  assert integrity.read(tmp_path / "6")["metric"] == 2 and integrity.read(tmp_path / "13")["metric"] is None
+
+
 def test_parameters_alone(tmp_path):
   state = trained()
   with Checkpoints(tmp_path, keep=1) as saved:
@@ -216,6 +228,42 @@ def test_a_failed_save_surfaces_whatever_the_reason(tmp_path):
   saved.directory.write_text("")
   with pytest.raises(RuntimeError, match="saving step 2 in .*Not a directory"):
     saved.save(2, initial(), {}, META)
+
+
+def test_training_may_go_on_when_a_save_fails(tmp_path, capsys):
+  with Checkpoints(tmp_path / "checkpoints", keep=1) as saved:
+    saved.save(1, initial(), {}, META)
+    assert not saved.save(2, initial().replace(fast=object()), {}, META, on_error="warn")  # at once
+    saved.wait()
+    saved.directory.joinpath("3").write_text("in the way")  # behind
+    assert saved.save(3, initial(), {}, META, on_error="warn")
+    assert saved.latest() == 1 and saved.failures == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "saving step 2 in" in said[0] and "training goes on without it (1 failed so far)" in said[0]
+    assert "saving step 3 in" in said[1] and "step 1 is whole and a restart goes on from it" in said[1]
+    assert saved.save(4, initial(), {}, META, on_error="warn")
+  assert checkpoint.steps(saved.directory) == [4] and not list(saved.directory.glob("*.partial*"))
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_a_directory_deleted_during_a_save_is_said_and_the_next_save_works(tmp_path, all_of_it, monkeypatch):
+  def gone(folder, facts):
+    shutil.rmtree(folder.parent if all_of_it else folder)
+    seal(folder, facts)
+
+  seal = integrity.seal
+  with Checkpoints(tmp_path / "checkpoints", keep=2) as saved:
+    saved.save(1, initial(), {}, META)
+    saved.wait()
+    monkeypatch.setattr(integrity, "seal", gone)
+    saved.save(2, initial(), {}, META)
+    left = "no step is whole yet" if all_of_it else "step 1 is whole"
+    with pytest.raises(RuntimeError, match=f"saving step 2 in .*/checkpoints failed .{left}.*No such file or directory"):
+      saved.wait()
+    monkeypatch.setattr(integrity, "seal", seal)
+    saved.save(3, initial(), {}, META)
+  assert checkpoint.steps(saved.directory) == ([3] if all_of_it else [1, 3])
+  assert saved.newest_good() == 3
 
 
 FULL_DISK = """

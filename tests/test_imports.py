@@ -10,10 +10,10 @@ ORDER = (
     "products", "delta", "rule", "linear_memory", "mlp_memory",  # the self-modifying memories
     "inner", "level", "teach", "layout", "layers", "state", "config", "write", "titan", "selfmod", "attention", "cms", "model",
     "online", "optim", "step", "sharding",
-    "startup", "corpus", "tokenizer", "recall", "data", "ngram", "checkpoint", "stack", "metrics", "intervals", "report", "costs",
-    "generate", "memorize", "train", "launch")
+    "startup", "integrity", "corpus", "tokenizer", "recall", "data", "ngram", "arrays", "checkpoint", "stack",
+    "metrics", "intervals", "report", "costs", "generate", "memorize", "train", "launch")
 MEMORIES = ORDER[:5]
-WITHOUT_JAX = ("config", "corpus", "tokenizer", "ngram", "intervals", "report")
+WITHOUT_JAX = ("config", "integrity", "corpus", "tokenizer", "ngram", "intervals", "report")
 
 
 def imports(name):

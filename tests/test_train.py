@@ -1,8 +1,10 @@
 """The training loop: resumed = uninterrupted, signals, and runs that must not go on."""
 
+import errno
 import json
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config, step as steps, train
+from hope_jax import checkpoint, config, integrity, step as steps, train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,6 +78,7 @@ def test_run_ends_with_an_evaluation_beside_the_bigram(whole):
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert all(row["memory/1/moved/mem"] > 0 for row in rows if "train/loss" in row)
   assert checkpoint.steps(workdir / "checkpoints") == [10, 12]
+  assert [integrity.read(workdir / "checkpoints" / step)["metric"] for step in ("10", "12")] == [None, result["loss"]]
   assert config.to_json(config.load(workdir / "config.json")) == config.to_json(c)
   assert (workdir / "tokenizer.model").exists() and list((workdir / "tb").iterdir())
 
@@ -146,6 +149,39 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_nothing(whole, monkeypa
   with pytest.raises(FloatingPointError, match="step 6: loss nan.*Checkpoint 5 is good.*Try a smaller optim.lr"):
     train.train(c, run)
   assert checkpoint.steps(run / "checkpoints") == [5]
+
+
+def test_a_run_goes_on_from_the_step_before_a_damaged_one(whole, capsys):
+  folder, c, workdir, result = whole
+  run = shutil.copytree(workdir, folder / "damaged")
+  next((run / "checkpoints" / "12" / "train" / "d").iterdir()).write_bytes(b"not what was written")
+  assert train.train(c, run) == result
+  said = capsys.readouterr().err
+  assert "step 12 is damaged (train/d/" in said and "kept as 12.damaged, going on from step 10" in said
+  assert sorted(os.listdir(run / "checkpoints")) == ["10", "12", "12.damaged"] and losses(run) == losses(workdir)
+
+
+def test_a_save_that_fails_may_be_passed_over_but_not_the_last(whole, monkeypatch, capsys):
+  folder, c, workdir, _ = whole
+  seal = integrity.seal
+
+  def full(folder, facts):
+    if facts["step"] in broken:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    seal(folder, facts)
+
+  monkeypatch.setattr(integrity, "seal", full)
+  broken, run = {10}, folder / "full"
+  c.train.on_save_error = "warn"
+  try:
+    train.train(c, run)
+    assert checkpoint.steps(run / "checkpoints") == [5, 12] and losses(run) == losses(workdir)
+    assert "saving step 10 failed: no space left" in capsys.readouterr().err
+    broken, run = {5, 12}, folder / "full_at_the_end"
+    with pytest.raises(OSError, match="saving step 12 failed"):  # the run would be lost
+      train.train(c, run)
+  finally:
+    c.train.on_save_error = "stop"
 
 
 def test_workdir_of_another_model_is_refused(whole):

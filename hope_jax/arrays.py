@@ -1,0 +1,63 @@
+"""Trees of arrays, stored and expected: their names, whether they agree, where they go and as what."""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def fingerprint(params: Any) -> str:
+  """16 hex digits that change with any parameter's name, shape, type or value."""
+  digest = hashlib.sha256()
+  for name, leaf in sorted(leaves(params).items()):
+    digest.update(f"{name} {leaf.shape} {leaf.dtype}\n".encode())
+    digest.update(jax.device_get(leaf).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def check_architecture(stored: Any, expected: Any, what: str = "architecture") -> None:
+  """ValueError unless two trees (leaves with shape and dtype) agree in every path, shape and type."""
+  a, b = ({name: f"{leaf.shape} {leaf.dtype}" for name, leaf in leaves(tree).items()} for tree in (stored, expected))
+  differ = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
+  if not differ:
+    return
+  lines = [f"  {name}: checkpoint {a.get(name, 'has none')}, this configuration {b.get(name, 'has none')}"
+           for name in differ[:5]]
+  if len(differ) > 5:
+    lines.append(f"  and {len(differ) - 5} more")
+  raise ValueError(f"checkpoint of another {what}: {len(differ)} of {len(a.keys() | b.keys())} arrays differ\n"
+                   + "\n".join(lines)
+                   + "\nuse the checkpoint's own configuration (config.json beside it) or another workdir")
+
+
+def leaves(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  """{path: leaf} with equal paths for a tree and for Orbax's description of it; a random key by its data."""
+  named = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.eval_shape(jax.random.key_data, leaf)
+    named[jax.tree_util.keystr(path, simple=True, separator="/")] = leaf
+  return named
+
+
+def placed(tree: Any) -> Any:
+  """What Orbax restores into. An array without a place goes to the first device, wherever it was saved."""
+  first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+  def leaf(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or first)
+
+  return jax.tree.map(leaf, tree)
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+  """Shapes and places of a tree, with floating-point leaves of another type; None: the tree."""
+  if dtype is None:
+    return tree
+
+  def leaf(x):
+    kind = dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+    return jax.ShapeDtypeStruct(x.shape, kind, sharding=getattr(x, "sharding", None))
+
+  return jax.tree.map(leaf, tree)

@@ -1,0 +1,144 @@
+"""Laws of checkpoints and devices: saved on some, restored on others, in several processes, or as another type: the same."""
+
+import os
+from pathlib import Path
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hope_jax import checkpoint, config, model
+from hope_jax.checkpoint import Checkpoints, load_params
+from tests.test_checkpoint import TrainState, assert_same, initial
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tiny():
+  """(configuration, parameters, tokens) of a language model."""
+  c = config.base()
+  c.data.sources = ()
+  c.model.update(dict(kind="transformer", dim=16, layers=1, heads=2, vocab=32))
+  c.mixer.kind = "swiglu"
+  return c, jax.jit(lambda: model.init_params(c, jax.random.key(3)))(), jnp.arange(16).reshape(2, 8)
+
+
+def logits(params):
+  c, _, tokens = tiny()
+  return np.asarray(jax.jit(model.build(c).apply)({"params": params}, tokens)[0], np.float32)
+
+
+def spread(tree, *axes):
+  """Every array split along its last axis over the last axis of a mesh of these sizes; what does not divide is copied."""
+  mesh = jax.make_mesh(axes, ("data", "fsdp")[:len(axes)], axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+
+  def leaf(x):
+    divides = x.ndim and x.shape[-1] % axes[-1] == 0 and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    spec = jax.sharding.PartitionSpec(*(None,) * (x.ndim - 1), mesh.axis_names[-1]) if divides else jax.sharding.PartitionSpec()
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+  return jax.tree.map(leaf, tree)
+
+
+EIGHT = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from tests import test_checkpoint_devices as t
+from hope_jax.checkpoint import Checkpoints
+folder = Path(sys.argv[1])
+like = jax.eval_shape(lambda: t.whole_state(t.tiny()[1]))
+with Checkpoints(folder / "one", keep=1) as saved, Checkpoints(folder / "eight", keep=2) as again:
+  for step, axes in enumerate(((8,), (2, 2))):
+    state, _, meta = saved.restore(1, t.spread(like, *axes))
+    table = state.params["embed"]["embedding"]
+    assert {s.data.size for s in table.addressable_shards} == {table.size // axes[-1]}, "not sharded"
+    assert len(table.sharding.device_set) == np.prod(axes)
+    np.save(folder / f"logits_{step}.npy", t.logits(state.params))
+    again.save(step, state, {}, meta)
+"""
+
+
+def whole_state(params):
+  return TrainState(jnp.int32(1), params, optax.adamw(1e-3).init(params), jax.random.key(0), None)
+
+
+def test_saved_by_one_device_restored_by_eight_and_back(tmp_path):
+  c, params, _ = tiny()
+  state = whole_state(params)
+  with Checkpoints(tmp_path / "one", keep=1) as saved:
+    saved.save(1, state, {}, {"config": config.to_json(c), "tokenizer": "none"})
+  child = subprocess.run([sys.executable, "-c", EIGHT, tmp_path], cwd=ROOT, capture_output=True, text=True,
+                         env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"})
+  assert child.returncode == 0, child.stderr
+  for step in range(2):
+    np.testing.assert_allclose(np.load(tmp_path / f"logits_{step}.npy"), logits(params), atol=1e-6)
+    assert_same(Checkpoints(tmp_path / "eight", keep=2).restore(step, jax.eval_shape(lambda: state))[0], state)
+    assert_same(load_params(tmp_path / "eight", step=step)[0], params)
+
+
+TWO = """
+import errno, os, sys
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from tests import test_checkpoint_devices as t
+from tests.test_checkpoint import META, initial
+from hope_jax import integrity
+from hope_jax.checkpoint import Checkpoints
+from pathlib import Path
+folder, first = Path(sys.argv[3]), jax.process_index() == 0
+like = t.spread(jax.eval_shape(initial), 2)
+state = jax.jit(initial, out_shardings=jax.tree.map(lambda x: x.sharding, like))()
+with Checkpoints(folder, keep=2) as saved:
+  assert saved.newest_good() is None
+  for step in (1, 2, 3):
+    saved.save(step, state, {}, META)
+  saved.wait()
+  if first:
+    (folder / "3" / "params" / "_METADATA").unlink()
+  assert saved.newest_good() == 2
+  restored, _, _ = saved.restore(2, like)
+  kernel = restored.params["block_0"]["kernel"]
+  assert [s.data.shape for s in kernel.addressable_shards] == [(8, 4)], "not shared out"
+  assert saved.save(3, restored, {}, META)
+  saved.wait()
+  if first:
+    def full(*_):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    integrity.seal = full
+  saved.save(4, restored, {}, META, on_error="warn")
+  saved.wait()
+  assert saved.failures == 1 and saved.latest() == 3
+"""
+
+
+def test_two_processes_agree_on_what_is_good_and_what_failed(tmp_path):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  processes = [subprocess.Popen([sys.executable, "-c", TWO, address, str(i), tmp_path], cwd=ROOT, text=True,
+                                stderr=subprocess.PIPE, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}) for i in range(2)]
+  said = [process.communicate(timeout=120)[1] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], said
+  assert "no space left" in said[0] and "another process could not write its part" in said[1]
+  assert ["step 3 is damaged" in text for text in said] == [True, False]
+  assert checkpoint.steps(tmp_path) == [2, 3]
+  assert_same(Checkpoints(tmp_path, keep=2).restore(3, jax.eval_shape(initial))[0], initial())
+
+
+def test_another_type_is_converted_when_asked_for(tmp_path):
+  c, params, _ = tiny()
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  for name, tree in (("full", params), ("half", half)):
+    with Checkpoints(tmp_path / name, keep=1) as saved:
+      saved.save(1, whole_state(tree | {"count": jnp.int32(3)}), {}, {"config": config.to_json(c), "tokenizer": "none"})
+  to_half, to_full = load_params(tmp_path / "full", dtype=jnp.bfloat16)[0], load_params(tmp_path / "half", dtype=jnp.float32)[0]
+  assert to_half.pop("count").dtype == to_full.pop("count").dtype == jnp.int32
+  assert_same(to_half, half)
+  assert_same(to_full, jax.tree.map(lambda x: x.astype(jnp.float32), half))
+  np.testing.assert_allclose(logits(to_full), logits(params), atol=0.02 * np.abs(logits(params)).max())
+  placed = spread(params | {"count": jnp.int32(3)}, 1)
+  assert load_params(tmp_path / "full", placed, dtype=jnp.bfloat16)[0]["count"].sharding == placed["count"].sharding
