@@ -12,7 +12,7 @@ import optax
 
 from hope_jax import config as configs
 from hope_jax import model as models
-from hope_jax import online, optim
+from hope_jax import guard as guards, online, optim
 from hope_jax.state import TrainState
 
 
@@ -20,7 +20,7 @@ def init_state(config, key) -> TrainState:
   """Fresh parameters and optimizer state."""
   params_key, rng = jax.random.split(key)
   params = models.init_params(config, params_key)
-  return TrainState(jnp.zeros((), jnp.int32), params, optim.make(config).init(params), rng)
+  return TrainState(jnp.zeros((), jnp.int32), params, optim.make(config).init(params), rng, guard=guards.fresh())
 
 
 def _whole(config, params, batch, rng, _):
@@ -62,7 +62,10 @@ def _online(config, params, batch, rng, step):
 
 
 def make_train_step(config):
-  """(TrainState, batch) -> (TrainState, metrics): loss in nats per label, norms, gates, as device arrays."""
+  """(TrainState, batch) -> (TrainState, metrics): loss in nats per label, norms, gates, as device arrays.
+
+  With train.rollback_after, a bad step (guard.py) changes nothing but the counts.
+  """
   tx, factor, parts = optim.make(config), optim.schedule(config), config.optim.accumulate
   gradient_of = functools.partial(_online if configs.written(config) else _whole, config)
 
@@ -84,12 +87,16 @@ def make_train_step(config):
     else:
       gradients, (loss, stats) = jax.lax.scan(part, zeros, (pieces, jnp.arange(parts)))
       loss, stats = jnp.sum(loss), jax.tree.map(lambda a: jnp.mean(a, 0), stats)
-    gradients = jax.tree.map(lambda g: g / labels, gradients)
+    gradients, loss = jax.tree.map(lambda g: g / labels, gradients), loss / labels
+    norm = optax.tree.norm(gradients)
+    good, guard = guards.judge(state.guard, loss, norm, config.optim.skip_above)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss / labels, "labels": labels, "grad_norm": optax.tree.norm(gradients),
-               "lr": config.optim.lr * factor(state.step), "memory": stats}
-    return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+    new = optax.apply_updates(state.params, updates), opt_state
+    if config.train.rollback_after:
+      new = guards.choose(good, new, (state.params, state.opt_state))
+    metrics = {"loss": loss, "labels": labels, "grad_norm": norm, "lr": config.optim.lr * factor(state.guard.applied),
+               "memory": stats, "guard": guard}
+    return TrainState(state.step + 1, *new, state.rng, guard=guard), metrics
 
   return jax.jit(train_step, donate_argnums=0)
 

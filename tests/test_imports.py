@@ -9,11 +9,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hope_jax"
 ORDER = (
     "products", "delta", "rule", "linear_memory", "mlp_memory",  # the self-modifying memories
     "inner", "level", "teach", "layout", "layers", "state", "config", "write", "titan", "selfmod", "attention", "cms", "model",
-    "online", "optim", "step", "sharding",
-    "startup", "integrity", "corpus", "tokenizer", "recall", "data", "ngram", "arrays", "checkpoint", "stack",
-    "metrics", "intervals", "report", "costs", "generate", "memorize", "train", "launch")
+    "online", "optim", "guard", "step", "sharding",
+    "startup", "integrity", "corpus", "tokenizer", "recall", "shard", "data", "ngram", "arrays", "checkpoint", "stack",
+    "metrics", "intervals", "report", "costs", "generate", "memorize", "evaluation", "goodput", "signals", "train", "launch")
 MEMORIES = ORDER[:5]
-WITHOUT_JAX = ("config", "integrity", "corpus", "tokenizer", "ngram", "intervals", "report")
+WITHOUT_JAX = ("config", "integrity", "corpus", "tokenizer", "ngram", "intervals", "report", "shard", "goodput", "signals")
 
 
 def imports(name):
