@@ -85,9 +85,8 @@ class Checkpoints:
       raise ValueError(f"meta has no {sorted(missing)}; an evaluation could not load this checkpoint: add them")
     items = {"params": state.params, "train": state.replace(params=None),
              "iterator": _json(iterator_state, "the iterator's state"), "meta": _json(meta, "meta")}
-    facts = {"config": hashlib.sha256(meta["config"].encode()).hexdigest(), "tokenizer": meta["tokenizer"],
-             "rng": fingerprint({"rng": jax.random.key_data(state.rng)}),
-             "metric": metric if metric is not None and np.isfinite(metric) else None}
+    facts = _digests(meta) | {"rng": fingerprint({"rng": jax.random.key_data(state.rng)}),
+                              "metric": metric if metric is not None and np.isfinite(metric) else None}
     return self._start(step, items, facts, on_error)
 
   def _start(self, step: int, items: dict, facts: dict, on_error: str = "stop") -> bool:
@@ -204,6 +203,9 @@ class Checkpoints:
     """
     self.wait()
     path = _step_path(self.directory, step) if step in self._checked else _good_path(self.directory, step)
+    if not (path / "train").is_dir():
+      raise ValueError(f"{path} holds parameters alone, without an optimizer's state to go on with: train another run "
+                       f"that starts at them, with another --workdir and --init_from={path.parent.parent}")
     rest = like_state.replace(params=None)
     check_architecture(ocp.metadata(path, "params").metadata, like_state.params)
     check_architecture(ocp.metadata(path, "train").metadata, rest, "optimizer or state")
@@ -232,6 +234,8 @@ def load_params(directory: str | Path, like_params: Any = None, step: int | None
                 dtype: Any = None) -> tuple[Any, ConfigDict, dict]:
   """(params, config, meta) for evaluation and generation; the optimizer is neither read nor hashed. Writes nothing.
 
+  `meta` has the number of the step, too, as "step".
+
   Args:
     like_params: places and types (arrays or ShapeDtypeStructs); None: as stored, on the first device.
     step: None: the newest whose parameters are good.
@@ -240,13 +244,24 @@ def load_params(directory: str | Path, like_params: Any = None, step: int | None
   Raises FileNotFoundError when it is missing, ValueError for a damaged step or a checkpoint of another architecture.
   """
   path = _good_path(directory, step, ("params", "meta"))
-  meta = read_meta(directory, int(path.name))
+  meta = read_meta(directory, int(path.name)) | {"step": int(path.name)}
   stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ocp.metadata(path, "params").metadata)
   stored = arrays.cast(stored, dtype)  # without the devices it was saved from, which need not be here
   like_params = stored if like_params is None else arrays.cast(like_params, dtype)
   check_architecture(stored, like_params)
   params = ocp.load(path, arrays.placed(like_params), checkpointable_name="params")
   return params, config_lib.from_json(meta["config"]), meta
+
+
+def save_params(directory: str | Path, step: int, params: Any, meta: dict) -> None:
+  """Saves parameters alone, for evaluation, generation and --init_from: training does not go on from such a step.
+
+  `meta`: "config" and "tokenizer". Raises FileExistsError when the directory has a step already.
+  """
+  if found := steps(directory):
+    raise FileExistsError(f"{directory} has step {found[-1]} already: choose another --workdir")
+  with Checkpoints(directory, keep=1) as saved:
+    saved._start(step, {"params": params, "meta": _json(meta, "meta")}, _digests(meta))
 
 
 def save_fast(directory: str | Path, fast: Any, meta: dict) -> None:
@@ -290,6 +305,10 @@ def check_tokenizer(meta: dict, digest: str) -> None:
   if meta["tokenizer"] != digest:
     raise ValueError(f"the tokenizer does not match the checkpoint: it was trained with {meta['tokenizer']}, this one "
                      f"is {digest}; use the tokenizer.model kept beside the checkpoint")
+
+
+def _digests(meta: dict) -> dict:
+  return {"config": hashlib.sha256(meta["config"].encode()).hexdigest(), "tokenizer": meta["tokenizer"]}
 
 
 def _step_path(directory: str | Path, step: int | None) -> Path:

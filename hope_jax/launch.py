@@ -2,8 +2,8 @@
 
     python -m hope_jax.launch --config=configs/smoke.py --workdir=runs/smoke [--config.any.field=value]
 
-Run again, it resumes. --init_from=<another run's workdir> starts at that run's parameters, with the levels of this
-configuration stacked on them (stack.py). --dry_run prints what the model costs, and trains nothing.
+Run again, it resumes. --init_from=<another run's workdir> starts at that run's parameters: those of the same model, or
+with the levels of this configuration stacked on them (stack.py). --dry_run prints what the model costs, and trains nothing.
 """
 
 import sys
@@ -15,8 +15,8 @@ from hope_jax import config as configs, costs, startup, train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; --config.any.field=value changes one field.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-INIT_FROM = flags.DEFINE_string("init_from", None, "Folder of a run of a transformer or hope_attention: its parameters, "
-                                "with the levels of this configuration, are where a new run starts.")
+INIT_FROM = flags.DEFINE_string("init_from", None, "Folder of a run: its parameters are where a new run starts; the same "
+                                "model's, or a transformer's or hope_attention's with the levels of this configuration.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, fast state, FLOPs and memory; build and train nothing.")
 
 

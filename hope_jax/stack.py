@@ -4,6 +4,8 @@
 
     params = stack(config, params_old, config_old)
 
+A run of any kind may also start at parameters of its own model, which are taken as they are (`load`).
+
 A transformer's norm and SwiGLU MLP f are one level of activation "swiglu" (level.apply). Of the new model's levels,
 
     sequential, nested   the slowest are the trained ones; the others stand before them and have a down kernel of zeros:
@@ -26,6 +28,7 @@ from hope_jax import checkpoint
 KINDS = ("transformer", "hope_attention")
 SAME = ("model.dim", "model.layers", "model.heads", "model.vocab", "model.embed_std", "attention.window",
         "attention.rope_base", "mixer.hidden", "mixer.activation", "mixer.norm")
+MODEL = ("model", "attention", "mixer", "selfmod", "titan")  # sections of the configuration
 MLP = {"mixer.activation": "swiglu", "mixer.norm": "rms"}  # what a transformer's channel mixer is, as a level
 
 
@@ -88,7 +91,9 @@ def check(config, config_old) -> None:
 def load(config, workdir: str | Path) -> tuple[dict, dict]:
   """(params of `config`, meta of the checkpoint) from the last checkpoint in the folder of a run.
 
-  Raises FileNotFoundError when there is none, ValueError as `check` does.
+  A model of any kind that is described as it was (MODEL) has its parameters as they are.
+  Raises FileNotFoundError when there is no checkpoint, ValueError as `check` does.
   """
   params, config_old, meta = checkpoint.load_params(Path(workdir) / "checkpoints")
-  return stack(config, params, config_old), meta
+  same = all(config[section] == config_old[section] for section in MODEL)
+  return params if same else stack(config, params, config_old), meta

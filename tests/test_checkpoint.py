@@ -150,7 +150,7 @@ def test_parameters_alone(tmp_path):
     item.unlink() if item.is_file() else None  # an evaluation needs none of it
   params, c, meta = load_params(tmp_path)
   assert_same(params, state.params)
-  assert c == CONFIG and meta == META
+  assert c == CONFIG and meta == META | {"step": 3}
   params, _, _ = load_params(tmp_path, jax.eval_shape(lambda: state.params), step=3)
   assert_same(params, state.params)
 

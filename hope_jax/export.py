@@ -1,0 +1,246 @@
+"""Parameters to a safetensors file and back, one tensor a layer, by the names that readers of language models know.
+
+    python -m hope_jax.export --checkpoint=runs/smoke --output=smoke.safetensors [--step=N] [--dtype=bfloat16]
+    python -m hope_jax.export --input=smoke.safetensors --workdir=runs/imported
+
+RULES gives the names. Letters: H heads, K head width, M a memory's hidden width, O its outputs (K; 1 for eta and alpha).
+
+    *_proj.weight               matrices (out, in). qkv_proj: the rows of q, then k, then v, head by head in each
+    self_modifying.memory_*     one for each head: w_in (H, M, K), w_out (H, O, M), w_skip (H, 1, K); weight (H, O, K) if linear;
+                                bias (H,). memory_mem is M_mem of the paper; q_proj is (H, K, K)
+    self_modifying.conv_*       (tap, width); tap 0 is the present token
+    embed_tokens.weight         (vocabulary, width), also the head. At the input it is divided by model.embed_std
+
+The file's metadata: "hope_jax" (version of this format), "config" (JSON), "tokenizer" (digest), "step", and "fingerprint", that
+of the parameters in float32 as the file has them. tokenizer.model lies beside the file.
+
+An imported run has parameters and no optimizer state: it is for generate, memorize, evaluations and --init_from.
+"""
+
+import os
+from pathlib import Path
+import re
+import shutil
+import sys
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hope_jax import arrays, checkpoint, config as configs, integrity, linear_memory, mlp_memory, model as models
+from hope_jax import rule as rules, startup
+from hope_jax.startup import say
+
+VERSION = "1"
+METADATA = {"hope_jax", "config", "tokenizer", "step", "fingerprint"}
+EXPORT = "python -m hope_jax.export --checkpoint=<run> --output=<file>"
+MISSING = "export and import need safetensors: pip install 'hope_jax[export]'"
+
+RULES = (  # our path, name, transposed. In braces: what an array is cut into (`parts`)
+    (r"embed/embedding", r"model.embed_tokens.weight", False),
+    (r"norm/scale", r"model.norm.weight", False),
+    (r"blocks/mixer_norm/scale", r"model.layers.{layer}.input_layernorm.weight", False),
+    (r"blocks/channel_norm/scale", r"model.layers.{layer}.post_attention_layernorm.weight", False),
+    (r"blocks/attention/([qk]_norm)/scale", r"model.layers.{layer}.self_attn.\1.weight", False),
+    (r"blocks/attention/qkv/kernel", r"model.layers.{layer}.self_attn.qkv_proj.weight", True),
+    (r"blocks/attention/out/kernel", r"model.layers.{layer}.self_attn.o_proj.weight", True),
+    (r"blocks/mlp/(gate|up|down)/kernel", r"model.layers.{layer}.mlp.\1_proj.weight", True),
+    (r"blocks/cms/share", r"model.layers.{layer}.cms.share", False),
+    (r"blocks/cms/([^/]+)/norm/scale", r"model.layers.{layer}.cms.\1.norm.weight", False),
+    (r"blocks/cms/([^/]+)/norm/bias", r"model.layers.{layer}.cms.\1.norm.bias", False),
+    (r"blocks/cms/([^/]+)/(gate|up|down)/kernel", r"model.layers.{layer}.cms.\1.\2_proj.weight", True),
+    (r"blocks/titan/memory/norm/scale", r"model.layers.{layer}.titan.memory.norm.weight", False),
+    (r"blocks/titan/memory/(up|down)/kernel", r"model.layers.{layer}.titan.memory.\1_proj.weight", True),
+    (r"blocks/titan/modifier/(in|mid|out)/kernel", r"model.layers.{layer}.titan.modifier.\1_proj.weight", True),
+    (r"blocks/titan/modifier/(in|mid|out)/bias", r"model.layers.{layer}.titan.modifier.\1_proj.bias", False),
+    (r"blocks/titan/modifier/skip", r"model.layers.{layer}.titan.modifier.skip", False),
+    (r"blocks/selfmod/(in|out)/kernel", r"model.layers.{layer}.self_modifying.\1_proj.weight", True),
+    (r"blocks/selfmod/norm/scale", r"model.layers.{layer}.self_modifying.norm.weight", False),
+    (r"blocks/selfmod/(conv(_[kvq])?)", r"model.layers.{layer}.self_modifying.\1.weight", False),
+    (r"blocks/selfmod/w_q", r"model.layers.{layer}.self_modifying.q_proj.weight", False),
+    (r"blocks/selfmod/v_(in|out)", r"model.layers.{layer}.self_modifying.memory_{vector}.w_\1", False),
+    (r"blocks/selfmod/g_(in|out|skip)", r"model.layers.{layer}.self_modifying.memory_{gate}.w_\1", False),
+    (r"blocks/selfmod/w", r"model.layers.{layer}.self_modifying.memory_{rows}.weight", False),
+    (r"blocks/selfmod/b_(eta|alpha)", r"model.layers.{layer}.self_modifying.memory_\1.bias", False),
+)
+
+
+def parts(path: str, config) -> tuple[dict[str, tuple], bool]:
+  """({name: where its tensor lies in our array}, is it transposed?). ValueError for a parameter that no rule names."""
+  for pattern, replacement, transposed in RULES:
+    if match := re.fullmatch(pattern, path):
+      break
+  else:
+    raise ValueError(f"no export rule for parameter {path}: add its name to hope_jax.export.RULES")
+  name, rule = match.expand(replacement), rules.from_config(config.selfmod)
+  if "{layer}" not in name:
+    return {name: ()}, transposed
+  memories = {"{vector}": {memory: i for i, memory in enumerate(mlp_memory.vectors(rule))},
+              "{gate}": {memory: i for i, memory in enumerate(mlp_memory.GATES)},
+              "{rows}": linear_memory.rows(rule, config.model.dim // config.model.heads)}
+  places = {name: ()}
+  for slot in [slot for slot in memories if slot in name]:  # axes of the array: layer, head, memory or rows
+    places = {name.replace(slot, memory): (slice(None), at) for memory, at in memories[slot].items()}
+  return {name.replace("{layer}", str(layer)): (layer, *place)
+          for layer in range(config.model.layers) for name, place in places.items()}, transposed
+
+
+def tensors(params, config) -> dict[str, np.ndarray]:
+  """Our parameters, cut, named and turned."""
+  out = {}
+  for path, array in arrays.leaves(params).items():
+    places, transposed = parts(path, config)
+    array = np.asarray(array)
+    for name, place in places.items():
+      # safetensors takes memory as it lies, whatever the strides
+      out[name] = np.asarray(array[place].T if transposed else array[place], order="C")
+  return out
+
+
+def parameters(named: dict[str, np.ndarray], config):
+  """Inverse of `tensors`, in the types of fresh parameters. ValueError if a tensor is missing, extra or of another shape."""
+  like = jax.eval_shape(lambda: models.init_params(config, jax.random.key(0)))
+  wanted, built = {}, []
+  for path, leaf in arrays.leaves(like).items():
+    (places, transposed), array = parts(path, config), np.empty(leaf.shape, leaf.dtype)
+    for name, place in places.items():
+      target = array[(*place, ...)]  # a view, of a scalar too
+      target = target.T if transposed else target
+      wanted[name] = target.shape
+      if name in named and named[name].shape == target.shape:
+        target[...] = named[name]
+    built.append(array)
+  found = {name: tensor.shape for name, tensor in named.items()}
+  if differ := [name for name in sorted(wanted | found) if wanted.get(name) != found.get(name)]:
+    lines = [f"  {name}: the file {found.get(name, 'has none')}, its configuration {wanted.get(name, 'has none')}"
+             for name in differ[:5]]
+    raise ValueError(f"{len(differ)} of {len(wanted | found)} tensors do not fit the configuration in the file:\n"
+                     + "\n".join(lines) + f"\nexport the parameters again: {EXPORT}")
+  return jax.tree.map(jnp.asarray, jax.tree.unflatten(jax.tree.structure(like), built))
+
+
+def write(workdir: str | Path, output: str | Path, step: int | None = None, dtype: str = "float32") -> int:
+  """Writes a run's parameters and, beside them, its tokenizer.model; returns the step. The file is whole or not there.
+
+  Raises FileNotFoundError without a checkpoint, ValueError for a damaged one or another tokenizer, OSError for a full disk.
+  """
+  library, workdir, output = _safetensors(), Path(workdir), Path(output)
+  params, config, meta = checkpoint.load_params(workdir / "checkpoints", step=step, dtype=jnp.dtype(dtype))
+  wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+  facts = {"hope_jax": VERSION, "config": meta["config"], "tokenizer": meta["tokenizer"], "step": str(meta["step"]),
+           "fingerprint": checkpoint.fingerprint(wide)}
+  output.parent.mkdir(parents=True, exist_ok=True)
+  _copy_tokenizer(workdir, output.parent, meta)
+  partial = output.with_name(f"{output.name}.partial")
+  try:
+    library.numpy.save_file(tensors(params, config), partial, metadata=facts)
+    os.replace(partial, output)
+  except library.SafetensorError as error:
+    raise OSError(f"{output} cannot be written ({error}): free some space or choose another --output") from None
+  finally:
+    partial.unlink(missing_ok=True)
+  return meta["step"]
+
+
+def _copy_tokenizer(source: Path, target: Path, meta: dict) -> None:
+  """Copies tokenizer.model where the model has one, without replacing another. Raises ValueError, FileNotFoundError."""
+  source, target = source / "tokenizer.model", target / "tokenizer.model"
+  if meta["tokenizer"] == "none":
+    return
+  if not source.is_file():
+    raise FileNotFoundError(f"no {source}: put the tokenizer.model there that the model was trained with")
+  checkpoint.check_tokenizer(meta, integrity.sha256(source))
+  if not target.exists():
+    shutil.copy(source, target)
+  elif integrity.sha256(target) != meta["tokenizer"]:
+    raise ValueError(f"{target} is another model's tokenizer: choose another folder")
+
+
+def read(path: str | Path):
+  """(params float32, config, metadata) of a file that `write` wrote. ValueError, naming the fix, for any other."""
+  library, path = _safetensors(), Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f"no file {path}: write one with {EXPORT}")
+  try:
+    with library.safe_open(path, framework="numpy") as file:
+      facts = file.metadata() or {}
+      if missing := METADATA - facts.keys():
+        raise ValueError(f"{path} was not written by hope_jax.export: its metadata has no {', '.join(sorted(missing))}, without "
+                         f"which the model is not known; write one with {EXPORT}")
+      if facts["hope_jax"] != VERSION:
+        raise ValueError(f"{path} is of format {facts['hope_jax']}, this version of hope_jax reads {VERSION}: export it again")
+      named = {name: file.get_tensor(name) for name in file.keys()}
+  except library.SafetensorError as error:
+    raise ValueError(f"{path} is no safetensors file, or a part of one ({error}): copy it again or write one "
+                     f"with {EXPORT}") from None
+  try:
+    config = configs.from_json(facts["config"])
+  except (KeyError, TypeError) as error:
+    raise ValueError(f"{path} has the configuration of another version of hope_jax ({error}): import it with that one") from None
+  params = parameters(named, config)
+  if (found := checkpoint.fingerprint(params)) != facts["fingerprint"]:
+    raise ValueError(f"{path} is damaged or was changed: its parameters have fingerprint {found}, {facts['fingerprint']} were "
+                     f"written; copy it again or write one with {EXPORT}")
+  return params, config, facts
+
+
+def import_run(path: str | Path, workdir: str | Path) -> int:
+  """Makes a run's folder with the file's parameters as its only checkpoint, of the step that they had; returns the step.
+
+  Raises ValueError as `read` and for another tokenizer, FileExistsError for a folder that has a checkpoint.
+  """
+  workdir = Path(workdir)
+  params, _, facts = read(path)
+  if integrity.steps(workdir / "checkpoints"):
+    raise FileExistsError(f"{workdir} has a checkpoint already: choose another --workdir")
+  workdir.mkdir(parents=True, exist_ok=True)
+  _copy_tokenizer(Path(path).parent, workdir, facts)
+  (workdir / "config.json").write_text(facts["config"])
+  checkpoint.save_params(workdir / "checkpoints", int(facts["step"]), params,
+                         {"config": facts["config"], "tokenizer": facts["tokenizer"]})
+  return int(facts["step"])
+
+
+def _safetensors():
+  try:
+    import safetensors.numpy
+  except ImportError:
+    raise ImportError(MISSING) from None
+  return safetensors
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("checkpoint", None, "Folder of the run whose parameters are exported to --output.", flag_values=values)
+  flags.DEFINE_string("output", None, "The safetensors file to write.", flag_values=values)
+  flags.DEFINE_integer("step", None, "Step to export. Default: the newest good one.", flag_values=values)
+  flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the exported numbers.", flag_values=values)
+  flags.DEFINE_string("input", None, "The safetensors file to import into --workdir.", flag_values=values)
+  flags.DEFINE_string("workdir", None, "Folder to make for the imported run.", flag_values=values)
+
+
+def main(argv, f: flags.FlagValues = flags.FLAGS):
+  given = [name for name in ("checkpoint", "output", "input", "workdir") if f[name].value is not None]
+  if len(argv) > 1 or given not in (["checkpoint", "output"], ["input", "workdir"]):
+    raise app.UsageError("give --checkpoint and --output to export, or --input and --workdir to import")
+  startup.prepare()
+  try:
+    if f.output is not None:
+      step = write(f.checkpoint, f.output, f.step, f.dtype)
+      say(f"{f.output}: step {step} of {f.checkpoint}, {Path(f.output).stat().st_size:,} bytes")
+    else:
+      step = import_run(f.input, f.workdir)
+      say(f"{f.workdir}: step {step}, without optimizer state; go on with python -m hope_jax.generate --checkpoint={f.workdir}, "
+          f"or train from it with --init_from={f.workdir}")
+  except (ValueError, OSError, ImportError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+
+
+def run():
+  """Entry point of the console script."""
+  define_flags(flags.FLAGS)
+  app.run(main)
+
+
+if __name__ == "__main__":
+  run()
