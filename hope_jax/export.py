@@ -134,7 +134,10 @@ def write(workdir: str | Path, output: str | Path, step: int | None = None, dtyp
   _copy_tokenizer(workdir, output.parent, meta)
   partial = output.with_name(f"{output.name}.partial")
   try:
+    partial.touch()
+    mode = partial.stat().st_mode  # safetensors leaves a file that only its owner may read
     library.numpy.save_file(tensors(params, config), partial, metadata=facts)
+    partial.chmod(mode)
     os.replace(partial, output)
   except library.SafetensorError as error:
     raise OSError(f"{output} cannot be written ({error}): free some space or choose another --output") from None

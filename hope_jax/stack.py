@@ -67,7 +67,8 @@ def check(config, config_old) -> None:
   """
   old, new, kind = config_old.mixer, config.mixer, config_old.model.kind
   if kind not in KINDS:
-    raise ValueError(f"the checkpoint's model.kind is {kind}: levels are stacked on one of {' or '.join(KINDS)}")
+    raise ValueError(f"the checkpoint's model.kind is {kind}: levels are stacked on one of {' or '.join(KINDS)}; "
+                     f"without new levels, give its own {', '.join(MODEL)} (config.json in its folder)")
   need = {"model.kind": "hope_attention", "mixer.kind": "cms"}
   need |= {field: attrgetter(field)(config_old) for field in SAME} | (MLP if old.kind == "swiglu" else {})
   for field, value in need.items():

@@ -168,11 +168,15 @@ def test_an_imported_run(tmp_path):
   file, imported = tmp_path / "m.safetensors", tmp_path / "in"
   assert export.write(tmp_path / "run", file) == export.import_run(file, imported) == 7
   assert [p.name for p in tmp_path.glob("*") if p.is_file()] == ["m.safetensors"]
+  assert file.stat().st_mode == (imported / "config.json").stat().st_mode
   assert integrity.check(imported / "checkpoints" / "7") == [] and config.load(imported / "config.json") == c
   with pytest.raises(ValueError, match=r"7 holds parameters alone, .* another --workdir and --init_from=\S*in$"):
     train.train(c, imported)
   start, _ = stack.load(c, imported)
   chex.assert_trees_all_equal(start, params)
+  c.selfmod.eta_init = 0.2
+  with pytest.raises(ValueError, match="without new levels, give its own model, attention, mixer, selfmod, titan"):
+    stack.load(c, imported)
   with pytest.raises(FileExistsError, match="step 7 already|has a checkpoint already: choose another --workdir"):
     export.import_run(file, imported)
 
