@@ -174,7 +174,8 @@ class Checkpoints:
   def newest_good(self) -> int | None:
     """The last step that is as it was written; None when there is no step at all. Says what is wrong with later ones.
 
-    Those are renamed to <step>.damaged, so that the run can write them again. Raises ValueError when no step is good.
+    Those are renamed to <step>.damaged, so that the run can write them again. Raises ValueError when no step is good,
+    or it is one of `save_params`, from which no training can go on.
     """
     self.wait()
     step, error = NO_STEP, None
@@ -192,6 +193,9 @@ class Checkpoints:
       raise error or ValueError(f"no step in {self.directory} is good: the first process says what is wrong")
     if step == NO_STEP:
       return None
+    if not (self.directory / str(step) / "train").is_dir():
+      raise ValueError(f"{self.directory}: step {step} is parameters alone, without an optimizer's state to go on with: train "
+                       f"another run that starts at them, with another --workdir and --init_from={self.directory.parent}")
     self._checked.add(step)
     return step
 
@@ -203,9 +207,6 @@ class Checkpoints:
     """
     self.wait()
     path = _step_path(self.directory, step) if step in self._checked else _good_path(self.directory, step)
-    if not (path / "train").is_dir():
-      raise ValueError(f"{path} holds parameters alone, without an optimizer's state to go on with: train another run "
-                       f"that starts at them, with another --workdir and --init_from={path.parent.parent}")
     rest = like_state.replace(params=None)
     check_architecture(ocp.metadata(path, "params").metadata, like_state.params)
     check_architecture(ocp.metadata(path, "train").metadata, rest, "optimizer or state")

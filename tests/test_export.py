@@ -170,7 +170,7 @@ def test_an_imported_run(tmp_path):
   assert [p.name for p in tmp_path.glob("*") if p.is_file()] == ["m.safetensors"]
   assert file.stat().st_mode == (imported / "config.json").stat().st_mode
   assert integrity.check(imported / "checkpoints" / "7") == [] and config.load(imported / "config.json") == c
-  with pytest.raises(ValueError, match=r"7 holds parameters alone, .* another --workdir and --init_from=\S*in$"):
+  with pytest.raises(ValueError, match=r"step 7 is parameters alone, .* another --workdir and --init_from=\S*in$"):
     train.train(c, imported)
   start, _ = stack.load(c, imported)
   chex.assert_trees_all_equal(start, params)
