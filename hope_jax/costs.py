@@ -99,14 +99,18 @@ def reading_flops(config, tokens: int) -> float:
   return count_flops(read, param_shapes(config), _tokens(1, tokens), fast) / tokens
 
 
-def train_program(config):
-  """(train step, TrainState, batch), the last two as ShapeDtypeStructs, placed as training places them."""
-  devices = sharding.mesh()
-  place = lambda tree, where: jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), tree)
+def train_program(config, devices=None):
+  """(train step, TrainState, batch), the last two as ShapeDtypeStructs, placed as training places them.
+
+  Args:
+    devices: a list of them, instead of all.
+  """
+  mesh = sharding.mesh(config, devices)
+  place = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
   state = jax.eval_shape(lambda key: steps.init_state(config, key), _key())
-  batch = {name: _tokens(config.data.batch, config.data.seq) for name in ("tokens", "labels", "segments")}
-  return (steps.make_train_step(config), place(state, sharding.replicated(devices)),
-          place(batch, sharding.by_stream(devices)))
+  rows = place(_tokens(config.data.batch, config.data.seq), sharding.by_stream(mesh))
+  return (steps.make_train_step(config, mesh), jax.tree.map(place, state, sharding.of_state(state, mesh)),
+          {name: rows for name in ("tokens", "labels", "segments")})
 
 
 def compile_program(step, *args) -> tuple[jax.stages.Compiled, dict[str, float]]:
