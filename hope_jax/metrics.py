@@ -28,9 +28,13 @@ class Metrics:
   """Appends to workdir/metrics.jsonl and workdir/tb; every line is on disk when `write` returns.
 
   `resume_step`: the step of the restored checkpoint; -1 for a run from the start, which drops every older line.
+  Of several processes the first one writes, the others do nothing.
   """
 
   def __init__(self, workdir: str | Path, resume_step: int = -1):
+    self._writes = jax.process_index() == 0
+    if not self._writes:
+      return
     self.path = Path(workdir) / "metrics.jsonl"
     self.path.parent.mkdir(parents=True, exist_ok=True)
     _drop_after(self.path, resume_step)
@@ -39,6 +43,8 @@ class Metrics:
 
   def write(self, step: int, values: dict) -> None:
     """One line. `values`: numbers or scalar arrays, in dicts of any depth. ValueError for anything larger."""
+    if not self._writes:
+      return
     row = {name: _number(name, x) for name, x in _flatten(jax.device_get(values)).items()}
     self._file.write(json.dumps({"step": int(step), "time": round(time.time(), 3)} | row) + "\n")
     self._file.flush()
@@ -50,8 +56,9 @@ class Metrics:
     return self
 
   def __exit__(self, *_) -> None:
-    self._file.close()
-    self._board.close()
+    if self._writes:
+      self._file.close()
+      self._board.close()
 
 
 class Meter:

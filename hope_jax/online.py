@@ -13,7 +13,7 @@ import optax
 
 from hope_jax import config as configs
 from hope_jax import model as models
-from hope_jax import level, teach, titan
+from hope_jax import level, sharding, teach, titan
 from hope_jax import write as writes
 from hope_jax.state import FastState
 
@@ -109,6 +109,7 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
 
     def one_layer(_, xs):
       blocks, state, taps, signal, added, factor_BxC, gate_B = xs
+      blocks = sharding.constrain_params(blocks, gathered=True)
       x, of_kernels = taps[name]
       signal, force = teach.scaled(signal, factor_BxC), None
       if added is not None:

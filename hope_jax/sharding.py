@@ -56,6 +56,17 @@ def by_stream(devices: Mesh) -> NamedSharding:
   return NamedSharding(devices, PartitionSpec(AXES["streams"]))
 
 
+def own_rows(devices: Mesh, batch: int) -> list[int]:
+  """The rows of a batch that lie on devices of this process."""
+  parts = by_stream(devices).addressable_devices_indices_map((batch,)).values()
+  return sorted({row for part, in parts for row in range(batch)[part]})
+
+
+def place_batch(batch: dict, devices: Mesh) -> dict:
+  """A whole batch on the mesh, of the rows of this process (`own_rows`)."""
+  return jax.tree.map(lambda a: jax.make_array_from_process_local_data(by_stream(devices), a), batch)
+
+
 def of_params(params, devices: Mesh):
   """The sharding of each parameter (arrays or ShapeDtypeStructs).
 

@@ -13,6 +13,7 @@ import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hope_jax import checkpoint, config as configs, costs, data, sharding, stack, step as steps
@@ -54,10 +55,10 @@ class _Run:
   def __init__(self, config, workdir, saved, tokenizer, stacked):
     self.config, self.workdir, self.saved, self.tokenizer = config, workdir, saved, tokenizer
     self.token_bytes = None if tokenizer is None else tokenizer.token_bytes
-    devices = sharding.mesh()
-    self.rows, everywhere = sharding.by_stream(devices), sharding.replicated(devices)
-    init = jax.jit(lambda key: steps.init_state(config, key), out_shardings=everywhere)
-    self.batches = iter(data.train_batches(config))
+    self.devices = sharding.mesh(config)
+    self.rows, places = sharding.own_rows(self.devices, config.data.batch), steps.state_shardings(config, self.devices)
+    init = jax.jit(lambda key: steps.init_state(config, key), out_shardings=places)
+    self.batches = iter(data.train_batches(config, self.rows))
     digest = tokenizer.digest if tokenizer else "none"
     self.meta = {"config": configs.to_json(config), "tokenizer": digest}
     self.start = saved.newest_good()
@@ -66,18 +67,21 @@ class _Run:
       if stacked is not None:
         params, meta = stacked
         checkpoint.check_tokenizer(meta, digest)
-        self.state = self.state.replace(params=jax.device_put(params, everywhere))
+        self.state = self.state.replace(params=jax.device_put(jax.device_get(params), places.params))
     else:
       checkpoint.check_tokenizer(saved.meta(self.start), digest)
-      like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere),
-                          jax.eval_shape(init, jax.random.key(0)))
+      like = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+                          jax.eval_shape(init, jax.random.key(0)), places)
       self.state, position, _ = saved.restore(self.start, like)
       self.batches.set_state(position)
-    (workdir / "config.json").write_text(self.meta["config"])
-    if tokenizer:
-      shutil.copy(Path(config.data.dir) / "tokenizer.model", workdir / "tokenizer.model")
+    if jax.process_index() == 0:
+      (workdir / "config.json").write_text(self.meta["config"])
+      if tokenizer:
+        shutil.copy(Path(config.data.dir) / "tokenizer.model", workdir / "tokenizer.model")
     self.closed = {}  # steps since a gate of each memory opened
-    self.train_step, self.eval_step = steps.make_train_step(config), steps.make_eval_step(config)
+    self.train_step = steps.make_train_step(config, self.devices)
+    self.eval_step = steps.make_eval_step(config, self.devices)
+    self.count_bytes = jax.jit(self.label_bytes, out_shardings=sharding.replicated(self.devices))
 
   def train(self) -> dict:
     c = self.config.train
@@ -109,7 +113,7 @@ class _Run:
         if done:
           break
         batch = next(self.batches)
-        placed = jax.tree.map(lambda a: jax.device_put(a, self.rows), batch)
+        placed = sharding.place_batch(batch, self.devices)
         if i == self.start:
           began = time.perf_counter()
           self.train_step = self.train_step.lower(self.state, placed).compile()
@@ -118,18 +122,19 @@ class _Run:
         self.state, out = self.train_step(self.state, placed)
         if before:
           self.log(metrics, meter, interval, before)
-        before = (i + 1, out, self.count_bytes(batch["labels"]))
+        before = (i + 1, out, self.count_bytes(placed["labels"]))
       self.saved.wait()
     return result
 
-  def count_bytes(self, labels) -> int:
-    """Bytes of text that the labels stand for."""
-    return 0 if self.token_bytes is None else int(self.token_bytes[labels[labels >= 0]].sum())
+  def label_bytes(self, labels_BxT):
+    """(B,) bytes of text that the labels stand for."""
+    table = jnp.zeros(1, jnp.int32) if self.token_bytes is None else jnp.asarray(self.token_bytes)
+    return jnp.sum(jnp.where(labels_BxT >= 0, table[labels_BxT], 0), 1)
 
   def log(self, metrics, meter, interval, finished):
     """Checks a finished step's loss; at the end of an interval, writes its means."""
     i, out, size = finished
-    out = jax.device_get(out)
+    out, size = jax.device_get((out, size))
     if not (np.isfinite(out["loss"]) and np.isfinite(out["grad_norm"])):
       good = self.saved.latest()
       raise FloatingPointError(
@@ -137,7 +142,7 @@ class _Run:
           + (f"Checkpoint {good} is good and a restart goes on from it. " if good is not None else "")
           + "Try a smaller optim.lr or optim.muon_lr, a longer optim.warmup, a smaller optim.clip, or selfmod.bound > 0")
     self.watch_gates(i, out["memory"])
-    interval.append((float(out["loss"]), int(out["labels"]), size))
+    interval.append((float(out["loss"]), int(out["labels"]), int(size.sum())))
     if i % self.config.train.log_every and i != self.config.train.steps:
       return
     nats, labels, size = (sum(x) for x in zip(*((loss * n, n, b) for loss, n, b in interval)))
@@ -169,15 +174,14 @@ class _Run:
     bigram = self.bigram(i) if last and self.tokenizer else None
     total, domains, moved = dict.fromkeys(("nats", "labels", "correct", "bytes", "bigram"), 0.0), {}, []
     for names, batch in data.eval_batches(self.config, self.config.train.eval_batches):
-      placed = jax.tree.map(lambda a: jax.device_put(a, self.rows), batch)
-      out = jax.device_get(self.eval_step(self.state.params, placed))
+      placed = sharding.place_batch(jax.tree.map(lambda a: a[self.rows], batch), self.devices)
+      out = jax.device_get(self.eval_step(self.state.params, placed) | {"bytes": self.count_bytes(placed["labels"])})
       moved.append({name: float(np.mean(v)) for name, v in out["memory"].items() if name.startswith("moved") and self.writes(name)})
       for row, name in enumerate(names):
         if not name:
           continue
         labels = batch["labels"][row]
-        values = {key: float(out[key][row]) for key in ("nats", "labels", "correct")}
-        values["bytes"] = self.count_bytes(labels)
+        values = {key: float(out[key][row]) for key in ("nats", "labels", "correct", "bytes")}
         values["bigram"] = bigram.nats(batch["tokens"][row], labels).sum() if bigram else 0.0
         for sums in (total, domains.setdefault(name, dict.fromkeys(total, 0.0))):
           for key in total:
