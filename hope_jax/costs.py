@@ -41,7 +41,7 @@ def _flops(jaxpr) -> int:
     if name == "while" and any(inner):
       raise ValueError("cannot count the FLOPs of a while loop, whose number of steps is unknown: use jax.lax.scan, or "
                        "jax.lax.fori_loop with constant bounds")
-    repeats = eqn.params["length"] if name == "scan" else 1
+    repeats = eqn.params["length"] if name == "scan" else eqn.params["mesh"].size if name == "shard_map" else 1
     total += repeats * (max(inner) if name == "cond" else sum(inner))
   return total
 

@@ -88,7 +88,7 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
   t, clocks = config.teach, writes.clocks(config)
   size = configs.writing_chunk(config)
   valid_BxC, labelled_BxC = piece["segments"] > 0, piece["labels"] >= 0
-  scale = strong.scale / (labelled_BxC.size if t.reduction == "mean" else 1)
+  scale = strong.scale / (labelled_BxC.size * sharding.parts() if t.reduction == "mean" else 1)
   if t.signal == "global":
     signals = {"block": jnp.broadcast_to(signals["block"][-1], signals["block"].shape)}
   entries = configs.written(config)

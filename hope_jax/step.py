@@ -79,24 +79,31 @@ def make_train_step(config, devices=None):
     with sharding.within(devices):
       return update(state, batch)
 
-  def update(state: TrainState, batch):
-    rng = jax.random.fold_in(state.rng, state.step) if config.model.dropout else None
-    labels = jnp.sum(batch["labels"] >= 0)
-
+  def sums(batch, params, rng, step):
+    """((gradients, loss), statistics) of a batch, piece by piece."""
     def part(gradients, piece_and_number):
       piece, i = piece_and_number
       key = None if rng is None else jax.random.fold_in(rng, i)
-      loss, stats, g = gradient_of(state.params, piece, key, state.step)
+      loss, stats, g = gradient_of(params, piece, key, step)
       return sharding.constrain_params(jax.tree.map(jnp.add, gradients, g)), (loss, stats)
 
     # rows of a piece are interleaved, so that every device works on every piece
     pieces = jax.tree.map(lambda a: sharding.constrain(a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1), None, "streams"), batch)
-    zeros = sharding.constrain_params(jax.tree.map(jnp.zeros_like, state.params))
+    zeros = sharding.constrain_params(jax.tree.map(jnp.zeros_like, params))
     if parts == 1:
       gradients, (loss, stats) = part(zeros, (jax.tree.map(lambda a: a[0], pieces), 0))
     else:
       gradients, (loss, stats) = jax.lax.scan(part, zeros, (pieces, jnp.arange(parts)))
       loss, stats = jnp.sum(loss), jax.tree.map(lambda a: jnp.mean(a, 0), stats)
+    return (gradients, loss), stats
+
+  if devices is not None and not config.model.dropout:  # whose masks are drawn for the whole batch
+    sums = sharding.apart(sums, devices)
+
+  def update(state: TrainState, batch):
+    rng = jax.random.fold_in(state.rng, state.step) if config.model.dropout else None
+    labels = jnp.sum(batch["labels"] >= 0)
+    (gradients, loss), stats = sums(batch, state.params, rng, state.step)
     gradients = jax.tree.map(lambda g: g / labels, gradients)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
