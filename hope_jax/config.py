@@ -41,8 +41,8 @@ CHOICES = {
 }
 AT_LEAST_ONE = ("model.dim", "model.layers", "model.heads", "model.vocab", "selfmod.chunk_generators",
                 "selfmod.chunk_memory", "teach.chunk", "titan.period", "data.seq", "data.align", "data.batch",
-                "mesh.fsdp", "mesh.tensor", "optim.accumulate", "train.steps", "train.log_every", "train.eval_every", "train.eval_batches",
-                "train.save_every", "train.keep")
+                "mesh.fsdp", "mesh.tensor", "optim.accumulate", "train.steps", "train.log_every", "train.eval_every",
+                "train.eval_batches", "train.save_every", "train.keep")
 AT_LEAST_ZERO = ("train.keep_best", "train.keep_every")
 
 

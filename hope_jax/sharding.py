@@ -113,20 +113,30 @@ def within(devices: Mesh | None):
 
 
 def apart(fn, devices: Mesh):
-  """fn(batch, *same) -> (sums, means), with every device's part of the batch on its own until the end.
+  """fn(batch, params, *same) -> (gradients, sums, means), with every device's part of the batch on its own until the end.
 
-  What a loop adds up is then summed over devices once, after the loop, and not in each of its steps. On a mesh of `data` alone:
-  elsewhere the function stays as it is, for XLA (of jax 0.10) fails on a mesh that is half by hand, half automatic.
+  What a loop adds up is then summed over devices once, after the loop, and not in each of its steps; and parameters are
+  gathered once, so that each device holds them and their gradient whole while it computes. Not for a mesh with `tensor`:
+  XLA (of jax 0.10) fails where axes are half by hand, half automatic.
   """
-  def part(batch, *same):
-    sums, means = fn(batch, *same)
-    return jax.lax.psum(sums, "data"), jax.lax.pmean(means, "data")
+  sizes = dict(devices.shape)
 
-  if devices.shape["data"] < devices.size or devices.size == 1:
-    return fn
-  specs = lambda batch, *same: (PartitionSpec("data"), *[PartitionSpec()] * len(same))
-  return lambda *args: jax.shard_map(part, mesh=devices, in_specs=specs(*args), out_specs=PartitionSpec(),
-                                     check_vma=False)(*args)
+  def reduce(path, gradient):
+    spec = _param_spec(path_name(path), gradient.shape, sizes)
+    if "fsdp" in spec:
+      gradient = jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=spec.index("fsdp"), tiled=True)
+    return jax.lax.psum(gradient, "data" if "fsdp" in spec else AXES["streams"])
+
+  def part(batch, *same):
+    gradients, sums, means = fn(batch, *same)
+    return (jax.tree_util.tree_map_with_path(reduce, gradients), jax.lax.psum(sums, AXES["streams"]),
+            jax.lax.pmean(means, AXES["streams"]))
+
+  def whole(batch, params, *same):
+    everywhere, cut = PartitionSpec(), jax.tree.map(lambda where: where.spec, of_params(params, devices))
+    return jax.shard_map(part, mesh=devices, in_specs=(by_stream(devices).spec, *[everywhere] * (1 + len(same))),
+                         out_specs=(cut, everywhere, everywhere), check_vma=False)(batch, params, *same)
+  return whole
 
 
 def parts() -> int:

@@ -67,6 +67,16 @@ def _online(config, params, batch, rng, step):
   return loss, stats, gradients
 
 
+def _reduces_once(config, devices) -> bool:
+  """Whether devices work apart: where there are no dropout masks, which are drawn for the whole batch, nor tensor axis.
+
+  Fast state is as large as parameters, for each stream: where it is written, parameters may well be whole. Otherwise
+  fsdp is there to keep them cut.
+  """
+  _, fsdp, tensor = devices.shape.values()
+  return devices.size > 1 and tensor == 1 and not config.model.dropout and (fsdp == 1 or bool(configs.written(config)))
+
+
 def make_train_step(config, devices=None):
   """(TrainState, batch) -> (TrainState, metrics): loss in nats per label, norms, gates, as device arrays.
 
@@ -80,7 +90,7 @@ def make_train_step(config, devices=None):
       return update(state, batch)
 
   def sums(batch, params, rng, step):
-    """((gradients, loss), statistics) of a batch, piece by piece."""
+    """(gradients, loss, statistics) of a batch, piece by piece."""
     def part(gradients, piece_and_number):
       piece, i = piece_and_number
       key = None if rng is None else jax.random.fold_in(rng, i)
@@ -95,15 +105,15 @@ def make_train_step(config, devices=None):
     else:
       gradients, (loss, stats) = jax.lax.scan(part, zeros, (pieces, jnp.arange(parts)))
       loss, stats = jnp.sum(loss), jax.tree.map(lambda a: jnp.mean(a, 0), stats)
-    return (gradients, loss), stats
+    return gradients, loss, stats
 
-  if devices is not None and not config.model.dropout:  # whose masks are drawn for the whole batch
+  if devices is not None and _reduces_once(config, devices):
     sums = sharding.apart(sums, devices)
 
   def update(state: TrainState, batch):
     rng = jax.random.fold_in(state.rng, state.step) if config.model.dropout else None
     labels = jnp.sum(batch["labels"] >= 0)
-    (gradients, loss), stats = sums(batch, state.params, rng, state.step)
+    gradients, loss, stats = sums(batch, state.params, rng, state.step)
     gradients = jax.tree.map(lambda g: g / labels, gradients)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -2,7 +2,7 @@
 
 Programs run in processes of their own, with 8 devices of the host:
 
-    JAX_NUM_CPU_DEVICES=8 python -m tests.test_sharding train hope_hybrid adamw 1,1,1 2,2,2       prints a line of JSON for each mesh
+    JAX_NUM_CPU_DEVICES=8 python -m tests.test_sharding train hope_hybrid adamw 1,1,1 2,2,2       a line of JSON for each mesh
 """
 
 import json
@@ -26,10 +26,11 @@ STREAMS, STEPS = 8, 20
 
 
 def tiny(kind, optimizer="adamw", mesh=ONE):
+  kind, _, memory = kind.partition("/")
   c = config.base()
   c.model.update(dict(kind=kind, dim=16, layers=2, heads=2, vocab=32))
   c.data.update(dict(seq=16, align=8, batch=STREAMS))
-  c.selfmod.update(dict(memory="linear", chunk_generators=8, chunk_memory=8))
+  c.selfmod.update(dict(memory=memory or "linear", chunk_generators=8, chunk_memory=8))
   if kind == "transformer":
     c.mixer.kind = "swiglu"
   else:
@@ -120,7 +121,7 @@ slow = lambda *case: pytest.param(*case, marks=pytest.mark.slow)
 
 @pytest.mark.parametrize("kind, optimizer, meshes", [
     ("transformer", "adamw", [(2, 2, 2)]), slow("transformer", "adamw", MESHES), slow("hope_selfmod", "adamw", MESHES),
-    slow("hope_hybrid", "adamw", MESHES), slow("hope_hybrid", "muon", [(2, 2, 2)])])
+    slow("hope_hybrid", "adamw", MESHES), slow("hope_hybrid", "muon", [(2, 2, 2)]), slow("hope_selfmod/mlp", "adamw", [(8, 1, 1), (2, 2, 2)])])
 def test_every_mesh_trains_as_one_device(kind, optimizer, meshes):
   one, *others = on_eight("train", kind, optimizer, ONE, *meshes)
   assert one["losses"][-1] < one["losses"][0] - 0.1
