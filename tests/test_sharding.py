@@ -69,7 +69,7 @@ def held(tree) -> dict:
 
 
 def train(kind, optimizer, mesh) -> dict:
-  """Losses of 20 steps, what the devices hold, and the parameters at the start."""
+  """Losses, gradient norms and memory statistics of 20 steps, what the devices hold, and the parameters at the start."""
   c = tiny(kind, optimizer, mesh)
   devices = sharding.mesh(c, jax.devices()[:np.prod(mesh)])
   init = jax.jit(lambda key: steps.init_state(c, key), out_shardings=steps.state_shardings(c, devices))
@@ -78,11 +78,12 @@ def train(kind, optimizer, mesh) -> dict:
   batch = sharding.place_batch(batch, devices)
   out = {"born": held(state.params), "start": checkpoint.fingerprint(state.params)}
   step = steps.make_train_step(c, devices).lower(state, batch).compile()
-  losses = []
+  losses, others = [], []
   for _ in range(STEPS):
     state, seen = step(state, batch)
     losses.append(float(seen["loss"]))
-  return out | {"losses": losses, "params": held(state.params), "optimizer": held(state.opt_state)}
+    others.append([float(seen["grad_norm"]), *(float(value.mean()) for _, value in sorted(seen["memory"].items()))])
+  return out | {"losses": losses, "others": others, "params": held(state.params), "optimizer": held(state.opt_state)}
 
 
 def read(kind, mesh) -> dict:
@@ -128,6 +129,7 @@ def test_every_mesh_trains_as_one_device(kind, optimizer, meshes):
   for mesh, out in zip(meshes, others):
     assert out["start"] == one["start"]
     np.testing.assert_allclose(out["losses"], one["losses"], rtol=0, atol=1e-5, err_msg=str(mesh))
+    np.testing.assert_allclose(out["others"], one["others"], rtol=1e-3, atol=1e-5, err_msg=str(mesh))  # adam hides a factor
     for part in ("born", "params", "optimizer"):
       check_parts(out[part], mesh)
 
