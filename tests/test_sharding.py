@@ -52,12 +52,17 @@ def texts():
   return tokens.astype(np.int32)
 
 
+def is_cut(path) -> bool:
+  """Whether a parameter is cut over fsdp and tensor: matrices are, and the gates' output layers, which are stacked rows."""
+  return optim.kind(path) != "vector" or optim.path_name(path).endswith(("g_out", "g_skip"))
+
+
 def held(tree) -> dict:
   """{"all": bytes of the whole arrays, "device": of what each device holds}; matrices and the rest apart."""
   out = {"matrices": [0, {}], "rest": [0, {}]}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     try:
-      part = out["rest" if optim.kind(path) == "vector" else "matrices"]
+      part = out["matrices" if is_cut(path) else "rest"]
     except ValueError:  # a count, a clock: not of a parameter
       part = out["rest"]
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -164,7 +169,7 @@ def test_every_parameter_has_a_rule_and_its_optimizer_follows(kind, memory):
   own = {optim.path_name(path): place for path, place in jax.tree_util.tree_leaves_with_path(places.params)}
   for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
     cut = {"fsdp", "tensor"} <= set(own[optim.path_name(path)].spec)
-    assert cut == (optim.kind(path) != "vector" or "g_" in optim.path_name(path)), optim.path_name(path)
+    assert cut == is_cut(path), optim.path_name(path)
   followers = 0
   for path, place in jax.tree_util.tree_leaves_with_path(places.opt_state):
     name = next((n for n in own if optim.path_name(path).endswith("/" + n)), None)
