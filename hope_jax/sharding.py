@@ -31,7 +31,7 @@ RULES = (  # of parameters, by the end of their path: their last axes. Axes befo
 )
 FAST = (  # of fast state, by its path: all axes but those at the end that are whole
     (r"layers/memory/.*", (None, "streams", "heads")),
-    (r"layers/cache/(key|value)_BxWxHxK", (None, "streams", None, "heads")),
+    (r"layers/cache/(key|value)_BxHxWxK", (None, "streams", "heads")),
     (r"layers/levels/.*/(up|gate)/kernel", (None, "streams", None, "hidden")),
     (r"layers/levels/.*/down/kernel", (None, "streams", "hidden")),
     (r"layers/.*", (None, "streams")),
