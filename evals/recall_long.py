@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, config as configs, data, sharding, startup, step as steps, train
+from hope_jax import checkpoint, config as configs, data, evaluation, sharding, startup, step as steps
 from hope_jax.metrics import markdown
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.", required=True)
@@ -92,7 +92,7 @@ def measure(config, params) -> list[dict]:
         bar.set_postfix_str(f"gap {gap}, memory {way}")
         out[-1][way], moved = evaluate(at_gap(config, gap, way == "on"), params, bar)
         if way == "on":
-          train.check_updates(moved)
+          evaluation.check_updates(moved)
         elif any(max(m.values(), default=0) > 0 for m in moved):
           raise RuntimeError(f"gap {gap}: a memory moved although nothing may be written")
   return out

@@ -175,6 +175,7 @@ def base() -> ConfigDict:
   c.optim.b1 = 0.9
   c.optim.b2 = 0.95
   c.optim.clip = 1.0  # global gradient norm
+  c.optim.skip_above = 0.0  # times the mean norm: a step with a larger one is skipped; 0: only one that is not finite
   c.optim.accumulate = 1  # micro-batches per step
 
   c.train = ConfigDict()
@@ -187,6 +188,8 @@ def base() -> ConfigDict:
   c.train.keep_best = 0  # so many of lowest validation loss, among those saved at an evaluation
   c.train.keep_every = 0  # each whose step is a multiple of this; 0: none
   c.train.on_save_error = "stop"  # stop | warn: train on; the last save of a run always has to succeed
+  c.train.keep = 2  # checkpoints
+  c.train.rollback_after = 0  # bad steps are skipped; so many in a row: back to a checkpoint, on to new data.  0: they stop the run
   return c.lock()
 
 
@@ -276,6 +279,12 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
   parts = c.optim.accumulate * streams
   _check(d.batch % parts == 0, f"data.batch={d.batch} is not divisible by {streams} devices (mesh.data x mesh.fsdp) times "
                                f"optim.accumulate={c.optim.accumulate}: set data.batch to {-(-d.batch // parts) * parts}")
+  o, patience = c.optim, c.train.rollback_after
+  _check(patience >= 0, f"train.rollback_after={patience}: set it to 0 or more")
+  _check(o.skip_above == 0 or o.skip_above > 1,
+         f"optim.skip_above={o.skip_above} skips ordinary steps: set it to 0, or well above 1, e.g. 5")
+  _check(patience > 0 or o.skip_above == 0, f"optim.skip_above={o.skip_above} needs an end to skipping: set "
+                                            "train.rollback_after, e.g. 10")
   _validate_levels(c)
   known = paths(c)
   for path in c.teach.paths:

@@ -12,6 +12,7 @@ next window; -1 at its end and in padding), `segments` (1, 2, ... by document; 0
 occurs exactly once.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from hope_jax import corpus, integrity, recall, startup
 from hope_jax.corpus import SPLITS
+from hope_jax.shard import Shard
 from hope_jax.tokenizer import Tokenizer, train as train_tokenizer
 
 _FORMAT = 1
@@ -65,6 +67,22 @@ def build(config: ConfigDict, verify: bool = False) -> Path:
 def tokenizer(config: ConfigDict) -> Tokenizer:
   """The tokenizer of the data folder, which is built if it is missing."""
   return Tokenizer(build(config) / "tokenizer.model")
+
+
+def digest(config: ConfigDict) -> str:
+  """Changes with any byte of the token shards: what the position of a data iterator refers to."""
+  if _task(config) == "recall":
+    return "none"
+  files = json.loads((build(config) / "manifest.json").read_text())["files"]
+  return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_unchanged(config: ConfigDict, meta: dict) -> None:
+  """ValueError if data.dir was built anew since the checkpoint with this `meta` was saved: its position fits no more."""
+  mine, folder = digest(config), config.data.dir
+  if meta["data"] != mine and json.loads(meta["config"])["data"]["dir"] == folder:
+    raise ValueError(f"{folder} holds other shards ({mine}) than those the checkpoint was trained on ({meta['data']}): put them "
+                     "back, or build the new ones in another data.dir, which is then read from the same position")
 
 
 def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grain.DatasetIterator:
@@ -136,7 +154,8 @@ class Windows:
     if align < 1 or seq < 1 or seq % align:
       raise ValueError(f"data.seq {seq} is not a multiple of data.align {align}; "
                        f"set data.seq to {max(1, seq // max(align, 1)) * max(align, 1)}")
-    self._tokens, offsets, domains = _load(folder, source, split)
+    self._shard = Shard(folder / f"{source}.{split}.tokens.npy")
+    _, offsets, domains = _load(folder, source, split)
     chosen = np.arange(len(domains)) if domain is None else np.flatnonzero(domains == domain)
     chosen = np.random.default_rng(seed).permutation(chosen)
     self._starts, self._lengths = offsets[chosen], np.diff(offsets)[chosen]  # in the shard, in packed order
@@ -160,10 +179,10 @@ class Windows:
     first = np.where(document > 0, self._ends[document - 1], 0)
     place = ((blocks - first) * self._align)[:, None] + np.arange(self._align)
     left = self._lengths[document][:, None] - place  # tokens from this slot to the document's end
-    at = np.minimum(self._starts[document][:, None] + place, len(self._tokens) - 1)
+    ahead = self._shard.read(self._starts[document] + place[:, 0], self._align + 1)
     nothing = np.int32(0)
-    tokens = np.where(left > 0, self._tokens[at], nothing)
-    labels = np.where(left > 1, self._tokens[np.minimum(at + 1, len(self._tokens) - 1)], np.int32(-1))
+    tokens = np.where(left > 0, ahead[:, :-1], nothing)
+    labels = np.where(left > 1, ahead[:, 1:], np.int32(-1))
     segments = np.where(left > 0, (document - document[0] + 1)[:, None].astype(np.int32), nothing)
     return dict(tokens=tokens.ravel(), labels=labels.ravel(), segments=segments.ravel())
 

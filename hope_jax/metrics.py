@@ -29,15 +29,15 @@ class Metrics:
 
   `resume_step`: the step of the restored checkpoint; -1 for a run from the start, which drops every older line.
   Of several processes the first one writes, the others do nothing.
+  `resumed`: the names of what is already written at that step.
   """
 
   def __init__(self, workdir: str | Path, resume_step: int = -1):
-    self._writes = jax.process_index() == 0
+    self._writes, self.path = jax.process_index() == 0, Path(workdir) / "metrics.jsonl"
+    self.resumed = _drop_after(self.path, resume_step, self._writes)
     if not self._writes:
       return
-    self.path = Path(workdir) / "metrics.jsonl"
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    _drop_after(self.path, resume_step)
     self._file = self.path.open("a")
     self._board = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resume_step + 1)
 
@@ -136,16 +136,16 @@ def _seconds(f: Callable, x: jax.Array) -> float:
   return time.perf_counter() - began
 
 
-def _drop_after(path: Path, step: int) -> None:
-  if not path.exists():
-    return
-  lines = path.read_text().splitlines(keepends=True)
+def _drop_after(path: Path, step: int, write: bool) -> set[str]:
+  """Drops the lines beyond a step, where they may be written; returns the names in its own lines."""
+  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
   # a line without its end was cut by the interruption
-  kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-  if kept != lines:
+  rows = [(line, row) for line in lines if line.endswith("\n") and (row := json.loads(line))["step"] <= step]
+  if write and len(rows) < len(lines):
     new = path.with_suffix(".jsonl.new")
-    new.write_text("".join(kept))
+    new.write_text("".join(line for line, _ in rows))
     os.replace(new, path)
+  return {name for _, row in rows if row["step"] == step for name in row}
 
 
 def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:

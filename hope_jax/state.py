@@ -36,6 +36,7 @@ class TrainState:
   opt_state: Any
   rng: jax.Array  # typed key; folded with the step where randomness is needed
   fast: Any = None  # FastState where streams outlive a batch
+  guard: Any = None  # guard.Guard
 
 
 def select(fast: FastState, streams) -> FastState:

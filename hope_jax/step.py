@@ -12,7 +12,7 @@ import optax
 
 from hope_jax import config as configs
 from hope_jax import model as models
-from hope_jax import online, optim, sharding
+from hope_jax import guard as guards, online, optim, sharding
 from hope_jax.state import TrainState
 
 
@@ -20,7 +20,7 @@ def init_state(config, key) -> TrainState:
   """Fresh parameters and optimizer state."""
   params_key, rng = jax.random.split(key)
   params = models.init_params(config, params_key)
-  return TrainState(jnp.zeros((), jnp.int32), params, optim.make(config).init(params), rng)
+  return TrainState(jnp.zeros((), jnp.int32), params, optim.make(config).init(params), rng, guard=guards.fresh())
 
 
 def state_shardings(config, devices):
@@ -81,6 +81,7 @@ def make_train_step(config, devices=None):
   """(TrainState, batch) -> (TrainState, metrics): loss in nats per label, norms, gates, as device arrays.
 
   On a mesh of devices: the state stays where sharding.py says, the metrics are on all of them. None: one device.
+  With train.rollback_after, a bad step (guard.py) changes nothing but the counts.
   """
   tx, factor, parts = optim.make(config), optim.schedule(config), config.optim.accumulate
   gradient_of = functools.partial(_online if configs.written(config) else _whole, config)
@@ -114,12 +115,16 @@ def make_train_step(config, devices=None):
     rng = jax.random.fold_in(state.rng, state.step) if config.model.dropout else None
     labels = jnp.sum(batch["labels"] >= 0)
     gradients, loss, stats = sums(batch, state.params, rng, state.step)
-    gradients = jax.tree.map(lambda g: g / labels, gradients)
+    gradients, loss = jax.tree.map(lambda g: g / labels, gradients), loss / labels
+    norm = optax.tree.norm(gradients)
+    good, guard = guards.judge(state.guard, loss, norm, config.optim.skip_above)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss / labels, "labels": labels, "grad_norm": optax.tree.norm(gradients),
-               "lr": config.optim.lr * factor(state.step), "memory": stats}
-    return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+    new = optax.apply_updates(state.params, updates), opt_state
+    if config.train.rollback_after:
+      new = guards.choose(good, new, (state.params, state.opt_state))
+    metrics = {"loss": loss, "labels": labels, "grad_norm": norm, "lr": config.optim.lr * factor(state.guard.applied),
+               "memory": stats, "guard": guard}
+    return TrainState(state.step + 1, *new, state.rng, guard=guard), metrics
 
   if devices is None:
     return jax.jit(train_step, donate_argnums=0)

@@ -1,5 +1,6 @@
 """What every test shares: CPU by default, a persistent compilation cache, float64 on request, the marker `slow`."""
 
+from importlib import metadata
 import os
 import pathlib
 
@@ -7,7 +8,10 @@ import pathlib
 CACHE = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiling is most of the time
+FLAGS = "--xla_backend_optimization_level=0"  # compiling is most of the time
+if metadata.version("jaxlib").startswith("0.10."):  # a flag that a version does not know ends the process
+  FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax

@@ -5,13 +5,14 @@ import itertools
 import json
 import random
 import shutil
+import threading
 
 import grain
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from hope_jax import config, corpus, data
+from hope_jax import config, corpus, data, shard as shards
 
 
 def small(folder, name="built"):
@@ -279,3 +280,67 @@ def test_too_few_documents_for_a_split(built):
   c.data.val_fraction = 0.9999
   with pytest.raises(ValueError, match="source words: every document fell into the validation split; lower"):
     data.build(c)
+
+
+def copied(built, name):
+  """A config and its first source's shard, in a folder that may be damaged."""
+  c = small(built, name)
+  shutil.copytree(data.build(small(built)), c.data.dir)
+  return c, built / name / "words.train.tokens.npy"
+
+
+def test_shards_that_are_away_for_a_while_are_waited_for(built, monkeypatch):
+  c, path = copied(built, "away")
+  expected = rows(data.train_batches(c), 60)
+  monkeypatch.setattr(shards, "RETRIES", (0.05,) * 100)
+  batches = data.train_batches(c)
+  got = rows(batches, 5)
+  state = batches.get_state()
+  hidden = path.rename(path.with_suffix(".hidden"))
+  threading.Timer(0.5, hidden.rename, [path]).start()
+  assert got + rows(batches, 55) == expected
+  batches.set_state(state)
+  assert rows(batches, 55) == expected[20:]
+
+
+def test_shards_that_stay_away_end_in_an_error_and_the_position_is_not_lost(built, monkeypatch):
+  c, path = copied(built, "lost")
+  expected = rows(data.train_batches(c), 60)
+  monkeypatch.setattr(shards, "RETRIES", (0.01,))
+  batches, got = data.train_batches(c), []
+  hidden = path.with_suffix(".hidden")
+  with pytest.raises(OSError, match="words.train.tokens.npy could not be read for 0 s: No such file"):
+    for i in range(60):
+      got += rows(batches, 1)
+      if i == 3:
+        path.rename(hidden)
+  state = batches.get_state()
+  hidden.rename(path)
+  again = data.train_batches(c)
+  again.set_state(state)
+  assert got + rows(again, 60 - len(got) // 4) == expected
+
+
+def test_a_shard_replaced_while_it_is_read_is_an_error(built):
+  c, path = copied(built, "replaced")
+  batches = data.train_batches(c)
+  rows(batches, 2)
+  other = path.with_suffix(".new")
+  other.write_bytes(path.read_bytes()[:-1] + b"\0")
+  other.rename(path)
+  with pytest.raises(ValueError, match="words.train.tokens.npy was replaced or changed while it was read: put the old file back"):
+    rows(batches, 60)
+
+
+def test_shards_built_anew_do_not_fit_a_checkpoints_position(built):
+  c, _ = copied(built, "anew")
+  meta = {"data": data.digest(c), "config": config.to_json(c)}
+  data.check_unchanged(c, meta)
+  manifest = built / "anew" / "manifest.json"
+  stored = json.loads(manifest.read_text())
+  stored["files"]["words.train.tokens.npy"]["sha256"] = "0" * 64
+  manifest.write_text(json.dumps(stored))
+  with pytest.raises(ValueError, match="anew holds other shards .*put them back, or build the new ones in another data.dir"):
+    data.check_unchanged(c, meta)
+  c.data.dir = str(built / "built")  # other data by intention
+  data.check_unchanged(c, meta | {"data": "another"})

@@ -9,11 +9,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hope_jax"
 ORDER = (
     "products", "delta", "rule", "linear_memory", "mlp_memory",  # the self-modifying memories
     "inner", "level", "teach", "layout", "layers", "state", "config", "write", "titan", "optim", "sharding", "selfmod",
-    "attention", "cms", "model", "online", "step",
-    "startup", "integrity", "corpus", "tokenizer", "recall", "data", "ngram", "arrays", "checkpoint", "stack",
-    "metrics", "intervals", "report", "collectives", "costs", "generate", "memorize", "train", "launch")
+    "attention", "cms", "model", "online", "guard", "step",
+    "startup", "integrity", "corpus", "tokenizer", "recall", "shard", "data", "ngram", "arrays", "checkpoint", "stack",
+    "metrics", "intervals", "report", "collectives", "costs", "generate", "memorize", "evaluation", "goodput", "signals", "train",
+    "launch")
 MEMORIES = ORDER[:5]
-WITHOUT_JAX = ("config", "integrity", "corpus", "tokenizer", "ngram", "intervals", "report")
+WITHOUT_JAX = ("config", "integrity", "corpus", "tokenizer", "ngram", "intervals", "report", "shard", "goodput", "signals")
 
 
 def imports(name):

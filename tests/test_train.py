@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config, integrity, step as steps, train
+from hope_jax import checkpoint, config, evaluation, integrity, step as steps, train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,6 +63,17 @@ def last_params(workdir):
   return params
 
 
+def poison(monkeypatch, factors):
+  """Multiplies a step's loss and gradients; `factors`: by step, from 1."""
+  for name in ("_whole", "_online"):
+    def poisoned(config, params, batch, rng, step, call=getattr(steps, name)):
+      loss, stats, gradients = call(config, params, batch, rng, step)
+      factor = jnp.ones(100).at[jnp.array(list(factors)) - 1].set(jnp.array(list(factors.values())))[step]
+      return loss * factor, stats, jax.tree.map(lambda g: g * factor, gradients)
+
+    monkeypatch.setattr(steps, name, poisoned)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   """A run that was never stopped: (folder, config, workdir, result)."""
@@ -92,8 +103,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit_in_the_middle_of_an_epoch(whol
 
   def stop_at(limit):
     log = train._Run.log
-    def stopping(self, metrics, meter, interval, finished):
-      log(self, metrics, meter, interval, finished)
+    def stopping(self, finished):
+      log(self, finished)
       if finished[0] == limit:
         raise Stop
     monkeypatch.setattr(train._Run, "log", stopping)
@@ -140,12 +151,7 @@ def test_sigterm_saves_and_the_same_command_resumes(whole):
 def test_loss_that_is_not_finite_stops_the_run_and_saves_nothing(whole, monkeypatch):
   folder, c, _, _ = whole
   run = folder / "diverged"
-  log = train._Run.log
-  def poisoned(self, metrics, meter, interval, finished):
-    step, out, size = finished
-    log(self, metrics, meter, interval, (step, out | {"loss": np.nan} if step == 6 else out, size))
-
-  monkeypatch.setattr(train._Run, "log", poisoned)
+  poison(monkeypatch, {6: np.nan})
   with pytest.raises(FloatingPointError, match="step 6: loss nan.*Checkpoint 5 is good.*Try a smaller optim.lr"):
     train.train(c, run)
   assert checkpoint.steps(run / "checkpoints") == [5]
@@ -214,8 +220,8 @@ def test_gradient_accumulation_changes_nothing():
 
 def test_a_memory_that_makes_no_update_fails_the_evaluation():
   with pytest.raises(RuntimeError, match="memory mem made no update"):
-    train.check_updates([{"moved/k": 0.1, "moved/mem": 0.0}, {"moved/k": 0.0, "moved/mem": 0.0}])
-  train.check_updates([{"moved/k": 0.0}, {"moved/k": 1e-9}])
+    evaluation.check_updates([{"moved/k": 0.1, "moved/mem": 0.0}, {"moved/k": 0.0, "moved/mem": 0.0}])
+  evaluation.check_updates([{"moved/k": 0.0}, {"moved/k": 1e-9}])
 
 
 def test_gates_that_stay_closed_are_said(capsys):

@@ -1,0 +1,303 @@
+"""A run outlives what happens to it: kills, signals, bad steps; and says where its time went."""
+
+import json
+import os
+from pathlib import Path
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax import checkpoint, config as configs, data, guard, step as steps, train
+from hope_jax.goodput import KINDS, Goodput
+from test_train import losses, poison
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from evals import kills
+
+
+def short(**fields):
+  """12 steps, a checkpoint every 5, of a model that compiles fast."""
+  c = configs.base()
+  c.model.update(dict(kind="transformer", dim=16, layers=1, heads=2, vocab=33, dropout=0.1))
+  c.mixer.kind = "swiglu"
+  c.data.update(dict(task="recall", recall_pairs=4, recall_keys=16, seq=32, align=32, batch=4))
+  c.optim.warmup = 2
+  c.train.update(dict(steps=12, log_every=1, eval_every=6, eval_batches=2, save_every=5) | fields)
+  return c
+
+
+def final(c, workdir):
+  """(state, position of the data) of the last checkpoint."""
+  with checkpoint.Checkpoints(workdir / "checkpoints", c.train.keep) as saved:
+    like = jax.eval_shape(lambda: steps.init_state(c, jax.random.key(0)))
+    return saved.restore(saved.latest(), like)[:2]
+
+
+def strict_rows(workdir):
+  """Lines of metrics; NaN and Infinity are not JSON."""
+  def refuse(name):
+    raise ValueError(name)
+  return [json.loads(line, parse_constant=refuse) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_verdicts_and_the_mean_norm_of_what_was_applied():
+  state, applied, mean = guard.fresh(), [], 0.0
+  rng = np.random.default_rng(0)
+  for i in range(300):
+    norm = {30: 60.0, 31: np.nan, 32: np.inf, 5: 60.0, 40: -np.inf}.get(i, rng.uniform(5, 10))
+    loss = np.nan if i == 50 else 1.0
+    good, state = jax.jit(guard.judge, static_argnums=3)(state, jnp.float32(loss), jnp.float32(norm), 5.0)
+    assert bool(good) == (i not in (30, 31, 32, 40, 50)), i  # at step 5 nothing is known yet
+    if good:
+      applied.append(norm)
+      mean = np.mean(applied) if len(applied) <= guard.REMEMBERED else mean + (norm - mean) / guard.REMEMBERED
+    np.testing.assert_allclose(state.norm, mean, rtol=1e-4)
+    assert int(state.in_a_row) == {30: 1, 31: 2, 32: 3, 40: 1, 50: 1}.get(i, 0)
+  assert (int(state.applied), int(state.skipped), int(state.rollbacks)) == (295, 5, 0)
+  assert not guard.judge(state, jnp.float32(jnp.nan), jnp.float32(1), 0.0)[0]
+  assert guard.judge(state, jnp.float32(1), jnp.float32(1e9), 0.0)[0]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_bad_step_changes_nothing_but_the_counts(monkeypatch, name):
+  poison(monkeypatch, {2: np.nan})
+  c = short(rollback_after=3)
+  c.model.kind, c.mixer.kind, c.optim.name = "hope_attention", "cms", name
+  c.mixer.levels = (configs.Level("fast", 0), configs.Level("slow", 128))  # the slow one counts steps of its own
+  train_step, state, batches = steps.make_train_step(c), steps.init_state(c, jax.random.key(0)), iter(data.train_batches(c))
+  state, _ = train_step(state, next(batches))
+  before = jax.tree.map(jnp.copy, state)
+  state, out = train_step(state, next(batches))
+  assert np.isnan(out["loss"]) and int(state.guard.skipped) == int(state.guard.in_a_row) == 1 and int(state.step) == 2
+  chex.assert_trees_all_equal((state.params, state.opt_state, state.rng, state.guard.norm, state.guard.applied),
+                              (before.params, before.opt_state, before.rng, before.guard.norm, before.guard.applied))
+  state, out = train_step(state, next(batches))
+  assert np.isfinite(out["loss"]) and int(state.guard.in_a_row) == 0
+  chex.assert_tree_all_finite((state.params, state.opt_state))
+  assert all(np.any(a != b) for a, b in zip(jax.tree.leaves(state.params["blocks"]["attention"]),
+                                            jax.tree.leaves(before.params["blocks"]["attention"])))
+
+
+def test_a_guard_that_finds_nothing_changes_nothing():
+  results = []
+  for patience in (0, 3):
+    c = short(rollback_after=patience)
+    c.optim.skip_above = 100.0 * (patience > 0)
+    train_step, state, batches = steps.make_train_step(c), steps.init_state(c, jax.random.key(0)), iter(data.train_batches(c))
+    for _ in range(5):
+      state, out = train_step(state, next(batches))
+    results.append((state, out))
+  chex.assert_trees_all_equal(*results)
+
+
+def test_too_many_bad_steps_go_back_to_a_checkpoint_and_on_to_new_data(tmp_path, monkeypatch, capsys):
+  c = short(rollback_after=2)
+  poison(monkeypatch, {7: np.nan, 8: np.inf, 10: np.nan})
+  train.train(c, tmp_path / "run")
+  said = capsys.readouterr().err
+  assert "step 8: rolled back to the parameters of step 5; the data go on" in said and "3 steps skipped, 1 rollbacks" in said
+
+  batches, step = list(zip(range(12), data.train_batches(c))), steps.make_train_step(c)  # by hand: 1-5, then 9, 11, 12
+  state = jax.jit(lambda key: steps.init_state(c, key))(jax.random.key(c.seed))
+  for i, batch in batches:
+    if i + 1 not in (6, 7, 8, 10):
+      state, _ = step(state.replace(step=jnp.int32(i)), batch)
+  got, _ = final(c, tmp_path / "run")
+  chex.assert_trees_all_equal((got.params, got.opt_state, got.guard.norm), (state.params, state.opt_state, state.guard.norm))
+  assert (int(got.step), int(got.guard.applied), int(got.guard.skipped), int(got.guard.rollbacks)) == (12, 8, 3, 1)
+  rows = [row for row in strict_rows(tmp_path / "run") if "train/lr" in row]
+  assert [row["step"] for row in rows] == list(range(1, 13))
+  assert [row["step"] for row in rows if "train/loss" not in row] == [7, 8, 10]
+  assert rows[-1]["train/skipped"] == 3 and rows[-1]["train/rollbacks"] == 1
+
+
+@pytest.mark.parametrize("log_every, until", [(1, 8), (4, 9), (4, 11)])
+def test_skips_and_rollbacks_are_the_same_after_a_restart(tmp_path, monkeypatch, log_every, until):
+  c = short(rollback_after=2, log_every=log_every)
+  poison(monkeypatch, {7: np.nan, 8: np.inf, 10: np.nan})
+  train.train(c, tmp_path / "whole")
+  stop_at(monkeypatch, until)
+  with pytest.raises(SystemExit, match="143"):
+    train.train(c, tmp_path / "cut")
+  monkeypatch.undo()
+  poison(monkeypatch, {7: np.nan, 8: np.inf, 10: np.nan})
+  train.train(c, tmp_path / "cut")
+  chex.assert_trees_all_equal(final(c, tmp_path / "cut"), final(c, tmp_path / "whole"))
+  assert kills.rows(tmp_path / "cut") == kills.rows(tmp_path / "whole")
+
+
+def stop_at(monkeypatch, step, name="draw"):
+  """SIGTERM when a function of the run is called at this step."""
+  call = getattr(train._Run, name)
+  def stopping(self, i, *rest):
+    if i == step:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return call(self, i, *rest)
+
+  monkeypatch.setattr(train._Run, name, stopping)
+
+
+def test_bad_steps_without_end_stop_the_run_and_the_checkpoints_are_good(tmp_path, monkeypatch):
+  poison(monkeypatch, {i: np.nan for i in range(7, 13)})
+  with pytest.raises(FloatingPointError, match="step 10: 2 bad steps in a row, and no checkpoint to roll back to. Try a smaller"):
+    train.train(short(rollback_after=2), tmp_path)
+  for step in checkpoint.steps(tmp_path / "checkpoints"):
+    chex.assert_tree_all_finite(checkpoint.load_params(tmp_path / "checkpoints", step=step)[0])
+
+
+def test_a_signal_in_an_evaluation_gives_it_up_and_the_resumed_run_makes_it_once(tmp_path, monkeypatch):
+  c = short()
+  train.train(c, tmp_path / "whole")
+  for step in (6, 12):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="143"):
+      stop_at(patch, step, "evaluate")
+      train.train(c, tmp_path / "cut")
+    assert checkpoint.steps(tmp_path / "cut" / "checkpoints")[-1] == step
+    assert not any("validation/loss" in row for row in kills.rows(tmp_path / "cut") if row["step"] == step)
+  for _ in range(2):  # the second leaves a finished run as it is
+    train.train(c, tmp_path / "cut")
+    assert kills.rows(tmp_path / "cut") == kills.rows(tmp_path / "whole")
+    assert sum("goodput/steps" in row for row in strict_rows(tmp_path / "cut")) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_save_and_end_with_their_status(tmp_path, monkeypatch, number):
+  c = short()
+  call = train._Run.draw
+  def draw(self, i, before):
+    if i == 2:
+      for each in (number, signal.SIGTERM, signal.SIGUSR1):  # what a scheduler sends after the first changes nothing
+        os.kill(os.getpid(), each)
+    return call(self, i, before)
+
+  monkeypatch.setattr(train._Run, "draw", draw)
+  before = signal.getsignal(number)
+  with pytest.raises(SystemExit) as stopped:
+    train.train(c, tmp_path)
+  assert stopped.value.code == 128 + number and signal.getsignal(number) == before
+  assert checkpoint.steps(tmp_path / "checkpoints") == [3] and set(losses(tmp_path)) == {1, 2, 3}
+
+
+def test_same_seed_same_losses(tmp_path):
+  for name in "ab":
+    train.train(short(), tmp_path / name)
+  assert kills.rows(tmp_path / "a") == kills.rows(tmp_path / "b")
+  chex.assert_trees_all_equal(final(short(), tmp_path / "a"), final(short(), tmp_path / "b"))
+  c = short()
+  c.seed = 1
+  train.train(c, tmp_path / "c")
+  assert losses(tmp_path / "c") != losses(tmp_path / "a")
+
+
+def test_data_that_cannot_be_read_end_the_run_without_losing_a_step(tmp_path, monkeypatch):
+  c = short()
+  train.train(c, tmp_path / "whole")
+  batches = data.train_batches
+
+  class Failing:
+    def __init__(self):
+      self.inner, self.left = batches(c), 8
+
+    def __getattr__(self, name):
+      return getattr(self.inner, name)
+
+    def __iter__(self):
+      return self
+
+    def __next__(self):
+      self.left -= 1
+      if self.left < 0:
+        raise OSError(5, "Input/output error")
+      return next(self.inner)
+
+  with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+    patch.setattr(data, "train_batches", lambda *_: Failing())
+    train.train(c, tmp_path / "cut")
+  assert checkpoint.steps(tmp_path / "cut" / "checkpoints") == [5, 8]
+  train.train(c, tmp_path / "cut")
+  assert kills.rows(tmp_path / "cut") == kills.rows(tmp_path / "whole")
+
+
+class Clock:
+  now = 0.0
+
+  def __call__(self):
+    return self.now
+
+  def passes(self, seconds):
+    self.now += seconds
+
+
+def test_goodput_over_a_crash(tmp_path):
+  clock = Clock()
+  first = Goodput(tmp_path / "goodput.json", clock)
+  clock.passes(2)
+  with first.span("restore"):
+    clock.passes(1)
+  first.resume(0)
+  with first.span("compile"):
+    clock.passes(3)
+  first.enter("steps")
+  clock.passes(10)
+  with first.span("data"):
+    clock.passes(1)
+  first.write(20)
+  clock.passes(100)  # killed: nobody knows of this
+
+  second = Goodput(tmp_path / "goodput.json", clock)
+  second.resume(15)
+  second.enter("steps")
+  clock.passes(5)
+  with second.span("save"):
+    clock.passes(3)
+  second.write(25)
+  s = second.summary()
+  assert s["seconds"] == 25 and s["starts"] == 2 and s["lost_steps"] == 5
+  seconds = {kind: round(s[kind] * 25, 6) for kind in KINDS}
+  assert seconds == {"steps": 12.5, "start": 2, "compile": 3, "data": 1, "save": 3, "restore": 1, "evaluation": 0, "lost": 2.5}
+  assert second.line().startswith("goodput: 50.0 % of 0:00:25 in steps that stayed; start 8.0, compile 12.0")
+
+
+def test_goodput_of_a_run(tmp_path, monkeypatch):
+  train.train(short(), tmp_path)
+  row, = (row for row in strict_rows(tmp_path) if "goodput/steps" in row)
+  assert sum(row[f"goodput/{kind}"] for kind in KINDS) == pytest.approx(1)
+  assert all(row[f"goodput/{kind}"] > 0 for kind in ("steps", "start", "compile", "data", "save", "evaluation"))
+  assert row["goodput/restore"] < 0.01 and row["goodput/lost"] == 0 and row["goodput/starts"] == 1
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_equals_never_killed(tmp_path):
+  rng = random.Random(1)
+  assert kills.start(tmp_path / "whole")[0] == 0
+  calls = {"before the first save": 3, "saving": 2, "restoring": 1, "between data and step": 9, "evaluating": 1, "compiling": 1}
+  found = [kills.kill(tmp_path / "killed", moment, call, rng.uniform(0, kills.MOMENTS[moment][2])) for moment, call in calls.items()]
+  assert all(found) and any(kill["reached"] > kill["resumes"] > 0 for kill in found)
+  assert kills.start(tmp_path / "killed")[0] == 0
+  assert not kills.differences(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment, saved", [("compile", False), ("evaluate", True), ("save", True), ("log", True)])
+def test_a_process_that_gets_sigterm_ends_in_time(tmp_path, moment, saved):
+  code = ("import os, sys; from evals import kills; from hope_jax import train; call = getattr(train._Run, sys.argv[2])\n"
+          "def told(*args): print('now', flush=True); return call(*args)\n"
+          "setattr(train._Run, sys.argv[2], told); kills.child(sys.argv[1])")
+  process = subprocess.Popen([sys.executable, "-c", code, tmp_path, moment], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                             env={**os.environ, "PYTHONPATH": str(ROOT)})
+  process.stdout.readline()
+  began = time.monotonic()
+  process.send_signal(signal.SIGTERM)
+  process.stdout.read()
+  assert process.wait() == (128 + signal.SIGTERM if saved else -signal.SIGTERM)
+  assert time.monotonic() - began < 30
+  assert bool(checkpoint.steps(tmp_path / "checkpoints")) == saved
