@@ -69,7 +69,7 @@ def make_step(config):
 def evaluate(config, params, bar: tqdm) -> tuple[dict, list[dict]]:
   """Accuracy over --sequences unseen sequences, and how far each memory moved, mean over layers and batches."""
   step, right, asked, moved = make_step(config), 0, 0, []
-  rows, began = sharding.by_stream(sharding.mesh()), time.perf_counter()
+  rows, began = sharding.by_stream(sharding.mesh(configs.base())), time.perf_counter()
   for _, batch in data.eval_batches(config, SEQUENCES.value // BATCH.value):
     correct_B, asked_B, stats = jax.device_get(step(params, jax.device_put(batch, rows)))
     right, asked = right + int(correct_B.sum()), asked + int(asked_B.sum())
@@ -121,7 +121,7 @@ def main(argv):
     if config.data.task != "recall" or not config.data.recall_fillers:
       raise ValueError(f"{CHECKPOINT.value} was not trained with data.task=recall and data.recall_fillers: train "
                        "configs/recall_long.py")
-    load, results = os.getloadavg(), measure(config, jax.device_put(params, sharding.replicated(sharding.mesh())))
+    load, results = os.getloadavg(), measure(config, jax.device_put(params, sharding.replicated(sharding.mesh(configs.base()))))
   except (ValueError, OSError, RuntimeError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
   chance = 1 / config.data.recall_keys

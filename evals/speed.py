@@ -245,7 +245,7 @@ def by_size() -> tuple[list, str]:
 
 def reading() -> tuple[list, str]:
   """Tokens/s of memorizing (chunks, teach signals, writes) against the plain forward pass over whole sequences."""
-  out, rows, devices = [], [], sharding.mesh()
+  out, rows, devices = [], [], sharding.mesh(c)
   for name in tqdm(MEMORIZE.value, desc="memorize", unit="model"):
     c = configuration(name)
     shape = (c.data.batch, c.data.seq)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from hope_jax.layers import scaled_normal
 from hope_jax.layout import Layout
+from hope_jax.sharding import constrain
 
 HIDDEN = -1e30  # score of a key that a query may not see
 
@@ -133,6 +134,19 @@ def store(cache: Cache, k_BxHxSxK, v_BxHxSxK, layout: Layout) -> Cache:
   return Cache(put(cache.key_BxHxWxK, k_BxHxSxK, target), put(cache.value_BxHxWxK, v_BxHxSxK, target), position)
 
 
+class Heads(nn.Module):
+  """Queries, keys and values: (B, S, D) -> (B, S, 3, H, K), of a kernel (D, 3 H K) that devices share by head."""
+  heads: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x_BxSxD):
+    dim = x_BxSxD.shape[-1]
+    kernel = self.param("kernel", scaled_normal(dim), (dim, 3 * dim), jnp.float32)
+    kernel_Dx3xHxK = constrain(kernel.astype(self.dtype).reshape(dim, 3, self.heads, -1), None, None, "heads")
+    return jnp.einsum("bsd,dnhk->bsnhk", x_BxSxD.astype(self.dtype), kernel_Dx3xHxK)
+
+
 class Attention(nn.Module):
   """Token mixer: (x, cache) -> (y, cache). Queries and keys are normalised per head, which keeps Muon and bf16 stable."""
   heads: int
@@ -145,7 +159,7 @@ class Attention(nn.Module):
   def __call__(self, x_BxSxD, cache: Cache, layout: Layout):
     batch, total, dim = x_BxSxD.shape
     dense = lambda name, features, init: nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
-    qkv = dense("qkv", 3 * dim, scaled_normal(dim))(x_BxSxD).reshape(batch, total, 3, self.heads, -1)
+    qkv = Heads(self.heads, self.dtype, name="qkv")(x_BxSxD)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     q = rotate(nn.RMSNorm(dtype=self.dtype, name="q_norm")(q), layout.position_BxS, self.rope_base)
     k = rotate(nn.RMSNorm(dtype=self.dtype, name="k_norm")(k), layout.position_BxS, self.rope_base)

@@ -41,8 +41,8 @@ CHOICES = {
 }
 AT_LEAST_ONE = ("model.dim", "model.layers", "model.heads", "model.vocab", "selfmod.chunk_generators",
                 "selfmod.chunk_memory", "teach.chunk", "titan.period", "data.seq", "data.align", "data.batch",
-                "optim.accumulate", "train.steps", "train.log_every", "train.eval_every", "train.eval_batches",
-                "train.save_every", "train.keep")
+                "mesh.fsdp", "mesh.tensor", "optim.accumulate", "train.steps", "train.log_every", "train.eval_every",
+                "train.eval_batches", "train.save_every", "train.keep")
 AT_LEAST_ZERO = ("train.keep_best", "train.keep_every")
 
 
@@ -160,6 +160,11 @@ def base() -> ConfigDict:
   c.data.recall_fillers = 0  # what fills is drawn from so many ids; 0: it is id 0
   c.data.recall_taught = False  # facts are labelled too, key -> value: what a teach signal learns from
 
+  c.mesh = ConfigDict()  # devices: data x fsdp x tensor of them (sharding.py)
+  c.mesh.data = 0  # parts of the batch, each with all parameters; 0: as many as there are devices left
+  c.mesh.fsdp = 1  # parts of the batch and of every matrix: a block's matrices are gathered while it computes
+  c.mesh.tensor = 1  # parts of the heads, the hidden widths and the vocabulary: devices that share the same rows
+
   c.optim = ConfigDict()
   c.optim.name = "adamw"  # adamw | muon: matrices by Muon, all else by AdamW
   c.optim.lr = 1e-3  # AdamW
@@ -206,6 +211,16 @@ def writing_chunk(config: ConfigDict) -> int:
   return min([config.teach.chunk, *(entry.period for entry in written(config).values())])
 
 
+def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
+  """(data, fsdp, tensor) of config.mesh for so many devices. ValueError, naming the fix, unless they are all used."""
+  m = config.mesh
+  whole = m.fsdp * m.tensor
+  _check(devices % whole == 0 and m.data in (0, devices // whole),
+         f"mesh.data={m.data}, mesh.fsdp={m.fsdp}, mesh.tensor={m.tensor} do not fit {devices} devices: their product must be "
+         f"{devices} (data=0: what is left). On a CPU, JAX_NUM_CPU_DEVICES={(m.data or 1) * whole} makes so many")
+  return devices // whole, m.fsdp, m.tensor
+
+
 def to_json(config: ConfigDict) -> str:
   """One canonical text per configuration."""
   return json.dumps(config.to_dict(), indent=1, sort_keys=True,
@@ -228,8 +243,8 @@ def load(path: str | Path) -> ConfigDict:
   return from_json(Path(path).read_text())
 
 
-def validate(config: ConfigDict, devices: int = 1) -> None:
-  """Raises ValueError, naming the field and the fix, for a configuration that cannot run."""
+def validate(config: ConfigDict, devices: int | None = None) -> None:
+  """Raises ValueError, naming the field and the fix, for a configuration that cannot run; on so many devices, if given."""
   c = config
   if c.model.kind in LATER_KINDS:
     raise ValueError(f"model.kind={c.model.kind} is not in this version: set --config.model.kind to one of "
@@ -256,9 +271,14 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
     _validate_selfmod(s, d)
   _check(d.seq % d.align == 0, f"data.seq={d.seq} is not a multiple of data.align={d.align}: set data.seq to "
                                f"{-(-d.seq // d.align) * d.align}")
-  parts = c.optim.accumulate * devices
-  _check(d.batch % parts == 0, f"data.batch={d.batch} is not divisible by {devices} devices times optim.accumulate="
-                               f"{c.optim.accumulate}: set data.batch to {-(-d.batch // parts) * parts}")
+  _check(c.mesh.data >= 0, f"mesh.data={c.mesh.data}: set it to 0 (all devices that are left) or more")
+  if devices is not None:
+    data, fsdp, tensor = mesh_shape(c, devices)
+    _check(m.heads % tensor == 0, f"model.heads={m.heads} is not divisible by mesh.tensor={tensor}: change one of them")
+  streams = 1 if devices is None else data * fsdp
+  parts = c.optim.accumulate * streams
+  _check(d.batch % parts == 0, f"data.batch={d.batch} is not divisible by {streams} devices (mesh.data x mesh.fsdp) times "
+                               f"optim.accumulate={c.optim.accumulate}: set data.batch to {-(-d.batch // parts) * parts}")
   o, patience = c.optim, c.train.rollback_after
   _check(patience >= 0, f"train.rollback_after={patience}: set it to 0 or more")
   _check(o.skip_above == 0 or o.skip_above > 1,

@@ -13,7 +13,7 @@ import jax
 from jax.interpreters import partial_eval
 import jax.numpy as jnp
 
-from hope_jax import config as configs, model as models, optim, sharding, state as states, step as steps
+from hope_jax import collectives, config as configs, model as models, optim, sharding, state as states, step as steps
 
 UNCOUNTED = ("conv_general_dilated", "ragged_dot_general", "triangular_solve", "pallas_call")
 
@@ -41,7 +41,7 @@ def _flops(jaxpr) -> int:
     if name == "while" and any(inner):
       raise ValueError("cannot count the FLOPs of a while loop, whose number of steps is unknown: use jax.lax.scan, or "
                        "jax.lax.fori_loop with constant bounds")
-    repeats = eqn.params["length"] if name == "scan" else 1
+    repeats = eqn.params["length"] if name == "scan" else eqn.params["mesh"].size if name == "shard_map" else 1
     total += repeats * (max(inner) if name == "cond" else sum(inner))
   return total
 
@@ -99,14 +99,18 @@ def reading_flops(config, tokens: int) -> float:
   return count_flops(read, param_shapes(config), _tokens(1, tokens), fast) / tokens
 
 
-def train_program(config):
-  """(train step, TrainState, batch), the last two as ShapeDtypeStructs, placed as training places them."""
-  devices = sharding.mesh()
-  place = lambda tree, where: jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), tree)
+def train_program(config, devices=None):
+  """(train step, TrainState, batch), the last two as ShapeDtypeStructs, placed as training places them.
+
+  Args:
+    devices: a list of them, instead of all.
+  """
+  mesh = sharding.mesh(config, devices)
+  place = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
   state = jax.eval_shape(lambda key: steps.init_state(config, key), _key())
-  batch = {name: _tokens(config.data.batch, config.data.seq) for name in ("tokens", "labels", "segments")}
-  return (steps.make_train_step(config), place(state, sharding.replicated(devices)),
-          place(batch, sharding.by_stream(devices)))
+  rows = place(_tokens(config.data.batch, config.data.seq), sharding.by_stream(mesh))
+  return (steps.make_train_step(config, mesh), jax.tree.map(place, state, sharding.of_state(state, mesh)),
+          {name: rows for name in ("tokens", "labels", "segments")})
 
 
 def compile_program(step, *args) -> tuple[jax.stages.Compiled, dict[str, float]]:
@@ -150,13 +154,22 @@ def parameter_table(config) -> str:
   return "\n".join([*lines, row("total", "", total)])
 
 
+def devices_of(config) -> list:
+  """The devices that are here; if config.mesh names another number of them, as many of the CPU's (startup.prepare)."""
+  named, here = config.mesh.data * config.mesh.fsdp * config.mesh.tensor, jax.devices()
+  return here if named in (0, len(here)) else jax.devices("cpu")
+
+
 def dry_run(config) -> str:
-  """All costs of a configuration as one text. The training step is compiled, for the devices that are here."""
-  configs.validate(config, jax.device_count())
+  """All costs of a configuration as one text. The training step is compiled for its mesh, whether or not that is here."""
+  devices = devices_of(config)
+  configs.validate(config, len(devices))
   c, tokens = config, config.data.batch * config.data.seq
-  program, forward, update = train_program(c), forward_flops(c), optimizer_flops(c)
+  program, forward, update = train_program(c, devices), forward_flops(c), optimizer_flops(c)
   whole = count_flops(*program) / tokens
   compiled, seconds = compile_program(*program)
+  own = collectives.count(compiled.as_text())
+  mesh = " x ".join(f"{name} {n}" for name, n in zip(("data", "fsdp", "tensor"), configs.mesh_shape(c, len(devices))))
   bytes_of = lambda tree: sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
   line = lambda name, value, note="": f"{name:28}{value:>24}  {note}".rstrip()
   flops = lambda name, value, note="": line(name, f"{value / 1e6:,.2f} MFLOP", note)
@@ -181,9 +194,13 @@ def dry_run(config) -> str:
       line("one step", f"{whole * tokens / 1e12:,.3f} TFLOP"),
       line("the run", f"{whole * tokens * c.train.steps / 1e15:,.3f} PFLOP",
            f"{c.train.steps:,} steps, {tokens * c.train.steps / 1e6:,.1f} million tokens"), "",
-      line("training step, compiled", "per device", f"for {jax.device_count()} x {jax.devices()[0].device_kind}, "
+      line("training step, compiled", "per device", f"for {len(devices)} x {devices[0].device_kind} ({mesh}), "
            f"{c.data.batch} sequences of {c.data.seq:,} in all"),
       *[line(name, _size(size)) for name, size in memory(compiled).items()],
+      *[line(f"sent by {name}", _size(round(own[name])), "in one step") for name in collectives.KINDS if own[name]],
+      line("sent", _size(round(sum(own[name] for name in collectives.KINDS))), "to other devices, in one step"),
+      *([line("matrix products", f"{own['flops'] / 1e12:,.3f} TFLOP", "in one step, of which "
+              f"{whole * tokens / own['flops'] / len(devices):.0%} on no other device")] if devices[0].platform == "cpu" else []),
       line("time to compile", f"{sum(seconds.values()):.1f} s", "or to load, where the compilation cache has it")])
 
 

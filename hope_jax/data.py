@@ -85,10 +85,11 @@ def check_unchanged(config: ConfigDict, meta: dict) -> None:
                      "back, or build the new ones in another data.dir, which is then read from the same position")
 
 
-def train_batches(config: ConfigDict) -> grain.DatasetIterator:
+def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grain.DatasetIterator:
   """Endless batches, dicts of int32 [data.batch, data.seq]; sources mixed by weight, each reshuffled every epoch.
 
-  `get_state` and `set_state` resume exactly. Raises ValueError if the windows do not fill one batch.
+  `rows`: only these of every batch, in this order; nothing else is read. `get_state` and `set_state` resume exactly, with any
+  rows. Raises ValueError if the windows do not fill one batch.
   """
   if _task(config) == "recall":
     windows = recall.dataset(config, "train")
@@ -103,7 +104,9 @@ def train_batches(config: ConfigDict) -> grain.DatasetIterator:
     windows = grain.MapDataset.mix(
         [grain.MapDataset.source(p).seed(config.data.seed).shuffle().repeat() for p in parts],
         [s.weight for s in config.data.sources])
-  return iter(windows.batch(config.data.batch, drop_remainder=True).to_iter_dataset(_READ))
+  size, own = config.data.batch, range(config.data.batch) if rows is None else rows
+  mine = grain.MapDataset.range(sys.maxsize).map(lambda i: windows[i // len(own) * size + own[i % len(own)]])
+  return iter(mine.batch(len(own), drop_remainder=True).to_iter_dataset(_READ))
 
 
 def eval_batches(config: ConfigDict, batches: int) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:

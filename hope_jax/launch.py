@@ -23,9 +23,9 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, fast state, FLO
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: fields are set as --config.section.field=value")
-  startup.prepare(max(CONFIG.value.data.batch // max(CONFIG.value.optim.accumulate, 1), 1))
   try:
     configs.validate(CONFIG.value)
+    startup.prepare(CONFIG.value.data.batch // CONFIG.value.optim.accumulate, **CONFIG.value.mesh)
     if DRY_RUN.value:
       print(costs.dry_run(CONFIG.value))
     elif WORKDIR.value is None:

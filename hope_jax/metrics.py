@@ -28,18 +28,23 @@ class Metrics:
   """Appends to workdir/metrics.jsonl and workdir/tb; every line is on disk when `write` returns.
 
   `resume_step`: the step of the restored checkpoint; -1 for a run from the start, which drops every older line.
+  Of several processes the first one writes, the others do nothing.
   `resumed`: the names of what is already written at that step.
   """
 
   def __init__(self, workdir: str | Path, resume_step: int = -1):
-    self.path = Path(workdir) / "metrics.jsonl"
+    self._writes, self.path = jax.process_index() == 0, Path(workdir) / "metrics.jsonl"
+    self.resumed = _drop_after(self.path, resume_step, self._writes)
+    if not self._writes:
+      return
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    self.resumed = _drop_after(self.path, resume_step)
     self._file = self.path.open("a")
     self._board = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resume_step + 1)
 
   def write(self, step: int, values: dict) -> None:
     """One line. `values`: numbers or scalar arrays, in dicts of any depth. ValueError for anything larger."""
+    if not self._writes:
+      return
     row = {name: _number(name, x) for name, x in _flatten(jax.device_get(values)).items()}
     self._file.write(json.dumps({"step": int(step), "time": round(time.time(), 3)} | row) + "\n")
     self._file.flush()
@@ -51,8 +56,9 @@ class Metrics:
     return self
 
   def __exit__(self, *_) -> None:
-    self._file.close()
-    self._board.close()
+    if self._writes:
+      self._file.close()
+      self._board.close()
 
 
 class Meter:
@@ -130,12 +136,12 @@ def _seconds(f: Callable, x: jax.Array) -> float:
   return time.perf_counter() - began
 
 
-def _drop_after(path: Path, step: int) -> set[str]:
-  """Drops the lines beyond a step; returns the names in its own lines."""
+def _drop_after(path: Path, step: int, write: bool) -> set[str]:
+  """Drops the lines beyond a step, where they may be written; returns the names in its own lines."""
   lines = path.read_text().splitlines(keepends=True) if path.exists() else []
   # a line without its end was cut by the interruption
   rows = [(line, row) for line in lines if line.endswith("\n") and (row := json.loads(line))["step"] <= step]
-  if len(rows) < len(lines):
+  if write and len(rows) < len(lines):
     new = path.with_suffix(".jsonl.new")
     new.write_text("".join(line for line, _ in rows))
     os.replace(new, path)

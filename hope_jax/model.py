@@ -23,6 +23,7 @@ from hope_jax.attention import Attention, empty_cache
 from hope_jax.cms import CMS
 from hope_jax.layers import CONV, SwiGLU
 from hope_jax.selfmod import SelfMod, empty_memory
+from hope_jax.sharding import constrain, constrain_params
 from hope_jax.state import FastState, LayerState
 from hope_jax.titan import Titan
 
@@ -139,7 +140,9 @@ class HopeLM(nn.Module):
       held = jnp.where(begins_B[:, None], -1, held)
     embed = nn.Embed(c.model.vocab, c.model.dim, embedding_init=nn.initializers.normal(c.model.embed_std), name="embed")
     known_BxT = jnp.where(tokens_BxT < 0, c.model.vocab, tokens_BxT)  # past the table reads nan; -1 would read its end
-    x = embed(layouts.to_slots(layout, known_BxT)).astype(dtype) / c.model.embed_std
+    table_VxD = constrain(embed.embedding, "vocab", None)  # gathered over fsdp, for both ends
+    x = jnp.take(table_VxD, layouts.to_slots(layout, known_BxT), 0).astype(dtype) / c.model.embed_std
+    x = constrain(x, "streams", None, None)
     block = Block(c, parent=None)
     blocks = self.param("blocks", self.init_blocks, block)
 
@@ -149,8 +152,9 @@ class HopeLM(nn.Module):
     def step(x, xs):
       params, state, weights, probes, writes, i = xs
       key = None if rng is None else jax.random.fold_in(rng, i)
+      params = constrain_params(params, gathered=True)
       x, state, stats, taps = block.apply({"params": params}, x, state, layout, key, weights, probes, writes)
-      return x, (state, stats, taps if probes else {})
+      return constrain(x, "streams", None, None), (state, stats, taps if probes else {})
 
     if c.model.remat == "block":
       step = jax.checkpoint(step)
@@ -158,8 +162,9 @@ class HopeLM(nn.Module):
                                                             configs.written_layers(c, "selfmod"), jnp.arange(c.model.layers)))
     head = nn.initializers.constant(0.02 / c.model.embed_std)  # the tied head starts the same whatever the embedding's scale
     x = nn.RMSNorm(dtype=dtype, scale_init=head, name="norm")(layouts.to_tokens(layout, x))
-    logits = jnp.einsum("btd,vd->btv", x, embed.embedding.astype(dtype),
+    logits = jnp.einsum("btd,vd->btv", x, table_VxD.astype(dtype),
                         preferred_element_type=jnp.promote_types(dtype, jnp.float32))
+    logits = constrain(logits, "streams", None, "vocab")
     fast = FastState(layout.segment_B, layout.count_B, layers.replace(levels=levels), held) if fast else None
     return (logits, fast, stats) if probes is None else (logits, fast, stats, taps)
 

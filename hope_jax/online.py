@@ -13,7 +13,7 @@ import optax
 
 from hope_jax import config as configs
 from hope_jax import model as models
-from hope_jax import level, teach, titan
+from hope_jax import level, sharding, teach, titan
 from hope_jax import write as writes
 from hope_jax.state import FastState
 
@@ -88,7 +88,7 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
   t, clocks = config.teach, writes.clocks(config)
   size = configs.writing_chunk(config)
   valid_BxC, labelled_BxC = piece["segments"] > 0, piece["labels"] >= 0
-  scale = strong.scale / (labelled_BxC.size if t.reduction == "mean" else 1)
+  scale = strong.scale / (labelled_BxC.size * sharding.parts() if t.reduction == "mean" else 1)
   if t.signal == "global":
     signals = {"block": jnp.broadcast_to(signals["block"][-1], signals["block"].shape)}
   entries = configs.written(config)
@@ -109,6 +109,7 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
 
     def one_layer(_, xs):
       blocks, state, taps, signal, added, factor_BxC, gate_B = xs
+      blocks = sharding.constrain_params(blocks, gathered=True)
       x, of_kernels = taps[name]
       signal, force = teach.scaled(signal, factor_BxC), None
       if added is not None:

@@ -1,25 +1,208 @@
-"""Which device holds what: the batch is split over all devices, everything else is on each of them."""
+"""Which device holds what: from names, by rules, to a mesh of data x fsdp x tensor devices (config.mesh).
+
+    streams     rows of the batch and fast state, over data and fsdp: every device works on its own
+    model       one axis of each matrix, over fsdp: at rest only; gathered, block by block, where it is used
+    heads, hidden, vocab    over tensor: devices share the work on a stream
+
+What the compiler cannot see from the arguments of a program is said inside it by `constrain`, under `within(mesh)`.
+"""
+
+import contextlib
+import math
+import re
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from hope_jax import config as configs
+from hope_jax.optim import path_name
+
+AXES = {  # logical axis -> mesh axes
+    "streams": ("data", "fsdp"), "model": ("fsdp",), "heads": ("tensor",), "hidden": ("tensor",), "vocab": ("tensor",)}
+RULES = (  # of parameters, by the end of their path: their last axes. Axes before them (layers) are whole
+    (r"embed/embedding", ("vocab", "model")),
+    (r"(attention/qkv|selfmod/in)/kernel", ("model", "heads")),
+    (r"(attention|selfmod)/out/kernel", ("heads", "model")),
+    (r"(up|gate|modifier/in)/kernel", ("model", "hidden")),
+    (r"(down|modifier/mid|modifier/out)/kernel", ("hidden", "model")),
+    (r"selfmod/(v_in|v_out|g_in|g_out|g_skip)", ("heads", None, None, "model")),
+    (r"selfmod/(w|w_q)", ("heads", None, "model")),
+    (r"(scale|bias|skip|share|b_eta|b_alpha|conv|conv_k|conv_v|conv_q)", ()),
+)
+FAST = (  # of fast state, by its path: all axes but those at the end that are whole
+    (r"layers/memory/.*", (None, "streams", "heads")),
+    (r"layers/cache/(key|value)_BxHxWxK", (None, "streams", "heads")),
+    (r"layers/levels/.*/(up|gate)/kernel", (None, "streams", None, "hidden")),
+    (r"layers/levels/.*/down/kernel", (None, "streams", "hidden")),
+    (r"layers/.*", (None, "streams")),
+    (r".*", ("streams",)),
+)
 
 
-def mesh() -> jax.sharding.Mesh:
-  """All devices on one axis, `data`."""
-  return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def mesh(config, devices: list | None = None) -> Mesh:
+  """The mesh of a configuration, over these devices (default: all). ValueError if it does not fit them."""
+  devices = jax.devices() if devices is None else devices
+  shape = configs.mesh_shape(config, len(devices))
+  return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def replicated(devices: jax.sharding.Mesh) -> NamedSharding:
+def replicated(devices: Mesh) -> NamedSharding:
   """A copy on every device."""
   return NamedSharding(devices, PartitionSpec())
 
 
-def by_stream(devices: jax.sharding.Mesh) -> NamedSharding:
+def by_stream(devices: Mesh) -> NamedSharding:
   """Split along the first axis."""
-  return NamedSharding(devices, PartitionSpec("data"))
+  return NamedSharding(devices, PartitionSpec(AXES["streams"]))
 
 
-def place_fast(fast, devices: jax.sharding.Mesh):
-  """A FastState with its streams split over the devices: the second axis of layers, the first of all else."""
-  split = lambda tree, *axes: jax.device_put(tree, NamedSharding(devices, PartitionSpec(*axes)))
-  return split(fast.replace(layers=None), "data").replace(layers=split(fast.layers, None, "data"))
+def own_rows(devices: Mesh, batch: int) -> list[int]:
+  """The rows of a batch that lie on devices of this process."""
+  parts = by_stream(devices).addressable_devices_indices_map((batch,)).values()
+  return sorted({row for part, in parts for row in range(batch)[part]})
+
+
+def place_batch(batch: dict, devices: Mesh) -> dict:
+  """A whole batch on the mesh, of the rows of this process (`own_rows`)."""
+  return jax.tree.map(lambda a: jax.make_array_from_process_local_data(by_stream(devices), a), batch)
+
+
+def of_params(params, devices: Mesh):
+  """The sharding of each parameter (arrays or ShapeDtypeStructs).
+
+  Raises ValueError for a parameter that no rule names, or an axis that a mesh axis does not divide.
+  """
+  return jax.tree_util.tree_map_with_path(lambda path, leaf: _named(devices, path_name(path), leaf.shape), params)
+
+
+def of_state(state, devices: Mesh):
+  """The shardings of a TrainState: what the optimizer keeps of a parameter lies where the parameter lies.
+
+  Raises ValueError as `of_params`, and for a matrix of the optimizer that belongs to no parameter.
+  """
+  shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
+
+  def of_optimizer(path, leaf):
+    parts = path_name(path).split("/")
+    owner = next((name for i in range(len(parts)) if shapes.get(name := "/".join(parts[i:])) == leaf.shape), None)
+    if owner is None and len(leaf.shape) > 1:
+      raise ValueError(f"optimizer state {path_name(path)} of shape {leaf.shape} belongs to no parameter: say in "
+                       "hope_jax.sharding.of_state where it lies")
+    return replicated(devices) if owner is None else _named(devices, owner, leaf.shape)
+
+  everywhere = jax.tree.map(lambda _: replicated(devices), state.replace(params=None, opt_state=None, fast=None))
+  return everywhere.replace(
+      params=of_params(state.params, devices), opt_state=jax.tree_util.tree_map_with_path(of_optimizer, state.opt_state),
+      fast=None if state.fast is None else of_fast(state.fast, devices))
+
+
+def of_fast(fast, devices: Mesh):
+  """The shardings of a FastState. ValueError if its streams cannot be shared out."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: NamedSharding(devices, _fast_spec(path_name(path), leaf.shape, dict(devices.shape))), fast)
+
+
+def place_fast(fast, devices: Mesh):
+  """A FastState, moved to where it belongs."""
+  return jax.device_put(fast, of_fast(fast, devices))
+
+
+def within(devices: Mesh | None):
+  """Context in which a program is traced: `constrain` and its like then speak of these devices; None: of none."""
+  return contextlib.nullcontext() if devices is None else jax.sharding.use_abstract_mesh(devices.abstract_mesh)
+
+
+def apart(fn, devices: Mesh):
+  """fn(batch, params, *same) -> (gradients, sums, means), with every device's part of the batch on its own until the end.
+
+  What a loop adds up is then summed over devices once, after the loop, and not in each of its steps; and parameters are
+  gathered once, so that each device holds them and their gradient whole while it computes. Not for a mesh with `tensor`:
+  XLA (of jax 0.10) fails where axes are half by hand, half automatic.
+  """
+  sizes = dict(devices.shape)
+
+  def reduce(path, gradient):
+    spec = _param_spec(path_name(path), gradient.shape, sizes)
+    if "fsdp" in spec:
+      gradient = jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=spec.index("fsdp"), tiled=True)
+    return jax.lax.psum(gradient, "data" if "fsdp" in spec else AXES["streams"])
+
+  def part(batch, *same):
+    gradients, sums, means = fn(batch, *same)
+    return (jax.tree_util.tree_map_with_path(reduce, gradients), jax.lax.psum(sums, AXES["streams"]),
+            jax.lax.pmean(means, AXES["streams"]))
+
+  def whole(batch, params, *same):
+    everywhere, cut = PartitionSpec(), jax.tree.map(lambda where: where.spec, of_params(params, devices))
+    return jax.shard_map(part, mesh=devices, in_specs=(by_stream(devices).spec, *[everywhere] * (1 + len(same))),
+                         out_specs=(cut, everywhere, everywhere), check_vma=False)(batch, params, *same)
+  return whole
+
+
+def parts() -> int:
+  """Into how many the batch is cut where this is called: 1 outside of `apart`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape[name] for name in mesh.manual_axes)
+
+
+def constrain(array, *axes):
+  """The array with its first axes laid out by these logical axes; as it is where there is no mesh (`within`)."""
+  sizes = _sizes()
+  if not sizes:
+    return array
+  return jax.lax.with_sharding_constraint(array, _spec(axes, sizes))
+
+
+def constrain_params(params, gathered: bool = False):
+  """Parameters (or their gradients) laid out by the rules; `gathered`: whole over fsdp, for use."""
+  sizes = _sizes()
+  if not sizes:
+    return params
+  if gathered:
+    sizes = sizes | {"fsdp": 1}
+  return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: jax.lax.with_sharding_constraint(leaf, _param_spec(path_name(path), leaf.shape, sizes)), params)
+
+
+def constrain_fast(fast):
+  """A FastState laid out as `place_fast` does."""
+  sizes = _sizes()
+  if not sizes:
+    return fast
+  return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: jax.lax.with_sharding_constraint(leaf, _fast_spec(path_name(path), leaf.shape, sizes)), fast)
+
+
+def _sizes() -> dict[str, int]:
+  mesh = jax.sharding.get_abstract_mesh()
+  return {} if mesh.manual_axes else dict(mesh.shape)
+
+
+def _named(devices, name, shape):
+  return NamedSharding(devices, _param_spec(name, shape, dict(devices.shape)))
+
+
+def _param_spec(name, shape, sizes) -> PartitionSpec:
+  for pattern, axes in RULES:
+    if re.search(rf"(^|/){pattern}$", name):
+      return _divided(f"parameter {name}", (None,) * (len(shape) - len(axes)) + axes, shape, sizes)
+  raise ValueError(f"no sharding rule for parameter {name}: add its name to hope_jax.sharding.RULES")
+
+
+def _fast_spec(name, shape, sizes) -> PartitionSpec:
+  axes = next(axes for pattern, axes in FAST if re.fullmatch(pattern, name))
+  return _divided(f"fast state {name}", axes, shape, sizes)
+
+
+def _divided(what, axes, shape, sizes) -> PartitionSpec:
+  for i, axis in enumerate(axes):
+    parts = math.prod(sizes[name] for name in AXES.get(axis, ()))
+    if shape[i] % parts:
+      names = " x ".join(f"mesh.{name}" for name in AXES[axis])
+      raise ValueError(f"{what} of shape {shape}: axis {i} ({axis}) of size {shape[i]} is not divisible by {names} = {parts}: "
+                       f"set {names} to a divisor of {shape[i]}, or change that size")
+  return _spec(axes, sizes)
+
+
+def _spec(axes, sizes) -> PartitionSpec:
+  return PartitionSpec(*(tuple(name for name in AXES.get(axis, ()) if sizes[name] > 1) or None for axis in axes))

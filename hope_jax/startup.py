@@ -8,17 +8,19 @@ from absl import flags, logging
 import jax
 
 
-def prepare(rows: int = 1) -> None:
+def prepare(rows: int = 1, data: int = 0, fsdp: int = 1, tensor: int = 1) -> None:
   """Call before jax is used. Compiled programs go to JAX_COMPILATION_CACHE_DIR or the user's cache folder.
 
   Args:
     rows: sequences that may be shared out. Without an accelerator, every core is then a device of its own, as far as the
       rows divide: small products use one core each. JAX_NUM_CPU_DEVICES overrides it.
+    data, fsdp, tensor: config.mesh. Without an accelerator there are as many devices as it names.
   """
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file
-  if rows > 1 and "JAX_NUM_CPU_DEVICES" not in os.environ:
+  if rows * fsdp * tensor > 1 and "JAX_NUM_CPU_DEVICES" not in os.environ:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    jax.config.update("jax_num_cpu_devices", max(n for n in range(1, cores + 1) if rows % n == 0))
+    fitting = [n for n in range(1, cores // (fsdp * tensor) + 1) if rows % (n * fsdp) == 0]
+    jax.config.update("jax_num_cpu_devices", (data or max(fitting, default=1)) * fsdp * tensor)
   folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", Path.home() / ".cache" / "hope_jax" / "xla")
   jax.config.update("jax_compilation_cache_dir", str(folder))
 
@@ -32,5 +34,6 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def say(text: str) -> None:
-  """One line for the person who watches; stdout is left to what a program writes."""
-  print(text, file=sys.stderr, flush=True)
+  """One line for the person who watches, from the first process; stdout is left to what a program writes."""
+  if not jax.distributed.is_initialized() or jax.process_index() == 0:
+    print(text, file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ import optax
 
 from hope_jax import config as configs
 from hope_jax import model as models
-from hope_jax import guard as guards, online, optim
+from hope_jax import guard as guards, online, optim, sharding
 from hope_jax.state import TrainState
 
 
@@ -21,6 +21,11 @@ def init_state(config, key) -> TrainState:
   params_key, rng = jax.random.split(key)
   params = models.init_params(config, params_key)
   return TrainState(jnp.zeros((), jnp.int32), params, optim.make(config).init(params), rng, guard=guards.fresh())
+
+
+def state_shardings(config, devices):
+  """Where each part of a TrainState lies."""
+  return sharding.of_state(jax.eval_shape(lambda: init_state(config, jax.random.key(0))), devices)
 
 
 def _whole(config, params, batch, rng, _):
@@ -38,13 +43,14 @@ def _online(config, params, batch, rng, step):
   """The same where memories are written by the teach signal: chunk after chunk."""
   strong, second_order = online.strength(config, step), config.teach.through_writes == "full"
   pieces = online.scan_chunks(config, batch)
-  fast = models.init_fast(config, batch["tokens"].shape[0])
+  fast = sharding.constrain_fast(models.init_fast(config, batch["tokens"].shape[0]))
 
   def learn(params, carry, xs):
     (fast, gradients), (i, piece) = carry, xs
     key = None if rng is None else jax.random.fold_in(rng, i)
     out, fast, g = online.chunk(config, params, fast, piece, strong, outer=not second_order, rng=key)
-    gradients = None if second_order else jax.tree.map(jnp.add, gradients, g)
+    gradients = None if second_order else sharding.constrain_params(jax.tree.map(jnp.add, gradients, g))
+    fast = sharding.constrain_fast(fast)
     return (fast, gradients), (jnp.sum(out["nats_BxC"]), out["stats"])
 
   def scan(params, gradients):
@@ -61,32 +67,54 @@ def _online(config, params, batch, rng, step):
   return loss, stats, gradients
 
 
-def make_train_step(config):
+def _reduces_once(config, devices) -> bool:
+  """Whether devices work apart: where there are no dropout masks, which are drawn for the whole batch, nor tensor axis.
+
+  Fast state is as large as parameters, for each stream: where it is written, parameters may well be whole. Otherwise
+  fsdp is there to keep them cut.
+  """
+  _, fsdp, tensor = devices.shape.values()
+  return devices.size > 1 and tensor == 1 and not config.model.dropout and (fsdp == 1 or bool(configs.written(config)))
+
+
+def make_train_step(config, devices=None):
   """(TrainState, batch) -> (TrainState, metrics): loss in nats per label, norms, gates, as device arrays.
 
+  On a mesh of devices: the state stays where sharding.py says, the metrics are on all of them. None: one device.
   With train.rollback_after, a bad step (guard.py) changes nothing but the counts.
   """
   tx, factor, parts = optim.make(config), optim.schedule(config), config.optim.accumulate
   gradient_of = functools.partial(_online if configs.written(config) else _whole, config)
 
   def train_step(state: TrainState, batch):
-    rng = jax.random.fold_in(state.rng, state.step) if config.model.dropout else None
-    labels = jnp.sum(batch["labels"] >= 0)
+    with sharding.within(devices):
+      return update(state, batch)
 
+  def sums(batch, params, rng, step):
+    """(gradients, loss, statistics) of a batch, piece by piece."""
     def part(gradients, piece_and_number):
       piece, i = piece_and_number
       key = None if rng is None else jax.random.fold_in(rng, i)
-      loss, stats, g = gradient_of(state.params, piece, key, state.step)
-      return jax.tree.map(jnp.add, gradients, g), (loss, stats)
+      loss, stats, g = gradient_of(params, piece, key, step)
+      return sharding.constrain_params(jax.tree.map(jnp.add, gradients, g)), (loss, stats)
 
     # rows of a piece are interleaved, so that every device works on every piece
-    pieces = jax.tree.map(lambda a: a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1), batch)
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    pieces = jax.tree.map(lambda a: sharding.constrain(a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1), None, "streams"), batch)
+    zeros = sharding.constrain_params(jax.tree.map(jnp.zeros_like, params))
     if parts == 1:
       gradients, (loss, stats) = part(zeros, (jax.tree.map(lambda a: a[0], pieces), 0))
     else:
       gradients, (loss, stats) = jax.lax.scan(part, zeros, (pieces, jnp.arange(parts)))
       loss, stats = jnp.sum(loss), jax.tree.map(lambda a: jnp.mean(a, 0), stats)
+    return gradients, loss, stats
+
+  if devices is not None and _reduces_once(config, devices):
+    sums = sharding.apart(sums, devices)
+
+  def update(state: TrainState, batch):
+    rng = jax.random.fold_in(state.rng, state.step) if config.model.dropout else None
+    labels = jnp.sum(batch["labels"] >= 0)
+    gradients, loss, stats = sums(batch, state.params, rng, state.step)
     gradients, loss = jax.tree.map(lambda g: g / labels, gradients), loss / labels
     norm = optax.tree.norm(gradients)
     good, guard = guards.judge(state.guard, loss, norm, config.optim.skip_above)
@@ -98,7 +126,9 @@ def make_train_step(config):
                "memory": stats, "guard": guard}
     return TrainState(state.step + 1, *new, state.rng, guard=guard), metrics
 
-  return jax.jit(train_step, donate_argnums=0)
+  if devices is None:
+    return jax.jit(train_step, donate_argnums=0)
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings(config, devices), sharding.replicated(devices)))
 
 
 def read(config, params, batch):
@@ -111,17 +141,18 @@ def read(config, params, batch):
   def chunk(fast, piece):
     out, fast, _ = online.chunk(config, params, fast, piece, online.strength(config))
     return fast, out
-  fast = models.init_fast(config, batch["tokens"].shape[0])
+  fast = sharding.constrain_fast(models.init_fast(config, batch["tokens"].shape[0]))
   _, out = jax.lax.scan(chunk, fast, online.scan_chunks(config, batch))
   rows = lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
   return rows(out["nats_BxC"]), rows(out["correct_BxC"]), online.summary(out["stats"])
 
 
-def make_eval_step(config):
-  """(params, batch) -> per-row sums (B,): nats, labels, correct; and the memories' statistics."""
+def make_eval_step(config, devices=None):
+  """(params, batch) -> per-row sums (B,): nats, labels, correct; and the memories' statistics, on all devices of the mesh."""
   def eval_step(params, batch):
-    nats, hit, stats = read(config, params, batch)
+    with sharding.within(devices):
+      nats, hit, stats = read(config, params, batch)
     return {"nats": jnp.sum(nats, 1), "labels": jnp.sum(batch["labels"] >= 0, 1), "correct": jnp.sum(hit, 1),
             "memory": stats}
 
-  return jax.jit(eval_step)
+  return jax.jit(eval_step, out_shardings=None if devices is None else sharding.replicated(devices))

@@ -16,6 +16,7 @@ import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hope_jax import checkpoint, config as configs, costs, data, evaluation, sharding, stack, step as steps
@@ -38,7 +39,8 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None) -> d
   workdir, tokenizer = Path(workdir), None
   c = config.train
   with checkpoint.Checkpoints(workdir / "checkpoints", c.keep, c.keep_best, c.keep_every) as saved:
-    goodput, stacked = Goodput(workdir / "goodput.json"), None
+    own = f".{jax.process_index()}" if jax.process_index() else ""  # each process keeps its account
+    goodput, stacked = Goodput(workdir / f"goodput{own}.json"), None
     if init_from is not None and saved.latest() is not None:
       say(f"{workdir} has a checkpoint and goes on from it: --init_from={init_from} is ignored")
     elif init_from is not None:
@@ -58,12 +60,12 @@ class _Run:
   def __init__(self, config, workdir, saved, tokenizer, stacked, goodput):
     self.config, self.workdir, self.saved, self.tokenizer, self.goodput = config, workdir, saved, tokenizer, goodput
     self.token_bytes = None if tokenizer is None else tokenizer.token_bytes
-    devices = sharding.mesh()
-    self.rows, everywhere = sharding.by_stream(devices), sharding.replicated(devices)
-    init = jax.jit(lambda key: steps.init_state(config, key), out_shardings=everywhere)
-    self.like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere),
-                             jax.eval_shape(init, jax.random.key(0)))
-    self.batches = iter(data.train_batches(config))
+    self.devices = sharding.mesh(config)
+    self.rows, places = sharding.own_rows(self.devices, config.data.batch), steps.state_shardings(config, self.devices)
+    init = jax.jit(lambda key: steps.init_state(config, key), out_shardings=places)
+    self.like = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+                             jax.eval_shape(init, jax.random.key(0)), places)
+    self.batches = iter(data.train_batches(config, self.rows))
     digest = tokenizer.digest if tokenizer else "none"
     self.meta = {"config": configs.to_json(config), "tokenizer": digest, "data": data.digest(config)}
     with goodput.span("restore"):
@@ -73,7 +75,7 @@ class _Run:
       if stacked is not None:
         params, meta = stacked
         checkpoint.check_tokenizer(meta, digest)
-        self.state = self.state.replace(params=jax.device_put(params, everywhere))
+        self.state = self.state.replace(params=jax.device_put(jax.device_get(params), places.params))
     else:
       meta = saved.meta(self.start)
       checkpoint.check_tokenizer(meta, digest)
@@ -83,11 +85,14 @@ class _Run:
       self.batches.set_state(position)
       self.interval = meta["interval"]
     goodput.resume(self.start)
-    (workdir / "config.json").write_text(self.meta["config"])
-    if tokenizer:
-      shutil.copy(Path(config.data.dir) / "tokenizer.model", workdir / "tokenizer.model")
+    if jax.process_index() == 0:
+      (workdir / "config.json").write_text(self.meta["config"])
+      if tokenizer:
+        shutil.copy(Path(config.data.dir) / "tokenizer.model", workdir / "tokenizer.model")
     self.closed = {}  # steps since a gate of each memory opened
-    self.train_step, self.eval_step = steps.make_train_step(config), steps.make_eval_step(config)
+    self.train_step = steps.make_train_step(config, self.devices)
+    self.eval_step = steps.make_eval_step(config, self.devices)
+    self.count_bytes = jax.jit(self.label_bytes, out_shardings=sharding.replicated(self.devices))
 
   def train(self) -> dict:
     c = self.config.train
@@ -140,11 +145,11 @@ class _Run:
       if done:
         return result
       batch = self.draw(i, before)
-      placed = self.place(batch)
+      placed = sharding.place_batch(batch, self.devices)
       self.state, out = self.train_step(self.state, placed)
       if before and self.log(before):  # on the parameters that are left behind: taken again
         self.state, out = self.train_step(self.roll_back(before), placed)
-      before = (i + 1, out, evaluation.count_bytes(self.token_bytes, batch["labels"]))
+      before = (i + 1, out, self.count_bytes(placed["labels"]))
 
   @contextlib.contextmanager
   def pause(self, kind: str):
@@ -152,8 +157,10 @@ class _Run:
     with self.meter.pause(), self.goodput.span(kind):
       yield
 
-  def place(self, batch):
-    return jax.tree.map(lambda a: jax.device_put(a, self.rows), batch)
+  def label_bytes(self, labels_BxT):
+    """(B,) bytes of text that the labels stand for."""
+    table = jnp.zeros(1, jnp.int32) if self.token_bytes is None else jnp.asarray(self.token_bytes)
+    return jnp.sum(jnp.where(labels_BxT >= 0, table[labels_BxT], 0), 1)
 
   def draw(self, i: int, before) -> dict:
     """The next batch. Data that cannot be read end the run, and what it has learned is saved."""
@@ -181,12 +188,12 @@ class _Run:
   def log(self, finished) -> bool:
     """Reads a finished step, and at the end of an interval writes its means; whether there were too many bad ones."""
     i, out, size = finished
-    out = jax.device_get(out)
+    out, size = jax.device_get((out, size))
     if out["guard"].in_a_row:
       self.bad(i, out)
     else:
       self.watch_gates(i, out["memory"])
-      self.interval.append([float(out["loss"]), int(out["labels"]), size])
+      self.interval.append([float(out["loss"]), int(out["labels"]), int(size.sum())])
     if i % self.config.train.log_every == 0 or i == self.config.train.steps:
       self.write(i, out)
       self.interval.clear()
@@ -257,10 +264,11 @@ class _Run:
 
   def evaluate(self, i: int, signals) -> dict:
     """The scores at step i, at the end beside the bigram model's; {} when a signal comes."""
-    stopped = lambda: signals.caught
+    stopped, place = lambda: signals.caught, lambda batch: sharding.place_batch(
+        jax.tree.map(lambda a: a[self.rows], batch), self.devices)
     with self.pause("evaluation"):
       last = i == self.config.train.steps and self.tokenizer
-      result = evaluation.evaluate(self.config, functools.partial(self.eval_step, self.state.params), self.place, self.token_bytes,
+      result = evaluation.evaluate(self.config, functools.partial(self.eval_step, self.state.params), place, self.token_bytes,
                                    evaluation.bigram(self.config, i, stopped) if last else None, stopped)
     if result is None:
       return {}

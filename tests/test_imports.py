@@ -8,10 +8,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hope_jax"
 ORDER = (
     "products", "delta", "rule", "linear_memory", "mlp_memory",  # the self-modifying memories
-    "inner", "level", "teach", "layout", "layers", "state", "config", "write", "titan", "selfmod", "attention", "cms", "model",
-    "online", "optim", "guard", "step", "sharding",
+    "inner", "level", "teach", "layout", "layers", "state", "config", "write", "titan", "optim", "sharding", "selfmod",
+    "attention", "cms", "model", "online", "guard", "step",
     "startup", "integrity", "corpus", "tokenizer", "recall", "shard", "data", "ngram", "arrays", "checkpoint", "stack", "export",
-    "metrics", "intervals", "report", "costs", "generate", "memorize", "evaluation", "goodput", "signals", "train", "launch")
+    "metrics", "intervals", "report", "collectives", "costs", "generate", "memorize", "evaluation", "goodput", "signals", "train",
+    "launch")
 MEMORIES = ORDER[:5]
 WITHOUT_JAX = ("config", "integrity", "corpus", "tokenizer", "ngram", "intervals", "report", "shard", "goodput", "signals")
 

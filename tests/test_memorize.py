@@ -201,8 +201,8 @@ import jax, numpy as np
 from tests import test_memorize as t
 from hope_jax import memorize as reader, model, sharding
 c, some = t.tiny("hope_hybrid"), t.texts(43, 30, 21, 9)
-fast = sharding.place_fast(model.init_fast(c, 4), sharding.mesh())
-params = jax.device_put(t.parameters("hope_hybrid"), sharding.replicated(sharding.mesh()))
+fast = sharding.place_fast(model.init_fast(c, 4), sharding.mesh(c))
+params = jax.device_put(t.parameters("hope_hybrid"), sharding.replicated(sharding.mesh(c)))
 after, report = reader.memorize(c, params, fast, some)
 delta = after.layers.levels["fast"].delta["up"]["kernel"]
 assert {s.data.shape[1] for s in delta.addressable_shards} == {1}, "not sharded"
