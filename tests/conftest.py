@@ -8,9 +8,9 @@ import pathlib
 CACHE = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-FLAGS = "--xla_backend_optimization_level=0"  # compiling is most of the time
-if metadata.version("jaxlib").startswith("0.10."):  # a flag that a version does not know ends the process
-  FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"  # compiling is most of the time
+if metadata.version("jaxlib").startswith("0.10."):  # later ones do not know it, and an unknown flag ends the process
+  FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
