@@ -13,7 +13,6 @@ import pytest
 from hope_jax import attention
 from hope_jax import layout as layouts
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 BATCH, TOKENS, HEADS, WIDTH, BASE = 3, 19, 2, 6, 100.0
 CLOSE = dict(atol=2e-5, rtol=1e-5)
 
@@ -27,7 +26,7 @@ def setup(window):
   rng = np.random.default_rng(1)
   params = jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape, np.float32), params)
 
-  @jit
+  @jax.jit
   def run(x, cache, segments, segment, count):
     lay = layouts.arrange(segments, segment, count, 0)
     y, cache = module.apply({"params": params}, x, cache, lay)
@@ -86,7 +85,7 @@ def test_bands_are_the_masked_whole(window, total):
   rng = np.random.default_rng(total)
   q, k, v = rng.standard_normal((3, BATCH, total, HEADS, WIDTH)).astype(np.float32)
   segments = jnp.asarray(np.sort(rng.integers(1, 4, (BATCH, total))))
-  @jit
+  @jax.jit
   def both(q, k, v):
     lay = layouts.arrange(segments, jnp.zeros(BATCH, int), jnp.zeros(BATCH, int), 0)
     at = lay.position_BxS, lay.document_BxS
@@ -112,7 +111,7 @@ def test_attending_to_a_cache_is_attention_to_all_keys_and_so_are_its_gradients(
     out, pull = jax.vjp(attend, q, k, v)
     second = jax.grad(lambda *args: sum(jnp.sum(jnp.sin(g)) for g in jax.vjp(attend, *args)[1](toward)), range(3))
     return out, pull(toward), second(q, k, v)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), *jit(lambda: (all_of(ours), all_of(plain)))())
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), *jax.jit(lambda: (all_of(ours), all_of(plain)))())
 
 
 def test_a_ring_of_tokens_is_the_window_however_the_document_is_cut():

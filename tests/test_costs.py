@@ -12,7 +12,6 @@ import pytest
 from hope_jax import config, costs, model, state
 
 # compiling is most of the time: the backend need not optimise
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 M, N, K, T = 3, 5, 7, 11
 PRODUCT = 2 * M * N * K
 
@@ -110,7 +109,7 @@ def small(kind, memory="mlp"):
 
 @functools.cache
 def initial(*kind):
-  return jit(lambda key: model.init_params(small(*kind), key))(jax.random.key(0))
+  return jax.jit(lambda key: model.init_params(small(*kind), key))(jax.random.key(0))
 
 
 KINDS = [("transformer",), ("hope_attention",), ("hope_selfmod", "mlp"), ("hope_selfmod", "linear")]
@@ -150,7 +149,7 @@ def test_counts_are_those_of_real_arrays(kind):
 def test_fast_state_does_not_grow():
   c = small("hope_selfmod", "linear")
   params, fast = initial("hope_selfmod", "linear"), model.init_fast(c, 2)
-  read = jit(lambda tokens, fast: model.build(c).apply({"params": params}, tokens, fast)[1])
+  read = jax.jit(lambda tokens, fast: model.build(c).apply({"params": params}, tokens, fast)[1])
   for _ in range(3):
     fast = read(jnp.ones((2, 12), jnp.int32), fast)
     assert state.fast_bytes(fast) == costs.fast_bytes(c)

@@ -12,7 +12,6 @@ import pytest
 
 from hope_jax import delta
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 ROWS, WIDTH, TOKENS = 5, 4, 11
 
 
@@ -27,7 +26,7 @@ def keys(kind, size, width=8):
 
 @pytest.mark.parametrize("size", [1, 2, 5, 24, 64])
 def test_inverse_is_numpys_for_the_worst_correlated_keys(size):
-  inverse = jit(jax.vmap(delta.unit_lower_inverse))
+  inverse = jax.jit(jax.vmap(delta.unit_lower_inverse))
   lowers = []
   for kind in ("random", "identical", "alternating"):
     for step in (0.5, 1.0):  # 1: step ||x||^2 at its limit
@@ -44,7 +43,7 @@ def test_gradients_of_solve_are_those_of_a_dense_solver(x64):
   weight = rng.standard_normal((3, 7))
   ours = lambda lower, right: jnp.sum(weight * delta.solve(lower, delta.unit_lower_inverse(lower), right))
   dense = lambda lower, right: jnp.sum(weight * jnp.linalg.solve(jnp.eye(7) + lower, right.T).T)
-  got, want = (jit(jax.value_and_grad(f, (0, 1)))(lower, right) for f in (ours, dense))
+  got, want = (jax.jit(jax.value_and_grad(f, (0, 1)))(lower, right) for f in (ours, dense))
   np.testing.assert_allclose(got[0], want[0], rtol=1e-12)
   np.testing.assert_allclose(got[1][0], np.tril(want[1][0], -1), atol=1e-12)
   np.testing.assert_allclose(got[1][1], want[1][1], atol=1e-12)
@@ -77,7 +76,7 @@ def padded(c, fill=0.0):
   return c | written | {name: np.where(c["real"], c[name], fill) for name in ("x", "z", "f", "f2")}
 
 
-@jit
+@jax.jit
 def write(a):
   decay = delta.decay(a["log_alpha"])
   lower = delta.couple(a["x"], a["step"], decay)
@@ -85,12 +84,12 @@ def write(a):
                      delta.unit_lower_inverse(lower))
 
 
-@jit
+@jax.jit
 def write_decayed(a):
   return delta.write_decayed(a["w"], a["x"], a["rate"] * a["f"], delta.decay(a["log_alpha"]))
 
 
-@functools.partial(jit, static_argnames=("beta", "rank_one", "second"))
+@functools.partial(jax.jit, static_argnames=("beta", "rank_one", "second"))
 def write_momentum(a, beta, rank_one, second):
   kept = jnp.where(a["real"], 1.0, 0.0)
   pairs = [(kept * a["f"], a["x"])] + ([(kept * a["f2"], a["z"])] if second else [])

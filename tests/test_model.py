@@ -18,7 +18,6 @@ from hope_jax.state import select
 
 VOCAB, TOKENS = 23, 26
 # compiling is most of the time: the backend need not optimise
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 CLOSE = dict(atol=2e-5, rtol=1e-5)
 
 
@@ -46,12 +45,12 @@ def kind(name):
 def setup(name):
   """(jitted call, call without a state, params, fresh state) of a kind; matrices large enough that everything shows."""
   c = kind(name)
-  params = jit(functools.partial(model.init_params, c))(jax.random.key(0))
+  params = jax.jit(functools.partial(model.init_params, c))(jax.random.key(0))
   noise = np.random.default_rng(1)
   params = jax.tree.map(lambda p: p + 0.1 * noise.standard_normal(p.shape, np.float32), params)
   apply = functools.partial(model.build(c).apply, {"params": params})
-  call = jit(lambda *args, documents: apply(*args, documents=documents)[:2], static_argnames="documents")
-  whole = jit(lambda tokens, *args, **options: apply(tokens, None, *args, **options)[0],
+  call = jax.jit(lambda *args, documents: apply(*args, documents=documents)[:2], static_argnames="documents")
+  whole = jax.jit(lambda tokens, *args, **options: apply(tokens, None, *args, **options)[0],
               static_argnames=("documents", "aligned"))
   return call, whole, params, functools.partial(model.init_fast, c)
 
@@ -179,7 +178,7 @@ def test_scanned_layers_are_the_blocks_one_after_another(name):
   layout = layouts.arrange(jnp.ones_like(tokens), zero, zero, model.chunk_grid(c), aligned=True)
   embedding = params["embed"]["embedding"]
   x = embedding[tokens] / c.model.embed_std
-  block = jit(lambda p, x: model.Block(model.build(c).config).apply({"params": p}, x, None, layout, None, {}, {}, True)[0])
+  block = jax.jit(lambda p, x: model.Block(model.build(c).config).apply({"params": p}, x, None, layout, None, {}, {}, True)[0])
   for i in range(c.model.layers):
     x = block(jax.tree.map(lambda p: p[i], params["blocks"]), x)
   x = x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * params["norm"]["scale"]
@@ -210,7 +209,7 @@ def test_dropout_only_with_a_key():
   c = kind("window")
   _, whole, params, _ = setup("window")
   c.model.dropout = 0.5
-  apply = jit(lambda rng: model.build(c).apply({"params": params}, text(), rng=rng)[0])
+  apply = jax.jit(lambda rng: model.build(c).apply({"params": params}, text(), rng=rng)[0])
   a, b = apply(jax.random.key(0)), apply(jax.random.key(1))
   assert (jnp.abs(a - b).max((1, 2)) > 1e-3).all()
   chex.assert_trees_all_equal(a, apply(jax.random.key(0)))
@@ -224,7 +223,7 @@ def test_rematerialised_blocks_give_the_same_values_and_gradients():
     c.model.remat = remat
     lm = model.build(c)
     loss = lambda p: jnp.mean(jax.nn.log_softmax(lm.apply({"params": p}, text())[0])[..., 0])
-    got.append(jit(jax.value_and_grad(loss))(params))
+    got.append(jax.jit(jax.value_and_grad(loss))(params))
   chex.assert_trees_all_close(*got, **CLOSE)
   chex.assert_tree_all_finite(got)  # T is no multiple of the chunk: there is padding, too
   assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(got[0][1]["blocks"]["selfmod"]))

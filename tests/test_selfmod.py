@@ -21,7 +21,7 @@ TOKENS = 21
 SIZES = [(4, 4), (16, 16), (1, 1), (8, 4), (2, 2), (64, 64), (4, 8), (7, 7), (3, 6), (32, 32), (2, 1)]
 PAIRS = {name: SIZES[i // 2 % len(SIZES)] for i, name in enumerate(cases.OPTIONS)} | {"input_factor": (16, 16)}
 # compiling is most of the time: the backend need not optimise
-jit = functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+jit = functools.partial(jax.jit, static_argnums=0)
 
 
 def make(name, sizes, tokens=TOKENS, dtype=jnp.float64):

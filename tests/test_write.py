@@ -18,9 +18,6 @@ from hope_jax.inner import RULES
 from reference_write import CHUNK, CHUNKS, STREAMS, WIDTH, noise, parameters, text
 
 LR, BETA = 0.2, 0.7
-# compiling is most of the time: the backend need not optimise, and its older emitters take a fifth of the time
-jit = functools.partial(jax.jit, compiler_options=dict(
-    xla_backend_optimization_level=0, xla_cpu_use_fusion_emitters=False, xla_cpu_parallel_codegen_split_count=1))
 VARIANTS = [("rms", "gelu", False), ("rms", "swiglu", False), ("layer", "gelu", True), ("layer", "swiglu", True)]
 HOLDS = [(2, ""), (16, "tokens"), (16, "sums"), (1, ""), (4, ""), (8, ""), (32, "tokens"), (32, "sums")]
 CASES = [(rule, *case) for rule in RULES
@@ -46,7 +43,7 @@ def read(clock, params, state, *pieces):
 
 def host(function, *first):
   """The function of the other arguments, compiled; NumPy arrays."""
-  compiled = jit(functools.partial(function, *first))
+  compiled = jax.jit(functools.partial(function, *first))
   return lambda *args: jax.device_get(compiled(*args))
 
 
@@ -138,7 +135,7 @@ def test_closed_forms_are_the_updates_one_by_one(x64, monkeypatch, rule, period)
   for parallel in (True, False):
     assert clock.parallel == parallel
     again = lambda *args: functional(*args)  # compiled again
-    results.append(jit(jax.value_and_grad(again, (0, 1, 2), has_aux=True))(params, x, signal))
+    results.append(jax.jit(jax.value_and_grad(again, (0, 1, 2), has_aux=True))(params, x, signal))
     monkeypatch.setattr(write.Clock, "parallel", False)
   close(*results, atol=1e-8, rtol=1e-8)
   assert all(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(results[0]))
@@ -156,7 +153,7 @@ def test_sgd_is_optax_multisteps(x64):
       return jax.lax.scan(token, carry, jax.vmap(reference.look, (None, 0, 0))(carry[0], *piece)[0])[0], None
     return jax.lax.scan(chunk, (params, tx.init(params)), (x, signal))[0][0]
 
-  want = jit(jax.vmap(stream, (None, 1, 1)))
+  want = jax.jit(jax.vmap(stream, (None, 1, 1)))
   for clock in (write.Clock(k, CHUNK) for k in (2, 8, 16)):
     state, _ = host(read, clock, params)(None, x, signal, np.ones(x.shape[:3], bool), *due_and_at(clock))
     close(jax.tree.map(np.add, params, state.delta), want(clock.period, x, signal))
@@ -193,7 +190,7 @@ def test_n_tokens_make_n_over_p_updates(x64, period, hold):
   x, signal = np.random.default_rng(0).standard_normal((2, CHUNKS, len(lengths), CHUNK, WIDTH))
   valid = begins[..., None] + np.arange(CHUNK) < lengths[:, None]
   begin = np.minimum(begins, lengths // CHUNK * CHUNK)  # a stream that has ended stays where it is
-  run, due = host(read, clock, params), jit(jax.vmap(functools.partial(online._due, clock)))
+  run, due = host(read, clock, params), jax.jit(jax.vmap(functools.partial(online._due, clock)))
   for flush in (False, True):
     ends = (begins < lengths) & (lengths <= begins + CHUNK) & flush
     state, stats = run(None, x, signal, valid, due(valid, begin, ends), begin % period)
