@@ -123,8 +123,8 @@ def test_two_processes_agree_on_what_is_good_and_what_failed(tmp_path):
                                 stderr=subprocess.PIPE, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}) for i in range(2)]
   said = [process.communicate(timeout=120)[1] for process in processes]
   assert [process.returncode for process in processes] == [0, 0], said
-  assert "no space left" in said[0] and "another process could not write its part" in said[1]
-  assert ["step 3 is damaged" in text for text in said] == [True, False]
+  for words in ("no space left", "step 3 is damaged"):  # once, by the first
+    assert [words in text for text in said] == [True, False]
   assert checkpoint.steps(tmp_path) == [2, 3]
   assert_same(Checkpoints(tmp_path, keep=2).restore(3, jax.eval_shape(initial))[0], initial())
 
