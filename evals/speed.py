@@ -245,9 +245,10 @@ def by_size() -> tuple[list, str]:
 
 def reading() -> tuple[list, str]:
   """Tokens/s of memorizing (chunks, teach signals, writes) against the plain forward pass over whole sequences."""
-  out, rows, devices = [], [], sharding.mesh(c)
+  out, rows = [], []
   for name in tqdm(MEMORIZE.value, desc="memorize", unit="model"):
     c = configuration(name)
+    devices = sharding.mesh(c)
     shape = (c.data.batch, c.data.seq)
     params = jax.jit(lambda key: models.init_params(c, key), out_shardings=sharding.replicated(devices))(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), shape, 0, c.model.vocab)
@@ -294,8 +295,8 @@ def main(argv):
 
   report = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "command": shlex.join(["python", "evals/speed.py", *sys.argv[1:]]),
-            "device": {"kind": device.device_kind, "platform": device.platform, "processor": platform.machine(), "devices": jax.device_count(),
-                       "cores": os.cpu_count(), "load_before": os.getloadavg()},
+            "device": {"kind": device.device_kind, "platform": device.platform, "processor": platform.machine(),
+                       "devices": jax.device_count(), "cores": os.cpu_count(), "load_before": os.getloadavg()},
             "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in (jax, flax, optax)},
             "preset": PRESETS[PRESET.value], "rounds": ROUNDS.value, "steps_per_turn": STEPS.value}
   parts = []
