@@ -188,7 +188,6 @@ def base() -> ConfigDict:
   c.train.keep_best = 0  # so many of lowest validation loss, among those saved at an evaluation
   c.train.keep_every = 0  # each whose step is a multiple of this; 0: none
   c.train.on_save_error = "stop"  # stop | warn: train on; the last save of a run always has to succeed
-  c.train.keep = 2  # checkpoints
   c.train.rollback_after = 0  # bad steps are skipped; so many in a row: back to a checkpoint, on to new data.  0: they stop the run
   return c.lock()
 
@@ -317,6 +316,9 @@ def _validate_teach(c):
   _check(c.data.align % chunk == 0, f"data.align={c.data.align} is not a multiple of teach.chunk={chunk}: documents would "
                                     f"start inside a chunk; set data.align to {-(-c.data.align // chunk) * chunk}")
   for name, entry in written(c).items():
+    _check(entry.lr >= 0 and 0 <= entry.beta < 1 and entry.warmup >= 0 and entry.scale > 0,
+           f"{name}: lr={entry.lr}, beta={entry.beta}, warmup={entry.warmup}, scale={entry.scale}: set lr and warmup to 0 or more, "
+           "beta to 0 or more and below 1, scale above 0")
     _check(chunk % entry.period == 0 or entry.period % chunk == 0,
            f"period {entry.period} of {name} is neither a divisor nor a multiple of the chunk of {chunk} tokens: set "
            f"teach.chunk={entry.period}, or the period to {max(entry.period // chunk, 1) * chunk}")

@@ -56,6 +56,8 @@ def test_what_cannot_run_is_refused(fields, message):
 @pytest.mark.parametrize("fields, message", [
     (dict(mixer__levels=(config.Level("fast", 0),)), "period 0 of fast never writes in context: set it to 1"),
     (dict(mixer__levels=(config.Level("fast", 1, rule="adam"),)), "rule adam of fast: choose one of sgd, momentum"),
+    (dict(mixer__levels=(config.Level("fast", 1, lr=-0.1),)), "fast: lr=-0.1, .* set lr and warmup to 0 or more"),
+    (dict(mixer__levels=(config.Level("fast", 1, scale=0.0),)), "scale=0.0: set .* scale above 0"),
     (dict(mixer__levels=(config.Level("titan", 1),)), "titan and selfmod are names of other memories"),
     (dict(mixer__levels=(config.Level("mid", 48),)), "period 48 of mid is neither.*set teach.chunk=48"),
     (dict(teach__scale=0.0), "nothing would be written"),
