@@ -1,4 +1,4 @@
-"""Token shards and batches: text is tokenised once, memory-mapped, and packed into windows by arithmetic on offsets.
+"""Token shards and batches: text is tokenised once, and packed into windows by arithmetic on offsets.
 
     python -m hope_jax.data --config=configs/pilot.py       builds data.dir or verifies it, and prints what is in it
 
@@ -154,8 +154,9 @@ class Windows:
     if align < 1 or seq < 1 or seq % align:
       raise ValueError(f"data.seq {seq} is not a multiple of data.align {align}; "
                        f"set data.seq to {max(1, seq // max(align, 1)) * max(align, 1)}")
-    self._shard = Shard(folder / f"{source}.{split}.tokens.npy")
-    _, offsets, domains = _load(folder, source, split)
+    stem = folder / f"{source}.{split}"
+    offsets, domains = np.load(f"{stem}.offsets.npy"), np.load(f"{stem}.domains.npy")
+    self._shard = Shard(Path(f"{stem}.tokens.npy"))
     chosen = np.arange(len(domains)) if domain is None else np.flatnonzero(domains == domain)
     chosen = np.random.default_rng(seed).permutation(chosen)
     self._starts, self._lengths = offsets[chosen], np.diff(offsets)[chosen]  # in the shard, in packed order
@@ -185,13 +186,6 @@ class Windows:
     labels = np.where(left > 1, ahead[:, 1:], np.int32(-1))
     segments = np.where(left > 0, (document - document[0] + 1)[:, None].astype(np.int32), nothing)
     return dict(tokens=tokens.ravel(), labels=labels.ravel(), segments=segments.ravel())
-
-
-def _load(folder: Path, source: str, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """tokens (memory-mapped), offsets [documents + 1], domains [documents]."""
-  stem = f"{source}.{split}"
-  return (np.load(folder / f"{stem}.tokens.npy", mmap_mode="r"), np.load(folder / f"{stem}.offsets.npy"),
-          np.load(folder / f"{stem}.domains.npy"))
 
 
 def _task(config: ConfigDict) -> str:

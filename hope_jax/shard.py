@@ -1,5 +1,6 @@
 """A file of tokens that is read for days: what cannot be read is tried again, another file in its place is an error."""
 
+import errno
 import os
 from pathlib import Path
 import time
@@ -14,7 +15,7 @@ class Shard:
 
   def __init__(self, path: Path):
     array = np.load(path, mmap_mode="r")
-    self._path, self._dtype, self._first = path, array.dtype, array.offset
+    self._path, self._dtype, self._first, self._size = path, array.dtype, array.offset, array.size
     self._mark = self._mark_of(path.stat())
 
   def read(self, starts_N: np.ndarray, count: int) -> np.ndarray:
@@ -37,9 +38,11 @@ class Shard:
         raise ValueError(f"{self._path} was replaced or changed while it was read: put the old file back; the checkpoint's "
                          "position goes with it")
       for row, start in zip(out, starts_N.tolist()):
-        numbers = np.frombuffer(os.pread(file.fileno(), count * self._dtype.itemsize,
-                                         self._first + start * self._dtype.itemsize), self._dtype)
-        row[:len(numbers)] = numbers
+        there = min(count, max(self._size - start, 0))
+        read = os.pread(file.fileno(), there * self._dtype.itemsize, self._first + start * self._dtype.itemsize)
+        if len(read) < there * self._dtype.itemsize:  # zeros in their place would be tokens
+          raise OSError(errno.EIO, "fewer bytes were read than there are")
+        row[:there] = np.frombuffer(read, self._dtype)
     return out
 
   @staticmethod

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import os
 import random
 import shutil
 import threading
@@ -48,7 +49,7 @@ def windows(c, source="words", split="train", **kwargs):
 
 def shard(c, source, split):
   """The documents' token lists."""
-  tokens, offsets, _ = data._load(data.build(c), source, split)
+  tokens, offsets = (np.load(data.build(c) / f"{source}.{split}.{part}.npy") for part in ("tokens", "offsets"))
   return [tokens[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
@@ -319,6 +320,18 @@ def test_shards_that_stay_away_end_in_an_error_and_the_position_is_not_lost(buil
   again = data.train_batches(c)
   again.set_state(state)
   assert got + rows(again, 60 - len(got) // 4) == expected
+
+
+def test_a_read_that_is_cut_short_is_tried_again_and_never_zeros(tmp_path, monkeypatch):
+  np.save(tmp_path / "t.npy", np.arange(1, 11, dtype=np.uint16))
+  shard, pread, cuts = shards.Shard(tmp_path / "t.npy"), os.pread, [1]
+  monkeypatch.setattr(shards, "RETRIES", (0.0,))
+  monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, size, at)[:-cuts.pop() if size == 6 and cuts else None])
+  read = lambda: shard.read(np.array([0, 8, 12]), 3).tolist()
+  assert read() == [[1, 2, 3], [9, 10, 0], [0, 0, 0]] and not cuts  # 0 beyond the end
+  cuts += [1, 1]
+  with pytest.raises(OSError, match="t.npy could not be read for 0 s: fewer bytes were read than there are"):
+    read()
 
 
 def test_a_shard_replaced_while_it_is_read_is_an_error(built):
