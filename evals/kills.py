@@ -163,11 +163,12 @@ def main(_):
   finally:
     shutil.rmtree(folder)
   head = ["killed while", "run", "from step", "came to", "goes on from", "steps lost", "half a checkpoint left"]
-  print(metrics.markdown(head, [[k["moment"], k["run"], k["began"], k["reached"], k["resumes"], max(k["reached"] - k["resumes"], 0),
-                                 "yes" if k["half"] else ""] for k in table]))
   lost = [max(k["reached"] - k["resumes"], 0) for k in table]
-  print(f"{len(table)} kills of runs of {STEPS} steps ({number} in all), a checkpoint every {SAVE_EVERY}: {sum(lost) / len(lost):.1f} steps lost "
-        f"on average, {max(lost)} at most; a process lived {sum(k['seconds'] for k in table) / len(table):.1f} s, its start included")
+  print(metrics.markdown(head, [[k["moment"], k["run"], k["began"], k["reached"], k["resumes"], steps, "yes" if k["half"] else ""]
+                                for k, steps in zip(table, lost)]))
+  print(f"{len(table)} kills of runs of {STEPS} steps ({number} in all), a checkpoint every {SAVE_EVERY}: "
+        f"{sum(lost) / len(lost):.1f} steps lost on average, {max(lost)} at most; a process lived "
+        f"{sum(k['seconds'] for k in table) / len(table):.1f} s, its start included")
   print("\n".join(wrong) or "every run equals the one that was never killed, bit for bit")
   sys.exit(bool(wrong))
 

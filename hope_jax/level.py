@@ -1,8 +1,8 @@
 """What a level of memory computes (NL Eq. 70): norm, up, activation, down; and its gradient, token by token.
 
 A level's parameters are a dict {"norm": {"scale"}, "up": {"kernel"}, "down": {"kernel"}}. "gate" beside "up" makes it a gated
-(SwiGLU) level, a "bias" in a part is added, a bias in the norm makes it a layer norm. The `weights` of a stream are parameters plus what it has
-learned, its delta: trees of the same structure with a stream axis in front.
+(SwiGLU) level, a "bias" in a part is added, a bias in the norm makes it a layer norm. The `weights` of a stream are
+parameters plus what it has learned, its delta: trees of the same structure with a stream axis in front.
 
 Letters: B streams, C tokens, D model width, I and O the widths of a kernel.
 """

@@ -38,7 +38,7 @@ class Report(NamedTuple):
   """What happened while a text was read, chunk by chunk: N chunks, L layers, B streams."""
   nats_BxT: np.ndarray  # loss of every token learned from, as it was read; 0 at padding
   labels_BxT: np.ndarray  # bool: a token that was predicted
-  stats: dict  # {level: {updates, open, moved, surprise, teach: (N, L, B)}}
+  stats: dict  # {level: {updates, open, moved, surprise, teach, pending: (N, L, B)}}
 
   @property
   def loss_B(self) -> np.ndarray:
@@ -46,7 +46,10 @@ class Report(NamedTuple):
     return self.nats_BxT.sum(1) / np.maximum(self.labels_BxT.sum(1), 1)
 
   def totals(self, paths: Sequence[str] | None = None) -> dict:
-    """{path: {updates, gate_hits, moved}}: summed over chunks, mean over layers and streams; of these paths, or all."""
+    """{path: {...}} of these paths, or all; means over layers and streams.
+
+    updates, gate_hits, moved: summed over chunks. pending: after the last one. surprise: mean over chunks too, and the largest.
+    """
     total = lambda a: float(np.mean(np.sum(a, 0)))
     return {configs.path(level): {"updates": total(s["updates"]), "gate_hits": total(s["open"]), "moved": total(s["moved"]),
                                   "pending": float(np.mean(s["pending"][-1])), "surprise": float(np.mean(s["surprise"])),

@@ -166,11 +166,11 @@ def summary(stats: dict) -> dict:
   unfinished period) is the last chunk's, the others are means.
   """
   out = {}
-  for level, values in stats.items():
-    if level == "selfmod":
+  for memory, values in stats.items():
+    if memory == "selfmod":
       out |= {name: value[-1] for name, value in values.items()}
       continue
     for name, value in values.items():
       over_chunks = {"updates": jnp.sum, "open": jnp.sum, "moved": jnp.sum, "pending": lambda a, _: a[-1]}.get(name, jnp.mean)
-      out[f"{name}/{configs.path(level)}"] = jnp.mean(over_chunks(value.astype(jnp.float32), 0), -1)
+      out[f"{name}/{configs.path(memory)}"] = jnp.mean(over_chunks(value.astype(jnp.float32), 0), -1)
   return jax.lax.stop_gradient(out)

@@ -280,7 +280,8 @@ def test_killed_at_any_moment_equals_never_killed(tmp_path):
   rng = random.Random(1)
   assert kills.start(tmp_path / "whole")[0] == 0
   calls = {"before the first save": 3, "saving": 2, "restoring": 1, "between data and step": 9, "evaluating": 1, "compiling": 1}
-  found = [kills.kill(tmp_path / "killed", moment, call, rng.uniform(0, kills.MOMENTS[moment][2])) for moment, call in calls.items()]
+  found = [kills.kill(tmp_path / "killed", moment, call, rng.uniform(0, kills.MOMENTS[moment][2]))
+           for moment, call in calls.items()]
   assert all(found) and any(kill["reached"] > kill["resumes"] > 0 for kill in found)
   assert kills.start(tmp_path / "killed")[0] == 0
   assert not kills.differences(tmp_path / "whole", tmp_path / "killed")

@@ -36,7 +36,8 @@ def kind(name):
   names = {"window": "transformer"} | dict.fromkeys(SELFMOD, "hope_selfmod")
   c.model.update(dict(kind=names.get(name, name), dim=16, layers=2, heads=2, vocab=VOCAB))
   c.attention.update(dict(context=32, window=5 if name == "window" else 0))
-  c.mixer.update(dict(kind="swiglu" if c.model.kind == "transformer" else "cms", levels=(config.Level("fast", 0), config.Level("slow", 64))))
+  c.mixer.update(dict(kind="swiglu" if c.model.kind == "transformer" else "cms",
+                      levels=(config.Level("fast", 0), config.Level("slow", 64))))
   c.selfmod.update(dict(eta_init=0.5, alpha_init=0.9, bound=4.0) | SELFMOD.get(name, {}))
   return c
 
