@@ -16,7 +16,6 @@ from hope_jax import config, model, online, step, teach
 from tests.test_memorize import KINDS, VOCAB, parameters, texts, tiny
 
 
-
 def batch_of(tokens_BxT, segments_BxT=None):
   tokens = np.asarray(tokens_BxT, np.int32)
   segments = np.ones_like(tokens) if segments_BxT is None else np.asarray(segments_BxT, np.int32)
@@ -85,6 +84,45 @@ def test_exact_is_chunked_where_the_period_is_the_chunk():
     return float(jax.jit(lambda params, batch: step._online(c, params, batch, None, 10)[0])(
         params, batch_of(texts(32, 32))))
   assert loss(8, "chunked") == loss(16, "exact") != loss(16, "chunked")
+
+
+def test_what_a_level_is_told():
+  """exact: the gradient at its own output, which for the last one is the block's. block: the block's, for all. global: the
+  last block's, in all layers."""
+  def first_chunk(**options):
+    c = tiny("hope_attention", clip=0.0, **options)
+    c.mixer.levels = (config.Level("first", 8), config.Level("last", 8))
+    params = model.init_params(c, jax.random.key(0))
+    read = jax.jit(lambda fast, piece: online.chunk(c, params, fast, piece, online.strength(c))[:2])
+    out, fast = read(model.init_fast(c, 2), jax.tree.map(lambda a: a[:, :8], batch_of(texts(9, 9))))
+    return {name: (np.asarray(level.delta["up"]["kernel"]), np.asarray(out["stats"][name]["teach"]))
+            for name, level in fast.layers.levels.items()}
+
+  exact, block = first_chunk(), first_chunk(target="block")
+  everywhere = first_chunk(target="block", signal="global")
+  chex.assert_trees_all_close(exact["last"], block["last"], rtol=1e-4, atol=1e-6)
+  assert np.abs(exact["first"][0] - block["first"][0]).max() > 1e-4
+  np.testing.assert_array_equal(block["first"][1], block["last"][1])
+  chex.assert_trees_all_close(jax.tree.map(lambda a: a[-1], everywhere), jax.tree.map(lambda a: a[-1], block), rtol=1e-5)
+  for _, teach_LxB in everywhere.values():
+    np.testing.assert_array_equal(teach_LxB[0], teach_LxB[1])
+    assert (teach_LxB[0] != block["last"][1][0]).all()
+
+
+@pytest.mark.slow
+def test_self_modifier_ablations():
+  """on: it is trained through its writes. teach_only: the memory is written, it is not. off: the memory is not written."""
+  params = parameters("hope_hybrid")
+  def outcome(modifier):
+    c = tiny("hope_hybrid", through_writes="full")
+    c.titan.modifier = modifier
+    _, stats, gradient = jax.jit(lambda p, batch: step._online(c, p, batch, None, 10))(params, batch_of(texts(16, 16)))
+    size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient["blocks"]["titan"]["modifier"]))
+    return float(stats["moved/titan"].min()), size, config.enabled(c)
+
+  (moved, size, _), (still_moved, frozen, _), (unmoved, _, enabled) = map(outcome, ("on", "teach_only", "off"))
+  assert moved == still_moved > 0 == unmoved
+  assert size > 0 == frozen and "titan" not in enabled
 
 
 def test_schedule():
