@@ -99,8 +99,6 @@ class Stream:
   def start(self, fast: FastState, pending: int | None = None) -> None:
     """Goes on from a copy of a state, of memorize.py or of another stream."""
     self._unread = [] if fast.held_BxC is None else [int(i) for i in np.asarray(fast.held_BxC[0]) if i >= 0]
-    if self._unread:
-      fast = fast.replace(held_BxC=jnp.full_like(fast.held_BxC, -1))
     self.fast, self.pending = jax.device_put(fast, self._place, may_alias=False), pending
 
   @property
@@ -131,6 +129,9 @@ class Stream:
     return ids
 
   def _write(self, ids, tokens, stop):
+    if self._unread:
+      nothing = np.full(self.fast.held_BxC.shape, -1, np.int32)
+      self.fast = self.fast.replace(held_BxC=jax.device_put(nothing, self._place))
     ids, self._unread = [*self._unread, *([] if self.pending is None else [self.pending]), *ids], []
     for first in range(0, len(ids), LONGEST):
       piece = ids[first:first + LONGEST]
@@ -199,7 +200,6 @@ def converse(stream: Stream, tokenizer: Tokenizer, tokens: int) -> None:
         answer(stream, tokenizer, line, tokens)
     except (ValueError, OSError) as error:
       say(f"{type(error).__name__}: {error}")
-
 
 
 def define_flags(values: flags.FlagValues) -> None:

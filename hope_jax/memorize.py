@@ -213,6 +213,8 @@ def define_teach_flags(values: flags.FlagValues) -> None:
 
 def override(config, f: flags.FlagValues) -> None:
   """Sets the fields of config.teach for which a flag was given."""
+  if unknown := [layer for layer in f.layers or () if not layer.isdecimal()]:
+    raise ValueError(f"--layers={unknown[0]}: layers are numbers from 0 to {config.model.layers - 1}")
   given = {"paths": f.paths and tuple(f.paths), "layers": f.layers and tuple(map(int, f.layers)),
            "threshold": f.threshold, "scale": f.scale}
   with config.unlocked():

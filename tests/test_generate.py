@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config, generate, model, tokenizer
+from hope_jax import checkpoint, config, generate, memorize, model, tokenizer
 from hope_jax.generate import Stream
 from hope_jax.state import TrainState, fast_bytes
 
@@ -277,6 +277,44 @@ def test_a_conversation_over_several_programs(cli, run, tmp_path):
                  "holds a run's checkpoints, not a conversation: choose another directory"):
     assert wanted in said
   assert said.count("holds a run's checkpoints") == 2 and checkpoint.steps(steps) == [7]
+
+
+@pytest.fixture
+def learn(run, capsys):
+  """memorize in this process: (what it prints, what else it says), or the message it exits with."""
+  def call(*argv):
+    values = flags.FlagValues()
+    memorize.define_flags(values)
+    rest = values(["memorize", f"--checkpoint={run}", *argv])
+    try:
+      memorize.main(rest, values)
+    except SystemExit as exit:
+      return exit.code
+    return tuple(capsys.readouterr())
+  return call
+
+
+def test_a_memorized_text_is_where_generation_goes_on(run, cli, learn, tmp_path):
+  c, params, tok = generate.load(run)
+  (tmp_path / "notes").write_text("value9 = 日")
+  printed, said = learn(f"--text={tmp_path / 'notes'}", f"--state={tmp_path / 'out'}")
+  losses = dict(line.split()[:2] for line in printed.splitlines())
+  assert list(losses) == ["before", "read", "after"] and float(losses["after"]) != float(losses["before"]) == float(losses["read"])
+  assert f"saved in {tmp_path}/out: go on with python -m hope_jax.generate" in said
+  text, _ = cli(f"--state={tmp_path}/out", "--prompt= x", "--tokens=9", "--endless", "--temperature=0")
+  ids = [tok.bos, *tok.encode("value9 = 日"), *tok.encode(" x")]
+  assert text == tok.decode(write(Stream(c, params, never=[tok.eos]), ids, 9), "replace") + "\n"
+
+
+def test_memorize_refuses(learn, run, tmp_path):
+  (tmp_path / "empty").write_text("")
+  empty = f"--text={tmp_path / 'empty'}"
+  assert "empty holds 0 tokens: there is nothing to learn from fewer than 2" in learn(empty)
+  assert "No such file" in learn(f"--text={tmp_path / 'none'}")
+  assert "teach.paths: cms_fast is not written by this model: choose from selfmod, or none" in learn(empty, "--paths=cms_fast")
+  assert "teach.layers: 7 is none of the layers 0 to 1" in learn(empty, "--layers=7")
+  assert "--layers=first: layers are numbers from 0" in learn(empty, "--layers=first")
+  assert "holds a run's checkpoints, not a conversation" in learn(empty, f"--state={run / 'checkpoints'}")
 
 
 def test_the_program_refuses(cli, tmp_path):

@@ -190,15 +190,19 @@ def test_a_state_is_saved_and_goes_on(kind, tmp_path):
     checkpoint.load_fast(tmp_path / "state", like(tiny(kind), 1), "another")
 
 
-def test_generation_reads_what_waits():
-  """A stream started from a state of memorize first reads the tokens that were not learned from yet."""
+def test_generation_reads_what_waits(tmp_path):
+  """A stream started from a state of memorize first reads the tokens that were not learned from yet, saved or not."""
   c, params, (text,) = tiny("hope_attention"), parameters("hope_attention"), texts(21)
   state, _ = read("hope_attention", [text], final=False)
-  streams = [generate.Stream(c, params), generate.Stream(c, params)]
+  streams = [generate.Stream(c, params) for _ in range(3)]
   streams[0].start(state)
-  streams[1].start(state.replace(held_BxC=jnp.full_like(state.held_BxC, -1)))
-  assert streams[0].count == 21 and streams[1].count == 16
-  assert list(streams[0].generate([], 5)) == list(streams[1].generate(text[16:], 5))
+  streams[0].save(tmp_path / "talk")
+  streams[1].load(tmp_path / "talk")
+  streams[2].start(state.replace(held_BxC=jnp.full_like(state.held_BxC, -1)))
+  assert [s.count for s in streams] == [21, 21, 16]
+  want = list(streams[2].generate(text[16:], 5))
+  for s in streams[:2]:
+    assert list(s.generate([], 5)) == want and s.count == 26
 
 
 SHARDED = """
