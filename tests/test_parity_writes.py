@@ -25,7 +25,7 @@ from hope_jax import write as writes
 PARITY = pathlib.Path(__file__).parent / "parity"
 RULES = {"plain": "momentum", "dmgd": "dmgd", "preconditioned": "preconditioned", "nl_l2_precond": "nl_l2_projector"}
 CASES = {"plain_sgd": "sgd", "plain_mom": "momentum", "dmgd": "dmgd", "preconditioned": "preconditioned",
-         "nl_l2_precond_b1": "nl_l2_projector", "flush": "nl_l2_projector", "noflush": "nl_l2_projector"}
+         **dict.fromkeys(("nl_l2_precond", "nl_l2_precond_b1", "two_levels", "flush", "noflush"), "nl_l2_projector")}
 TOLERANCE = {"nl_l2_projector": 1e-7}  # they add 1e-8 to the norm of the context
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.slow]
 
