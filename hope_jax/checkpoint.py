@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from hope_jax import arrays, config as config_lib, integrity
+from hope_jax import arrays, config as config_lib, hosts, integrity
 from hope_jax.arrays import check_architecture, fingerprint
 from hope_jax.integrity import steps
 from hope_jax.startup import say
@@ -147,7 +147,7 @@ class Checkpoints:
     step, finish, on_error = self._pending
     self._pending = None
     error = finish.exception()
-    if _any_process(error is not None):
+    if hosts.highest(error is not None):
       self._fail(step, error or RuntimeError("another process could not write its part"), on_error)
 
   def _fail(self, step: int, error: BaseException, on_error: str) -> None:
@@ -338,10 +338,6 @@ def _good_path(directory: str | Path, step: int | None, parts: Collection[str] |
   if faults := integrity.check(path, parts):
     raise ValueError(f"{path} is damaged ({integrity.brief(faults)}): bring it back from a copy or choose another step")
   return path
-
-
-def _any_process(here: bool) -> bool:
-  return bool(np.any(multihost_utils.process_allgather(np.bool_(here))))
 
 
 def _try_write(directory: Path) -> None:
