@@ -18,7 +18,7 @@ it, which is said. Orbax stays inside this file.
 """
 
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 import errno
 import hashlib
 import json
@@ -43,6 +43,7 @@ from hope_jax.startup import say
 PARTIAL = ".partial"  # mark on a step that is being written, hashed or deleted
 FILE_BYTES = 2**27  # about; several files are hashed at once
 NO_STEP, NONE_GOOD = -1, -2  # what the first process tells the others instead of a step
+LAST_SAVE = 30  # seconds that a process with an error waits for a save under way
 TRAIN_COMMAND = "python -m hope_jax.launch --config=configs/smoke.py --workdir=runs/smoke"
 DISK_ERRORS = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "file too large"}
 
@@ -66,7 +67,7 @@ class Checkpoints:
     self.keep, self.keep_best, self.keep_every = keep, keep_best, keep_every
     self.failures = 0  # saves that failed while training went on
     self._pending = None  # (step, future of _finish, on_error)
-    self._background = ThreadPoolExecutor(1)
+    self._background = futures.ThreadPoolExecutor(1)
     self._checked = set()  # steps found good
     self._code = integrity.code_version()
     _try_write(self.directory)
@@ -222,8 +223,11 @@ class Checkpoints:
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *_) -> None:
-    self.wait()
+  def __exit__(self, kind, *_) -> None:
+    if kind is None or jax.process_count() == 1:
+      self.wait()
+    elif self._pending is not None:  # the others may be elsewhere: without them
+      futures.wait([self._pending[1]], LAST_SAVE)
 
 
 def read_meta(directory: str | Path, step: int | None = None) -> dict:

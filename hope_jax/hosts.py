@@ -36,6 +36,7 @@ def connect() -> None:
   address, count, number = given.values()
   jax.distributed.initialize(address, int(count), int(number), cluster_detection_method="deactivate",
                              heartbeat_timeout_seconds=DEAD, shutdown_timeout_seconds=DEAD)
+  sys.excepthook = _fail_unforeseen
 
 
 def highest(number: int) -> int:
@@ -52,3 +53,8 @@ def fail(error: Exception) -> NoReturn:
     text += " (if another process died, its last line says why)"
   print(f"process {os.environ['JAX_PROCESS_ID']} of {os.environ['JAX_NUM_PROCESSES']}: {text}", file=sys.stderr, flush=True)
   os._exit(1)
+
+
+def _fail_unforeseen(kind, error, trace):
+  sys.__excepthook__(kind, error, trace)
+  fail(error)
