@@ -80,7 +80,8 @@ class Checkpoints:
     Args:
       meta: holds at least "config" and "tokenizer".
       metric: validation loss at this step, if it is known; what `keep_best` compares.
-      on_error: when this save fails, now or behind: "stop" raises, now or at the next call; "warn" says it and counts it.
+      on_error: when this save fails, now or behind: "stop" raises, now or at the next call; "warn" says it and counts it,
+        but raises where there are many processes.
     """
     if missing := {"config", "tokenizer"} - meta.keys():
       raise ValueError(f"meta has no {sorted(missing)}; an evaluation could not load this checkpoint: add them")
@@ -148,8 +149,9 @@ class Checkpoints:
     step, finish, on_error = self._pending
     self._pending = None
     error = finish.exception()
-    if hosts.highest(error is not None):
-      self._fail(step, error or RuntimeError("another process could not write its part"), on_error)
+    if error is not None:
+      self._fail(step, error, on_error)
+    hosts.highest(0)  # all have written their part
 
   def _fail(self, step: int, error: BaseException, on_error: str) -> None:
     last = self.latest()
@@ -161,7 +163,7 @@ class Checkpoints:
       free = shutil.disk_usage(self.directory).free / 2**20
       failure = OSError(code, f"saving step {step} failed: {DISK_ERRORS[code]} in {self.directory} ({free:,.0f} MiB "
                               f"free); {good}; free some space or choose another --workdir, then start again")
-    if on_error == "stop":
+    if on_error == "stop" or jax.process_count() > 1:  # the others wait for this one's part
       raise failure from (error if code is None else None)
     self.failures += 1
     say(f"{failure}; training goes on without it ({self.failures} failed so far)")

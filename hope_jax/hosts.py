@@ -51,8 +51,10 @@ def fail(error: Exception) -> NoReturn:
     sys.exit(text)
   if isinstance(error, jax.errors.JaxRuntimeError):
     text += " (if another process died, its last line says why)"
-  print(f"process {os.environ['JAX_PROCESS_ID']} of {os.environ['JAX_NUM_PROCESSES']}: {text}", file=sys.stderr, flush=True)
-  os._exit(1)
+  try:
+    print(f"process {os.environ['JAX_PROCESS_ID']} of {os.environ['JAX_NUM_PROCESSES']}: {text}", file=sys.stderr, flush=True)
+  finally:
+    os._exit(1)
 
 
 def _fail_unforeseen(kind, error, trace):
