@@ -4,12 +4,14 @@
 # The same command resumes. A signal is passed on: all save the same step and end with 128 + signal. When a process dies,
 # the others are ended, and this ends with its status.
 set -uo pipefail
-count=${1:?how many processes? e.g. bash launch/local.sh 2 --config=configs/smoke.py --workdir=runs/smoke}
+count=${1:-}
+[[ $count =~ ^[1-9][0-9]*$ ]] || { echo "how many processes? bash launch/local.sh 2 --config=configs/smoke.py --workdir=runs/smoke"; exit 2; }
 shift
 last=60  # seconds to follow a process that has saved and ended by a signal
 
 export JAX_NUM_PROCESSES=$count
-export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-127.0.0.1:$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port
 declare -A number=()
 for ((i = 0; i < count; i++)); do
   JAX_PROCESS_ID=$i JAX_LOCAL_DEVICE_IDS=$i python -m hope_jax.launch "$@" &

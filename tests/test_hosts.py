@@ -144,5 +144,5 @@ def test_what_the_environment_does_not_say_is_named(monkeypatch):
   hosts.connect()
   monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
   monkeypatch.setenv("JAX_PROCESS_ID", "0")
-  with pytest.raises(ValueError, match="JAX_NUM_PROCESSES=2 without JAX_COORDINATOR_ADDRESS: set them, or start the processes with"):
+  with pytest.raises(ValueError, match="JAX_NUM_PROCESSES=2 without JAX_COORDINATOR_ADDRESS: set them, or start the"):
     hosts.connect()
