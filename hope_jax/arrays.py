@@ -42,8 +42,8 @@ def leaves(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def placed(tree: Any) -> Any:
-  """What Orbax restores into. An array without a place goes to the first device, wherever it was saved."""
-  first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  """What Orbax restores into. An array without a place goes to this process's first device, wherever it was saved."""
+  first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
   def leaf(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or first)

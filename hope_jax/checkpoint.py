@@ -18,7 +18,7 @@ it, which is said. Orbax stays inside this file.
 """
 
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 import errno
 import hashlib
 import json
@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from hope_jax import arrays, config as config_lib, integrity
+from hope_jax import arrays, config as config_lib, hosts, integrity
 from hope_jax.arrays import check_architecture, fingerprint
 from hope_jax.integrity import steps
 from hope_jax.startup import say
@@ -43,6 +43,7 @@ from hope_jax.startup import say
 PARTIAL = ".partial"  # mark on a step that is being written, hashed or deleted
 FILE_BYTES = 2**27  # about; several files are hashed at once
 NO_STEP, NONE_GOOD = -1, -2  # what the first process tells the others instead of a step
+LAST_SAVE = 30  # seconds that a process with an error waits for a save under way
 TRAIN_COMMAND = "python -m hope_jax.launch --config=configs/smoke.py --workdir=runs/smoke"
 DISK_ERRORS = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "file too large"}
 
@@ -66,7 +67,7 @@ class Checkpoints:
     self.keep, self.keep_best, self.keep_every = keep, keep_best, keep_every
     self.failures = 0  # saves that failed while training went on
     self._pending = None  # (step, future of _finish, on_error)
-    self._background = ThreadPoolExecutor(1)
+    self._background = futures.ThreadPoolExecutor(1)
     self._checked = set()  # steps found good
     self._code = integrity.code_version()
     _try_write(self.directory)
@@ -79,7 +80,8 @@ class Checkpoints:
     Args:
       meta: holds at least "config" and "tokenizer".
       metric: validation loss at this step, if it is known; what `keep_best` compares.
-      on_error: when this save fails, now or behind: "stop" raises, now or at the next call; "warn" says it and counts it.
+      on_error: when this save fails, now or behind: "stop" raises, now or at the next call; "warn" says it and counts it,
+        but raises where there are many processes.
     """
     if missing := {"config", "tokenizer"} - meta.keys():
       raise ValueError(f"meta has no {sorted(missing)}; an evaluation could not load this checkpoint: add them")
@@ -147,8 +149,9 @@ class Checkpoints:
     step, finish, on_error = self._pending
     self._pending = None
     error = finish.exception()
-    if _any_process(error is not None):
-      self._fail(step, error or RuntimeError("another process could not write its part"), on_error)
+    if error is not None:
+      self._fail(step, error, on_error)
+    hosts.highest(0)  # all have written their part
 
   def _fail(self, step: int, error: BaseException, on_error: str) -> None:
     last = self.latest()
@@ -160,7 +163,7 @@ class Checkpoints:
       free = shutil.disk_usage(self.directory).free / 2**20
       failure = OSError(code, f"saving step {step} failed: {DISK_ERRORS[code]} in {self.directory} ({free:,.0f} MiB "
                               f"free); {good}; free some space or choose another --workdir, then start again")
-    if on_error == "stop":
+    if on_error == "stop" or jax.process_count() > 1:  # the others wait for this one's part
       raise failure from (error if code is None else None)
     self.failures += 1
     say(f"{failure}; training goes on without it ({self.failures} failed so far)")
@@ -222,8 +225,11 @@ class Checkpoints:
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *_) -> None:
-    self.wait()
+  def __exit__(self, kind, *_) -> None:
+    if kind is None or jax.process_count() == 1:
+      self.wait()
+    elif self._pending is not None:  # the others may be elsewhere: without them
+      futures.wait([self._pending[1]], LAST_SAVE)
 
 
 def read_meta(directory: str | Path, step: int | None = None) -> dict:
@@ -338,10 +344,6 @@ def _good_path(directory: str | Path, step: int | None, parts: Collection[str] |
   if faults := integrity.check(path, parts):
     raise ValueError(f"{path} is damaged ({integrity.brief(faults)}): bring it back from a copy or choose another step")
   return path
-
-
-def _any_process(here: bool) -> bool:
-  return bool(np.any(multihost_utils.process_allgather(np.bool_(here))))
 
 
 def _try_write(directory: Path) -> None:

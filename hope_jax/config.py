@@ -187,7 +187,7 @@ def base() -> ConfigDict:
   c.train.keep = 2  # the last so many checkpoints, and besides them
   c.train.keep_best = 0  # so many of lowest validation loss, among those saved at an evaluation
   c.train.keep_every = 0  # each whose step is a multiple of this; 0: none
-  c.train.on_save_error = "stop"  # stop | warn: train on; the last save of a run always has to succeed
+  c.train.on_save_error = "stop"  # stop | warn: train on; the last save has to succeed, and all of many processes
   c.train.rollback_after = 0  # bad steps are skipped; so many in a row: back to a checkpoint, on to new data.  0: they stop the run
   return c.lock()
 

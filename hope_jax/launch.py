@@ -4,14 +4,13 @@
 
 Run again, it resumes. --init_from=<another run's workdir> starts at that run's parameters: those of the same model, or
 with the levels of this configuration stacked on them (stack.py). --dry_run prints what the model costs, and trains nothing.
+One of many processes where the environment says so (hosts.py).
 """
-
-import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from hope_jax import config as configs, costs, startup, train
+from hope_jax import config as configs, costs, hosts, startup, train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; --config.any.field=value changes one field.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -25,6 +24,8 @@ def main(argv):
     raise app.UsageError(f"unexpected arguments {argv[1:]}: fields are set as --config.section.field=value")
   try:
     configs.validate(CONFIG.value)
+    if not DRY_RUN.value:
+      hosts.connect()
     startup.prepare(CONFIG.value.data.batch // CONFIG.value.optim.accumulate, **CONFIG.value.mesh)
     if DRY_RUN.value:
       print(costs.dry_run(CONFIG.value))
@@ -33,7 +34,7 @@ def main(argv):
     else:
       train.train(CONFIG.value, WORKDIR.value, INIT_FROM.value)
   except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+    hosts.fail(error)
 
 
 def run():

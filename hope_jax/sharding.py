@@ -13,6 +13,7 @@ import re
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 from hope_jax import config as configs
 from hope_jax.optim import path_name
@@ -65,6 +66,12 @@ def own_rows(devices: Mesh, batch: int) -> list[int]:
 def place_batch(batch: dict, devices: Mesh) -> dict:
   """A whole batch on the mesh, of the rows of this process (`own_rows`)."""
   return jax.tree.map(lambda a: jax.make_array_from_process_local_data(by_stream(devices), a), batch)
+
+
+def one_each(devices: Mesh, number: int) -> jax.Array:
+  """(devices,) of int32: each device holds the number of its own process."""
+  where = NamedSharding(devices, PartitionSpec(devices.axis_names))
+  return jax.make_array_from_callback((devices.size,), where, lambda _: np.full(1, number, np.int32))
 
 
 def of_params(params, devices: Mesh):

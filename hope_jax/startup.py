@@ -14,10 +14,15 @@ def prepare(rows: int = 1, data: int = 0, fsdp: int = 1, tensor: int = 1) -> Non
   Args:
     rows: sequences that may be shared out. Without an accelerator, every core is then a device of its own, as far as the
       rows divide: small products use one core each. JAX_NUM_CPU_DEVICES overrides it.
-    data, fsdp, tensor: config.mesh. Without an accelerator there are as many devices as it names.
+    data, fsdp, tensor: config.mesh. Without an accelerator there are as many devices as it names; of many processes, each
+      has its share of them, one or more.
   """
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file
-  if rows * fsdp * tensor > 1 and "JAX_NUM_CPU_DEVICES" not in os.environ:
+  if "JAX_NUM_CPU_DEVICES" in os.environ:
+    pass
+  elif jax.distributed.is_initialized():
+    jax.config.update("jax_num_cpu_devices", max(1, max(data, 1) * fsdp * tensor // int(os.environ["JAX_NUM_PROCESSES"])))
+  elif rows * fsdp * tensor > 1:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     fitting = [n for n in range(1, cores // (fsdp * tensor) + 1) if rows % (n * fsdp) == 0]
     jax.config.update("jax_num_cpu_devices", (data or max(fitting, default=1)) * fsdp * tensor)

@@ -5,6 +5,9 @@ resumes: same losses and parameters, bit for bit on a CPU, as if the run had not
 
 A signal (signals.py) ends it: what is learned is saved, an evaluation under way is given up and made by the resumed run.
 Until the steps are compiled there is nothing to save, and the program ends at once.
+
+Many processes (hosts.py) take the same steps and decide by what is the same for all. A signal that one of them has caught
+travels with a step's metrics: all know of it when they log that step, and stop at the same one.
 """
 
 import contextlib
@@ -19,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import checkpoint, config as configs, costs, data, evaluation, sharding, stack, step as steps
+from hope_jax import checkpoint, config as configs, costs, data, evaluation, hosts, sharding, stack, step as steps
 from hope_jax.goodput import Goodput
 from hope_jax.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.signals import Signals
@@ -92,7 +95,8 @@ class _Run:
     self.closed = {}  # steps since a gate of each memory opened
     self.train_step = steps.make_train_step(config, self.devices)
     self.eval_step = steps.make_eval_step(config, self.devices)
-    self.count_bytes = jax.jit(self.label_bytes, out_shardings=sharding.replicated(self.devices))
+    self.tally = jax.jit(self.bytes_and_signal, out_shardings=sharding.replicated(self.devices))
+    self.told = 0  # the signal that all processes know of
 
   def train(self) -> dict:
     c = self.config.train
@@ -102,10 +106,10 @@ class _Run:
         f"{jax.devices()[0].platform} device(s), matrix rate {peak / 1e9:,.0f} GFLOP/s")
     self.compile()
     self.meter = Meter(c.steps, self.config.data.batch * self.config.data.seq, costs.model_flops(self.config), peak)
-    with Metrics(self.workdir, self.start) as self.metrics, Signals() as signals:
+    with Metrics(self.workdir, self.start) as self.metrics, Signals() as self.signals:
       self.goodput.enter("steps")
       self.meter.start(self.start)
-      result = self.loop(signals)
+      result = self.loop()
       with self.pause("save"):
         self.saved.wait()
       self.account(c.steps)
@@ -123,25 +127,30 @@ class _Run:
         self.train_step = self.train_step.lower(self.state, batch).compile()
     say(f"compiled in {time.perf_counter() - began:.1f} s")
 
-  def loop(self, signals) -> dict:
+  @property
+  def stop(self) -> int:
+    """The signal that ends the run, or 0; the same in every process."""
+    return self.told or (self.signals.caught if jax.process_count() == 1 else 0)
+
+  def loop(self) -> dict:
     c, before = self.config.train, None
     for i in range(self.start, c.steps + 1):
       done, fresh = i == c.steps, i > self.start
       due = lambda every: fresh and i % every == 0
       evaluate = due(c.eval_every) or done or (i and not i % c.eval_every and "validation/loss" not in self.metrics.resumed)
-      if before and (evaluate or due(c.save_every) or signals.caught):
+      if before and (evaluate or due(c.save_every) or self.stop):
         if self.log(before):  # nothing is evaluated or saved before its loss is known
           self.state = self.roll_back(before)
         before = None
-      result = self.evaluate(i, signals) if evaluate and not signals.caught else {}
-      if due(c.save_every) or (done and fresh) or signals.caught:
-        self.save(i, result.get("loss"), "stop" if done or signals.caught else c.on_save_error)
-      if signals.caught:
+      result = self.evaluate(i) if evaluate and not self.stop else {}
+      if due(c.save_every) or (done and fresh) or self.stop:
+        self.save(i, result.get("loss"), "stop" if done or self.stop else c.on_save_error)
+      if self.stop:
         with self.pause("save"):
           self.saved.wait()
         self.account(i)
-        say(f"stopped by {signal.Signals(signals.caught).name}: step {i} is saved; the same command resumes")
-        raise SystemExit(128 + signals.caught)
+        say(f"stopped by {signal.Signals(self.stop).name}: step {i} is saved; the same command resumes")
+        raise SystemExit(128 + self.stop)
       if done:
         return result
       batch = self.draw(i, before)
@@ -149,7 +158,7 @@ class _Run:
       self.state, out = self.train_step(self.state, placed)
       if before and self.log(before):  # on the parameters that are left behind: taken again
         self.state, out = self.train_step(self.roll_back(before), placed)
-      before = (i + 1, out, self.count_bytes(placed["labels"]))
+      before = (i + 1, out, self.tally(placed["labels"], sharding.one_each(self.devices, self.signals.caught)))
 
   @contextlib.contextmanager
   def pause(self, kind: str):
@@ -157,18 +166,19 @@ class _Run:
     with self.meter.pause(), self.goodput.span(kind):
       yield
 
-  def label_bytes(self, labels_BxT):
-    """(B,) bytes of text that the labels stand for."""
+  def bytes_and_signal(self, labels_BxT, caught_N):
+    """(bytes of text that the labels of each row stand for (B,), the signal that some process has caught, or 0)."""
     table = jnp.zeros(1, jnp.int32) if self.token_bytes is None else jnp.asarray(self.token_bytes)
-    return jnp.sum(jnp.where(labels_BxT >= 0, table[labels_BxT], 0), 1)
+    return jnp.sum(jnp.where(labels_BxT >= 0, table[labels_BxT], 0), 1), jnp.max(caught_N)
 
   def draw(self, i: int, before) -> dict:
-    """The next batch. Data that cannot be read end the run, and what it has learned is saved."""
+    """The next batch. Data that cannot be read end the run, and what it has learned is saved; not where other processes
+    may have read theirs, and be in the next step: that goes on from the last checkpoint."""
     try:
       with self.goodput.span("data"):
         return next(self.batches)
     except (OSError, ValueError):
-      if i > self.start and not (before and self.log(before)):
+      if jax.process_count() == 1 and i > self.start and not (before and self.log(before)):
         self.save(i)
         say(f"step {i} is saved; the same command resumes once the data are back")
       raise
@@ -187,8 +197,9 @@ class _Run:
 
   def log(self, finished) -> bool:
     """Reads a finished step, and at the end of an interval writes its means; whether there were too many bad ones."""
-    i, out, size = finished
-    out, size = jax.device_get((out, size))
+    i, out, tally = finished
+    out, (size, told) = jax.device_get((out, tally))
+    self.told = self.told or int(told)
     if out["guard"].in_a_row:
       self.bad(i, out)
     else:
@@ -262,14 +273,17 @@ class _Run:
           say(f"step {i}: no gate of {path} opened in {CLOSED_STEPS} steps: its surprise is now "
               f"{float(memory['surprise/' + path].max()):.3g}, teach.threshold is {self.config.teach.threshold:.3g}")
 
-  def evaluate(self, i: int, signals) -> dict:
+  def evaluate(self, i: int) -> dict:
     """The scores at step i, at the end beside the bigram model's; {} when a signal comes."""
-    stopped, place = lambda: signals.caught, lambda batch: sharding.place_batch(
-        jax.tree.map(lambda a: a[self.rows], batch), self.devices)
+    def stopped():
+      self.told = hosts.highest(self.signals.caught)
+      return self.told
+
+    place = lambda batch: sharding.place_batch(jax.tree.map(lambda a: a[self.rows], batch), self.devices)
     with self.pause("evaluation"):
       last = i == self.config.train.steps and self.tokenizer
       result = evaluation.evaluate(self.config, functools.partial(self.eval_step, self.state.params), place, self.token_bytes,
-                                   evaluation.bigram(self.config, i, stopped) if last else None, stopped)
+                                   evaluation.bigram(self.config, i, lambda: self.signals.caught) if last else None, stopped)
     if result is None:
       return {}
     if i > self.start or "validation/loss" not in self.metrics.resumed:

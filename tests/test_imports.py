@@ -10,7 +10,7 @@ ORDER = (
     "products", "delta", "rule", "linear_memory", "mlp_memory",  # the self-modifying memories
     "inner", "level", "teach", "layout", "layers", "state", "config", "write", "titan", "optim", "sharding", "selfmod",
     "attention", "cms", "model", "online", "guard", "step",
-    "startup", "integrity", "corpus", "tokenizer", "recall", "shard", "data", "ngram", "arrays", "checkpoint", "stack", "export",
+    "startup", "hosts", "integrity", "corpus", "tokenizer", "recall", "shard", "data", "ngram", "arrays", "checkpoint", "stack", "export",
     "metrics", "intervals", "report", "collectives", "costs", "generate", "memorize", "evaluation", "goodput", "signals", "train",
     "launch")
 MEMORIES = ORDER[:5]

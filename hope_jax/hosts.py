@@ -1,0 +1,62 @@
+"""Many processes that train one model: how they find each other, agree, and end together.
+
+Each runs the same program and reads from its environment who it is (launch/ sets it):
+
+    JAX_COORDINATOR_ADDRESS   host:port of process 0
+    JAX_NUM_PROCESSES         how many there are
+    JAX_PROCESS_ID            which one this is, from 0
+
+A process that is gone is noticed by the others where they wait for it: at once on CPUs, within DEAD seconds elsewhere.
+What started them (launch/local.sh, srun, JobSet) ends the rest.
+"""
+
+import logging
+import os
+import sys
+from typing import NoReturn
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+DEAD = 30  # seconds without a sign of life, or without coming to the end when others do
+
+
+def connect() -> None:
+  """Joins the other processes, if the environment names any. Call before jax is used; ValueError, naming what is missing."""
+  given = {name: os.environ[name] for name in NAMES if os.environ.get(name)}
+  if int(given.get("JAX_NUM_PROCESSES", 1)) == 1:
+    return
+  if missing := [name for name in NAMES if name not in given]:
+    raise ValueError(f"JAX_NUM_PROCESSES={given['JAX_NUM_PROCESSES']} without {' and '.join(missing)}: set them, or start the "
+                     "processes with launch/local.sh")
+  jax.config.update("jax_enable_preemption_service", False)  # would catch SIGTERM before signals.py
+  logging.getLogger("jax").setLevel(logging.WARNING)
+  address, count, number = given.values()
+  jax.distributed.initialize(address, int(count), int(number), cluster_detection_method="deactivate",
+                             heartbeat_timeout_seconds=DEAD, shutdown_timeout_seconds=DEAD)
+  sys.excepthook = _fail_unforeseen
+
+
+def highest(number: int) -> int:
+  """The largest of the numbers that the processes give; all of them call this, and wait for each other."""
+  return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+def fail(error: Exception) -> NoReturn:
+  """Ends the program with one line. Of many processes this one ends at once: the others may be waiting for it in a step."""
+  text = f"{type(error).__name__}: {error}"
+  if not jax.distributed.is_initialized():
+    sys.exit(text)
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    text += " (if another process died, its last line says why)"
+  try:
+    print(f"process {os.environ['JAX_PROCESS_ID']} of {os.environ['JAX_NUM_PROCESSES']}: {text}", file=sys.stderr, flush=True)
+  finally:
+    os._exit(1)
+
+
+def _fail_unforeseen(kind, error, trace):
+  sys.__excepthook__(kind, error, trace)
+  fail(error)
