@@ -18,7 +18,7 @@ RULES = ("sgd", "momentum", "preconditioned", "dmgd", "nl_l2_precond", "nl_l2_pr
 CHOICES = {
     "model.kind": ("transformer", "hope_attention", "hope_selfmod", *HYBRIDS),
     "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "block"),
+    "model.remat": ("none", "dots", "block"),
     "mixer.kind": ("swiglu", "cms"),
     "mixer.connection": ("sequential", "independent", "nested"),
     "mixer.norm": ("rms", "layer"),
@@ -77,7 +77,7 @@ def base() -> ConfigDict:
   c.model.heads = 4
   c.model.vocab = 4096  # must be the tokenizer's size
   c.model.dtype = "float32"  # of activations and matrix products: float32 | bfloat16; parameters stay float32
-  c.model.remat = "none"  # none | block: recompute each block in the backward pass
+  c.model.remat = "none"  # what the backward pass recomputes: none | dots: all but products with parameters | block: all
   c.model.embed_std = 0.02  # of the embedding at the start, divided out at the input; larger: embeddings move slower
   c.model.dropout = 0.0  # on each residual branch
 

@@ -137,7 +137,7 @@ def parameter_table(config) -> str:
   """Parameters by group: shapes, count and share."""
   groups = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(config)):
-    parts = optim.path_name(path).split("/")
+    parts = sharding.path_name(path).split("/")
     depth = min(3 if "cms" in parts else 2, len(parts) - 1)  # the levels of a CMS are groups: each has its clock
     groups.setdefault("/".join(parts[:depth]), {})["/".join(parts[depth:])] = leaf.shape
   counts = {name: sum(map(math.prod, leaves.values())) for name, leaves in groups.items()}

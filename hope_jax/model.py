@@ -27,6 +27,9 @@ from hope_jax.sharding import constrain, constrain_params
 from hope_jax.state import FastState, LayerState
 from hope_jax.titan import Titan
 
+REMAT = {  # what is kept of a block for the backward pass
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": jax.checkpoint_policies.nothing_saveable}
+
 
 def compute_dtype(config):
   """Of activations and matrix products."""
@@ -156,8 +159,8 @@ class HopeLM(nn.Module):
       x, state, stats, taps = block.apply({"params": params}, x, state, layout, key, weights, probes, writes)
       return constrain(x, "streams", None, None), (state, stats, taps if probes else {})
 
-    if c.model.remat == "block":
-      step = jax.checkpoint(step)
+    if c.model.remat != "none":
+      step = jax.checkpoint(step, policy=REMAT[c.model.remat])
     x, (layers, stats, taps) = jax.lax.scan(step, x, (blocks, layers, weights, probes or {},
                                                             configs.written_layers(c, "selfmod"), jnp.arange(c.model.layers)))
     head = nn.initializers.constant(0.02 / c.model.embed_std)  # the tied head starts the same whatever the embedding's scale

@@ -11,16 +11,13 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from hope_jax.sharding import constrain_layers, constrain_params, path_name
+
 KINDS = (  # of parameters, by the end of their path
     (r"embedding", "embedding"),
     (r"(kernel|v_in|v_out|g_in|w_q|/w)", "matrix"),
     (r"(scale|bias|skip|share|g_out|g_skip|b_eta|b_alpha|conv(_k|_v|_q)?)", "vector"),
 )
-
-
-def path_name(path) -> str:
-  """'blocks/cms/fast/up/kernel' of a jax key path."""
-  return "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
 
 
 def kind(path) -> str:
@@ -57,9 +54,9 @@ def make(config) -> optax.GradientTransformation:
     if o.name == "adamw":
       inner = optax.adamw(rate(o.lr), o.b1, o.b2, weight_decay=o.weight_decay, mask=matrices)
     else:
-      inner = muon(rate(o.muon_lr), weight_decay=o.weight_decay, weight_decay_mask=matrices, consistent_rms=0.2,
-                   adam_b1=o.b1, adam_b2=o.b2, adam_learning_rate=rate(o.lr), adam_weight_decay=0.0,
-                   muon_weight_dimension_numbers=muon_dimensions)
+      inner = by_layer(muon(
+          rate(o.muon_lr), weight_decay=o.weight_decay, weight_decay_mask=matrices, consistent_rms=0.2, adam_b1=o.b1,
+          adam_b2=o.b2, adam_learning_rate=rate(o.lr), adam_weight_decay=0.0, muon_weight_dimension_numbers=muon_dimensions))
     return inner if every == 1 else optax.MultiSteps(inner, every).gradient_transformation()
 
   def clock(path, _):
@@ -69,6 +66,18 @@ def make(config) -> optax.GradientTransformation:
   rules = {"": rule(1)} | {name: rule(every) for name, every in slow.items()}
   labels = lambda params: jax.tree_util.tree_map_with_path(clock, params)
   return optax.chain(optax.clip_by_global_norm(o.clip), optax.partition(rules, labels) if slow else rules[""])
+
+
+def by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The same, where a device of a mesh has the whole matrices of some layers while it works on them.
+
+  Cut matrices would be sent again in every product of every iteration, and each computed by many devices.
+  """
+  def update(gradients, state, params):
+    updates, state = tx.update(constrain_layers(gradients), constrain_layers(state), params)
+    return constrain_params(updates), constrain_layers(state)
+
+  return optax.GradientTransformation(tx.init, update)
 
 
 def muon_dimensions(params):

@@ -3,6 +3,7 @@
     streams     rows of the batch and fast state, over data and fsdp: every device works on its own
     model       one axis of each matrix, over fsdp: at rest only; gathered, block by block, where it is used
     heads, hidden, vocab    over tensor: devices share the work on a stream
+    layers      whole matrices of a stack, over fsdp: only while Muon orthogonalises them (optim.py)
 
 What the compiler cannot see from the arguments of a program is said inside it by `constrain`, under `within(mesh)`.
 """
@@ -16,10 +17,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from hope_jax import config as configs
-from hope_jax.optim import path_name
 
 AXES = {  # logical axis -> mesh axes
-    "streams": ("data", "fsdp"), "model": ("fsdp",), "heads": ("tensor",), "hidden": ("tensor",), "vocab": ("tensor",)}
+    "streams": ("data", "fsdp"), "model": ("fsdp",), "heads": ("tensor",), "hidden": ("tensor",), "vocab": ("tensor",),
+    "layers": ("fsdp",)}
 RULES = (  # of parameters, by the end of their path: their last axes. Axes before them (layers) are whole
     (r"embed/embedding", ("vocab", "model")),
     (r"(attention/qkv|selfmod/in)/kernel", ("model", "heads")),
@@ -38,6 +39,11 @@ FAST = (  # of fast state, by its path: all axes but those at the end that are w
     (r"layers/.*", (None, "streams")),
     (r".*", ("streams",)),
 )
+
+
+def path_name(path) -> str:
+  """'blocks/cms/fast/up/kernel' of a jax key path."""
+  return "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
 
 
 def mesh(config, devices: list | None = None) -> Mesh:
@@ -169,6 +175,20 @@ def constrain_params(params, gathered: bool = False):
     sizes = sizes | {"fsdp": 1}
   return jax.tree_util.tree_map_with_path(
       lambda path, leaf: jax.lax.with_sharding_constraint(leaf, _param_spec(path_name(path), leaf.shape, sizes)), params)
+
+
+def constrain_layers(params):
+  """Parameters (or what an optimizer keeps of them): over fsdp, stacks are cut between layers, and no matrix is."""
+  sizes = _sizes()
+  if not sizes:
+    return params
+
+  def by_layer(path, leaf):
+    if leaf.ndim < 3:
+      return leaf
+    cut = _param_spec(path_name(path), leaf.shape, sizes | {"fsdp": 1})
+    return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*_spec(("layers",), sizes), *cut[1:]))
+  return jax.tree_util.tree_map_with_path(by_layer, params)
 
 
 def constrain_fast(fast):

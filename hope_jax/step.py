@@ -67,6 +67,11 @@ def _online(config, params, batch, rng, step):
   return loss, stats, gradients
 
 
+def gradients_of(config, params, batch, rng, step):
+  """(summed loss, memory statistics, gradients) of a batch at an optimizer step; rng: key for dropout, or None."""
+  return (_online if configs.written(config) else _whole)(config, params, batch, rng, step)
+
+
 def _reduces_once(config, devices) -> bool:
   """Whether devices work apart: where there are no dropout masks, which are drawn for the whole batch, nor tensor axis.
 
@@ -84,7 +89,6 @@ def make_train_step(config, devices=None):
   With train.rollback_after, a bad step (guard.py) changes nothing but the counts.
   """
   tx, factor, parts = optim.make(config), optim.schedule(config), config.optim.accumulate
-  gradient_of = functools.partial(_online if configs.written(config) else _whole, config)
 
   def train_step(state: TrainState, batch):
     with sharding.within(devices):
@@ -95,7 +99,7 @@ def make_train_step(config, devices=None):
     def part(gradients, piece_and_number):
       piece, i = piece_and_number
       key = None if rng is None else jax.random.fold_in(rng, i)
-      loss, stats, g = gradient_of(params, piece, key, step)
+      loss, stats, g = gradients_of(config, params, piece, key, step)
       return sharding.constrain_params(jax.tree.map(jnp.add, gradients, g)), (loss, stats)
 
     # rows of a piece are interleaved, so that every device works on every piece

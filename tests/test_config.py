@@ -4,10 +4,11 @@ from pathlib import Path
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from configs import online, pilot, recall, recall_long, smoke
-from hope_jax import config, inner
+from configs import mid, online, pilot, recall, recall_long, smoke, target
+from hope_jax import config, costs, inner
 
 
 def changed(**fields):
@@ -18,9 +19,17 @@ def changed(**fields):
   return c
 
 
-@pytest.mark.parametrize("module", [smoke, recall, recall_long, online, pilot])
+@pytest.mark.parametrize("module", [smoke, recall, recall_long, online, pilot, mid, target])
 def test_shipped_configs_are_valid(module):
   config.validate(module.get_config())
+
+
+@pytest.mark.parametrize("module, parameters, tokens", [(mid, 760e6, 30e9), (target, 1.3e9, 100e9)])
+def test_named_sizes(module, parameters, tokens):
+  c = module.get_config()
+  count = sum(leaf.size for leaf in jax.tree.leaves(costs.param_shapes(c)))
+  assert count == pytest.approx(parameters, rel=0.03) and f"{count / 1e6:,.0f} M parameters" in module.__doc__
+  assert c.train.steps * c.data.batch * c.data.seq == pytest.approx(tokens, rel=1e-3)
 
 
 def test_json_round_trip():

@@ -5,11 +5,12 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
 
-from hope_jax import config, costs, model, state
+from hope_jax import config, costs, model, state, step as steps
 
 # compiling is most of the time: the backend need not optimise
 M, N, K, T = 3, 5, 7, 11
@@ -128,6 +129,27 @@ def test_transformer_formula():
   assert 3 * forward(seq) < costs.training_flops(c) <= 4 * forward(seq)
   c.optim.accumulate = 2
   assert costs.training_flops(c) <= 4 * forward(seq)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "hope_hybrid"])
+def test_recomputation_saves_memory_costs_products_and_changes_no_gradient(kind):
+  c = small(kind)
+  c.data.update(dict(seq=64, align=64, batch=16))
+  if kind == "hope_hybrid":
+    c.mixer.update(dict(in_context=True, levels=(config.Level("fast", 4), config.Level("slow", 64))))
+  params = jit(lambda key: model.init_params(c, key))(jax.random.key(0))
+  tokens = jax.random.randint(jax.random.key(1), (16, 64), 0, 40)
+  batch = {"tokens": tokens, "labels": jnp.roll(tokens, -1, 1), "segments": jnp.ones_like(tokens)}
+  flops, peaks, values = [], [], []
+  for c.model.remat in ("none", "dots", "block"):
+    compute = jax.jit(lambda params: steps.gradients_of(c, params, batch, None, jnp.array(9)))
+    flops.append(costs.count_flops(compute, params))
+    compiled, _ = costs.compile_program(compute, params)
+    peaks.append(costs.memory(compiled)["peak"])
+    values.append(compiled(params))
+  assert flops[0] < flops[1] < flops[2] and peaks[0] > peaks[1] > peaks[2], (flops, peaks)
+  for other in values[1:]:
+    chex.assert_trees_all_close(other, values[0], rtol=1e-4, atol=1e-5)
 
 
 def test_muon_is_counted():

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hope_jax"
 ORDER = (
     "products", "delta", "rule", "linear_memory", "mlp_memory",  # the self-modifying memories
-    "inner", "level", "teach", "layout", "layers", "state", "config", "write", "titan", "optim", "sharding", "selfmod",
+    "inner", "level", "teach", "layout", "layers", "state", "config", "write", "titan", "sharding", "optim", "selfmod",
     "attention", "cms", "model", "online", "guard", "step",
     "startup", "hosts", "integrity", "corpus", "tokenizer", "recall", "shard", "data", "ngram", "arrays", "checkpoint", "stack", "export",
     "metrics", "intervals", "report", "collectives", "costs", "generate", "memorize", "evaluation", "goodput", "signals", "train",

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax import config, model, optim
+from hope_jax import config, model, optim, sharding
 
 
 def small(**optimizer):
@@ -71,7 +71,7 @@ def test_only_matrices_decay():
   c = small(clip=1e9, weight_decay=0.5)
   before, after = walk(c, 1, lambda i, params: jax.tree.map(jnp.zeros_like, params))
   changed = jax.tree_util.tree_map_with_path(
-      lambda path, a, b: (optim.kind(path), bool((a != b).any()), "slow" in optim.path_name(path)), before, after)
+      lambda path, a, b: (optim.kind(path), bool((a != b).any()), "slow" in sharding.path_name(path)), before, after)
   for label, moved, slow in jax.tree.leaves(changed, is_leaf=lambda x: isinstance(x, tuple)):
     assert moved == (label == "matrix" and not slow)
 

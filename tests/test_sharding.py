@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec as P
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config, memorize, model, optim, sharding, state as states, step as steps
+from hope_jax import checkpoint, collectives, config, memorize, model, optim, sharding, state as states, step as steps
 from tests import test_train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +54,7 @@ def texts():
 
 def is_cut(path) -> bool:
   """Whether a parameter is cut over fsdp and tensor: matrices are, and the gates' output layers, which are stacked rows."""
-  return optim.kind(path) != "vector" or optim.path_name(path).endswith(("g_out", "g_skip"))
+  return optim.kind(path) != "vector" or sharding.path_name(path).endswith(("g_out", "g_skip"))
 
 
 def held(tree) -> dict:
@@ -83,6 +83,7 @@ def train(kind, optimizer, mesh) -> dict:
   batch = sharding.place_batch(batch, devices)
   out = {"born": held(state.params), "start": checkpoint.fingerprint(state.params)}
   step = steps.make_train_step(c, devices).lower(state, batch).compile()
+  out["sent"] = sum(collectives.count(step.as_text())[kind] for kind in collectives.KINDS)
   losses, others = [], []
   for _ in range(STEPS):
     state, seen = step(state, batch)
@@ -127,7 +128,7 @@ slow = lambda *case: pytest.param(*case, marks=pytest.mark.slow)
 
 @pytest.mark.parametrize("kind, optimizer, meshes", [
     ("transformer", "adamw", [(2, 2, 2)]), slow("transformer", "adamw", MESHES), slow("hope_selfmod", "adamw", MESHES),
-    slow("hope_hybrid", "adamw", MESHES), slow("hope_hybrid", "muon", [(2, 2, 2)]),
+    slow("hope_hybrid", "adamw", MESHES), slow("hope_hybrid", "muon", [(2, 2, 2), (1, 8, 1)]),
     slow("hope_selfmod/mlp", "adamw", [(8, 1, 1), (2, 2, 2)])])
 def test_every_mesh_trains_as_one_device(kind, optimizer, meshes):
   one, *others = on_eight("train", kind, optimizer, ONE, *meshes)
@@ -138,6 +139,7 @@ def test_every_mesh_trains_as_one_device(kind, optimizer, meshes):
     np.testing.assert_allclose(out["others"], one["others"], rtol=1e-3, atol=1e-5, err_msg=str(mesh))  # adam hides a factor
     for part in ("born", "params", "optimizer"):
       check_parts(out[part], mesh)
+    assert mesh != (1, 8, 1) or out["sent"] < 6 * out["params"]["matrices"][0]  # Muon: once each way, not in each product
 
 
 @pytest.mark.slow
@@ -167,13 +169,13 @@ def test_every_parameter_has_a_rule_and_its_optimizer_follows(kind, memory):
     c.mixer.update(dict(in_context=False, connection="independent", activation="swiglu", norm="layer"))
   state = jax.eval_shape(lambda: steps.init_state(c, jax.random.key(0)))
   places = sharding.of_state(state, abstract(2, 2, 2))
-  own = {optim.path_name(path): place for path, place in jax.tree_util.tree_leaves_with_path(places.params)}
+  own = {sharding.path_name(path): place for path, place in jax.tree_util.tree_leaves_with_path(places.params)}
   for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-    cut = {"fsdp", "tensor"} <= set(own[optim.path_name(path)].spec)
-    assert cut == is_cut(path), optim.path_name(path)
+    cut = {"fsdp", "tensor"} <= set(own[sharding.path_name(path)].spec)
+    assert cut == is_cut(path), sharding.path_name(path)
   followers = 0
   for path, place in jax.tree_util.tree_leaves_with_path(places.opt_state):
-    name = next((n for n in own if optim.path_name(path).endswith("/" + n)), None)
+    name = next((n for n in own if sharding.path_name(path).endswith("/" + n)), None)
     assert place.spec == (own[name].spec if name else P())
     followers += name is not None
   assert followers >= len(own)
