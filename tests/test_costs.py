@@ -137,7 +137,7 @@ def test_recomputation_saves_memory_costs_products_and_changes_no_gradient(kind)
   c.data.update(dict(seq=64, align=64, batch=16))
   if kind == "hope_hybrid":
     c.mixer.update(dict(in_context=True, levels=(config.Level("fast", 4), config.Level("slow", 64))))
-  params = jit(lambda key: model.init_params(c, key))(jax.random.key(0))
+  params = jax.jit(lambda key: model.init_params(c, key))(jax.random.key(0))
   tokens = jax.random.randint(jax.random.key(1), (16, 64), 0, 40)
   batch = {"tokens": tokens, "labels": jnp.roll(tokens, -1, 1), "segments": jnp.ones_like(tokens)}
   flops, peaks, values = [], [], []
