@@ -28,6 +28,8 @@ from hope_jax.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.signals import Signals
 from hope_jax.startup import say
 
+CLOSED_STEPS = 100  # without an open gate, after which it is said
+
 
 def train(config, workdir: str | Path, init_from: str | Path | None = None) -> dict:
   """Trains until config.train.steps, from the workdir's last checkpoint if it has one; returns the last evaluation.
@@ -52,9 +54,6 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None) -> d
       data.build(config, verify=True)
       tokenizer = data.tokenizer(config)
     return _Run(config, workdir, saved, tokenizer, stacked, goodput).train()
-
-
-CLOSED_STEPS = 100  # without an open gate, after which it is said
 
 
 class _Run:
@@ -227,17 +226,22 @@ class _Run:
     i, guard = finished[0], jax.device_get(finished[1]["guard"])
     with self.pause("restore"):
       self.saved.wait()
-      older = [s for s in checkpoint.steps(self.saved.directory) if self.saved.meta(s)["applied"] < guard.applied]
-      if not older:
+      self.state, state = None, None  # room for the other one
+      for older in reversed(checkpoint.steps(self.saved.directory)):
+        try:
+          if self.saved.meta(older)["applied"] < guard.applied:
+            state, _, _ = self.saved.restore(older, self.like)
+            break
+        except ValueError as error:  # damaged, or of another model: the one before it
+          say(f"not rolled back to step {older}: {error}")
+      if state is None:
         raise FloatingPointError(
             f"step {i}: {self.config.train.rollback_after} bad steps in a row, and no checkpoint to roll back to. Try a smaller "
             "optim.lr or optim.muon_lr, a larger optim.skip_above, a larger train.keep or a smaller train.save_every")
-      self.state = None  # room for the other one
-      state, _, _ = self.saved.restore(older[-1], self.like)
       guard = state.guard.replace(skipped=guard.skipped, in_a_row=np.int32(0), rollbacks=guard.rollbacks + 1)
       state = state.replace(step=np.int32(i), guard=guard)
-    self.goodput.lose(i - older[-1])
-    say(f"step {i}: rolled back to the parameters of step {older[-1]}; the data go on")
+    self.goodput.lose(i - older)
+    say(f"step {i}: rolled back to the parameters of step {older}; the data go on")
     return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), state, self.like)
 
   def write(self, i: int, out):

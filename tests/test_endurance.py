@@ -120,6 +120,21 @@ def test_too_many_bad_steps_go_back_to_a_checkpoint_and_on_to_new_data(tmp_path,
   assert rows[-1]["train/skipped"] == 3 and rows[-1]["train/rollbacks"] == 1
 
 
+def test_a_rollback_passes_over_a_damaged_checkpoint(tmp_path, monkeypatch, capsys):
+  c, meta = short(rollback_after=2, save_every=2, keep=4), checkpoint.Checkpoints.meta
+  poison(monkeypatch, {7: np.nan, 8: np.inf})
+
+  def damaged(saved, step):
+    if step == 4:
+      (saved.directory / "4" / "params" / "_METADATA").unlink()
+    return meta(saved, step)
+  monkeypatch.setattr(checkpoint.Checkpoints, "meta", damaged)
+  train.train(c, tmp_path)
+  said = capsys.readouterr().err
+  assert "not rolled back to step 4" in said and "params/_METADATA: is missing" in said
+  assert "step 8: rolled back to the parameters of step 2" in said
+
+
 @pytest.mark.parametrize("log_every, until", [(1, 8), (4, 9), (4, 11)])
 def test_skips_and_rollbacks_are_the_same_after_a_restart(tmp_path, monkeypatch, log_every, until):
   c = short(rollback_after=2, log_every=log_every)
