@@ -1,5 +1,6 @@
 """Laws of many processes: they train as one, stop at the same step, and none outlives another's death."""
 
+import contextlib
 import os
 from pathlib import Path
 import signal
@@ -16,12 +17,22 @@ from test_endurance import short
 from test_train import losses
 
 ROOT = Path(__file__).resolve().parents[1]
+started = []  # each in a process group of its own
 ENDLESS = [f"--config.train.{name}=100000" for name in ("steps", "eval_every", "save_every")]
 
 
 def environment(**more):
   kept = {name: value for name, value in os.environ.items() if name not in (*hosts.NAMES, "JAX_NUM_CPU_DEVICES")}
   return kept | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | more
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+  yield
+  for process in started:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+  started.clear()
 
 
 @pytest.fixture
@@ -35,10 +46,15 @@ def run(tmp_path):
   return c, [f"--config={file}", f"--workdir={tmp_path / 'run'}"]
 
 
+def start(command, variables):
+  started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=variables,
+                                  start_new_session=True))
+  return started[-1]
+
+
 def local(*arguments):
   """launch/local.sh with two processes; its standard error is a pipe."""
-  return subprocess.Popen(["bash", "launch/local.sh", "2", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.PIPE, text=True, env=environment())
+  return start(["bash", "launch/local.sh", "2", *arguments], environment())
 
 
 def two(*command):
@@ -46,8 +62,7 @@ def two(*command):
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{probe.getsockname()[1]}"
-  return [subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                           env=environment(**dict(zip(hosts.NAMES, (address, "2", str(i)))))) for i in range(2)]
+  return [start([sys.executable, *command], environment(**dict(zip(hosts.NAMES, (address, "2", str(i)))))) for i in range(2)]
 
 
 def until_step(process):
