@@ -5,7 +5,7 @@
 
 Tables: meshes (pilot, mid, target on 1, 2, 8 and 64 devices), remat (policies), depths (time to compile), lengths (one long
 sequence on one device). Each program is compiled in a process of its own, with nothing cached. A CPU computes bf16 in
-float32, so temporaries are upper bounds for a GPU; there are no fused attention kernels. The output is written after
+float32, so temporaries should be less on a GPU; there are no fused attention kernels. The output is written after
 every program; tables that are not asked for stay in it as they are.
 """
 
@@ -33,13 +33,14 @@ MESHES = [(1, 1, 1), (2, 1, 1), (1, 8, 1), (8, 8, 1)]
 TRANSFORMER = {"model.kind": "transformer", "mixer.kind": "swiglu"}
 WHOLE = {"mixer.in_context": False}  # levels that only the outer optimizer writes: whole sequences
 SELFMOD = {"model.kind": "hope_selfmod"}
+STORED = {"model.remat": "none", "selfmod.remat_chunks": 0}
 LONG = {  # one sequence on one device
     "transformer, full attention": TRANSFORMER,
     "transformer, window 2048": TRANSFORMER | {"attention.window": 2048},
     "selfmod linear, whole": SELFMOD | WHOLE | {"selfmod.memory": "linear"},
-    "selfmod linear, whole, no remat": SELFMOD | WHOLE | {"selfmod.memory": "linear", "model.remat": "none", "selfmod.remat_chunks": 0},
+    "selfmod linear, whole, no remat": SELFMOD | WHOLE | STORED | {"selfmod.memory": "linear"},
     "selfmod mlp, whole": SELFMOD | WHOLE | {"selfmod.memory": "mlp"},
-    "selfmod mlp, whole, no remat": SELFMOD | WHOLE | {"selfmod.memory": "mlp", "model.remat": "none", "selfmod.remat_chunks": 0},
+    "selfmod mlp, whole, no remat": SELFMOD | WHOLE | STORED | {"selfmod.memory": "mlp"},
     "selfmod mlp, by chunks": SELFMOD | {"selfmod.memory": "mlp"},
     "hope_attention, by chunks": {"model.kind": "hope_attention"},
     "hope_attention, by chunks, window 2048": {"model.kind": "hope_attention", "attention.window": 2048},
@@ -68,12 +69,13 @@ def cases(table: str) -> list[dict]:
             for label, fields in models.items() for policy in configs.CHOICES["model.remat"]]
   if table == "depths":
     return [case("pilot", label, **fields, **{"model.layers": layers})
-            for label, fields in {"hope_hybrid": {}, "hope_selfmod": SELFMOD, "transformer": TRANSFORMER}.items() for layers in (12, 32)]
+            for label, fields in {"hope_hybrid": {}, "hope_selfmod": SELFMOD, "transformer": TRANSFORMER}.items()
+            for layers in (12, 32)]
   if table == "lengths":
     return [case("pilot", label, **({"model.remat": "block"} | fields | {"data.batch": 1, "data.seq": length}))
             for label, fields in LONG.items() for length in LENGTHS] + [
-                case(name, label, **LONG[label], **{"data.batch": 1, "data.seq": 131_072})
-                for name in ("mid", "target") for label in ("hope_hybrid, by chunks, window 2048", "hope_attention, by chunks")]
+                case(name, label, **LONG[label], **{"data.batch": 1, "data.seq": length}) for name in ("mid", "target")
+                for label in ("hope_hybrid, by chunks, window 2048", "hope_attention, by chunks") for length in LENGTHS[2:]]
   raise ValueError(f"no table {table}: choose from meshes, remat, depths, lengths")
 
 
