@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, config as configs, evaluation, metrics, startup, step as steps, train
+from hope_jax import checkpoint, config as configs, evaluation, metrics, sharding, startup, step as steps, train
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = flags.DEFINE_integer("kills", 20, "How many.", lower_bound=1)
@@ -39,7 +39,7 @@ MOMENTS = {  # what is called then, and the most seconds from there to the kill
     "saving": (checkpoint.Checkpoints, "save", 0.06),
     "writing metrics": (metrics.Metrics, "write", 0.001),
     "evaluating": (evaluation, "evaluate", 0.03),
-    "between data and step": (train._Run, "place", 0.0),
+    "between data and step": (sharding, "place_batch", 0.0),
     "restoring": (checkpoint.Checkpoints, "restore", 0.04),
     "any time": (train._Run, "train", 3.0),
 }
