@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from hope_jax import checkpoint, config, model
 from hope_jax.checkpoint import Checkpoints, load_params
@@ -66,6 +67,7 @@ def whole_state(params):
   return TrainState(jnp.int32(1), params, optax.adamw(1e-3).init(params), jax.random.key(0), None)
 
 
+@pytest.mark.slow
 def test_saved_by_one_device_restored_by_eight_and_back(tmp_path):
   c, params, _ = tiny()
   state = whole_state(params)

@@ -14,6 +14,7 @@ def test_every_program_can_run(table):
     compiled.cases("nonsense")
 
 
+@pytest.mark.slow
 def test_a_program_has_its_devices_and_says_why_it_was_left_out():
   small = {"model.dim": 32, "model.vocab": 64, "selfmod.memory": "linear", "data.seq": 64, "optim.name": "adamw"}
   done = compiled.apart(compiled.case("smoke", "two", (1, 2, 1), **small), minutes=5)

@@ -120,6 +120,7 @@ def test_too_many_bad_steps_go_back_to_a_checkpoint_and_on_to_new_data(tmp_path,
   assert rows[-1]["train/skipped"] == 3 and rows[-1]["train/rollbacks"] == 1
 
 
+@pytest.mark.slow
 def test_a_rollback_passes_over_a_damaged_checkpoint(tmp_path, monkeypatch, capsys):
   c, meta = short(rollback_after=2, save_every=2, keep=4), checkpoint.Checkpoints.meta
   poison(monkeypatch, {7: np.nan, 8: np.inf})
@@ -135,6 +136,7 @@ def test_a_rollback_passes_over_a_damaged_checkpoint(tmp_path, monkeypatch, caps
   assert "step 8: rolled back to the parameters of step 2" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_every, until", [(1, 8), (4, 9), (4, 11)])
 def test_skips_and_rollbacks_are_the_same_after_a_restart(tmp_path, monkeypatch, log_every, until):
   c = short(rollback_after=2, log_every=log_every)
@@ -169,6 +171,7 @@ def test_bad_steps_without_end_stop_the_run_and_the_checkpoints_are_good(tmp_pat
     chex.assert_tree_all_finite(checkpoint.load_params(tmp_path / "checkpoints", step=step)[0])
 
 
+@pytest.mark.slow
 def test_a_signal_in_an_evaluation_gives_it_up_and_the_resumed_run_makes_it_once(tmp_path, monkeypatch):
   c = short()
   train.train(c, tmp_path / "whole")
@@ -202,6 +205,7 @@ def test_signals_save_and_end_with_their_status(tmp_path, monkeypatch, number):
   assert checkpoint.steps(tmp_path / "checkpoints") == [3] and set(losses(tmp_path)) == {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_same_seed_same_losses(tmp_path):
   for name in "ab":
     train.train(short(), tmp_path / name)
@@ -213,6 +217,7 @@ def test_same_seed_same_losses(tmp_path):
   assert losses(tmp_path / "c") != losses(tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_data_that_cannot_be_read_end_the_run_without_losing_a_step(tmp_path, monkeypatch):
   c = short()
   train.train(c, tmp_path / "whole")

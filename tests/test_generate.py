@@ -251,6 +251,7 @@ def test_a_run_is_loaded_with_its_tokenizer(run, tmp_path):
     generate.load(other)
 
 
+@pytest.mark.slow
 def test_the_program_writes_what_the_stream_writes(run, cli):
   c, params, tok = generate.load(run)
   ids = [tok.bos, *tok.encode("value9 = 日")]

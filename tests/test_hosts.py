@@ -114,6 +114,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(run, tmp_path, told)
   assert set(losses(tmp_path / "run")) == set(range(1, step + 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_process_that_is_killed_ends_the_other(run, killed):
   both = local(*run[1], *ENDLESS)

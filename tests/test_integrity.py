@@ -257,6 +257,7 @@ with Checkpoints(sys.argv[1], keep=2) as saved:
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_of_saving_hashing_or_deleting_there_is_a_good_step(tmp_path):
   last, moments = 0, random.Random(0)
   for _ in range(4):

@@ -32,7 +32,8 @@ def losses(kind, **teach):
   return jax.jit(lambda params, batch: step._online(c, params, batch, None, 10))
 
 
-@pytest.mark.parametrize("kind", ["hope_hybrid", pytest.param("hope_attention", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hope_hybrid", "hope_attention"])
 def test_gradient_through_the_writes(kind, x64, monkeypatch):
   """through_writes = full against finite differences in float64; none leaves something out."""
   c = tiny(kind, through_writes="full", clip=0.3)
@@ -74,6 +75,7 @@ def test_packed_documents_are_separate(kind):
   chex.assert_trees_all_close(gradient, jax.tree.map(jnp.add, parts[0][2], parts[1][2]), atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_exact_is_chunked_where_the_period_is_the_chunk():
   """Exact shortens the chunk to the shortest period; read in longer chunks, a write is seen later."""
   def loss(chunk, mode):

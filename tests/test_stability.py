@@ -77,7 +77,7 @@ def assert_bounded(rule, before, largest):
     assert found[worst] <= ROUNDING * limit, f"{where}: {found[worst]} > {limit}"
 
 
-@pytest.mark.parametrize("options", [dict(momentum=0.9), dict(memory="linear", momentum=0.9), dict(memory="linear")],
+@pytest.mark.parametrize("options", [pytest.param(dict(momentum=0.9), marks=pytest.mark.slow), dict(memory="linear", momentum=0.9), dict(memory="linear")],
                          ids=str)
 def test_norms_stay_below_the_bound(options):
   rule = Rule(bound=BOUND, chunk_memory=CHUNK, chunk_generators=CHUNK, **options)

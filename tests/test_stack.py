@@ -210,6 +210,7 @@ def losses(workdir):
   return {r["step"]: r["train/loss"] for r in rows if "train/loss" in r}
 
 
+@pytest.mark.slow
 def test_launch_goes_on_from_a_transformer_and_resumes(trained, capfd):
   c, run, file = recall("hope_attention", 2), trained.parent / "levels", trained.parent / "levels.py"
   file.write_text(f"from hope_jax import config\nget_config = lambda: config.from_json({config.to_json(c)!r})")

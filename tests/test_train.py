@@ -94,6 +94,7 @@ def test_run_ends_with_an_evaluation_beside_the_bigram(whole):
   assert (workdir / "tokenizer.model").exists() and list((workdir / "tb").iterdir())
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_bit_for_bit_in_the_middle_of_an_epoch(whole, monkeypatch):
   folder, c, workdir, result = whole
   part = folder / "part"
@@ -148,6 +149,7 @@ def test_sigterm_saves_and_the_same_command_resumes(whole):
   assert step == max(losses(run))
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_stops_the_run_and_saves_nothing(whole, monkeypatch):
   folder, c, _, _ = whole
   run = folder / "diverged"
@@ -157,6 +159,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_nothing(whole, monkeypa
   assert checkpoint.steps(run / "checkpoints") == [5]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_step_before_a_damaged_one(whole, capsys):
   folder, c, workdir, result = whole
   run = shutil.copytree(workdir, folder / "damaged")
@@ -167,6 +170,7 @@ def test_a_run_goes_on_from_the_step_before_a_damaged_one(whole, capsys):
   assert sorted(os.listdir(run / "checkpoints")) == ["10", "12", "12.damaged"] and losses(run) == losses(workdir)
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_may_be_passed_over_but_not_the_last(whole, monkeypatch, capsys):
   folder, c, workdir, _ = whole
   seal = integrity.seal
