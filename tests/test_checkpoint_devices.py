@@ -120,6 +120,7 @@ with Checkpoints(folder, keep=2) as saved:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_what_is_good_and_what_failed(tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))

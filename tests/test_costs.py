@@ -131,6 +131,7 @@ def test_transformer_formula():
   assert costs.training_flops(c) <= 4 * forward(seq)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["transformer", "hope_hybrid"])
 def test_recomputation_saves_memory_costs_products_and_changes_no_gradient(kind):
   c = small(kind)

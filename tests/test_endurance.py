@@ -67,6 +67,7 @@ def test_verdicts_and_the_mean_norm_of_what_was_applied():
   assert guard.judge(state, jnp.float32(1), jnp.float32(1e9), 0.0)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_bad_step_changes_nothing_but_the_counts(monkeypatch, name):
   poison(monkeypatch, {2: np.nan})
@@ -99,6 +100,7 @@ def test_a_guard_that_finds_nothing_changes_nothing():
   chex.assert_trees_all_equal(*results)
 
 
+@pytest.mark.slow
 def test_too_many_bad_steps_go_back_to_a_checkpoint_and_on_to_new_data(tmp_path, monkeypatch, capsys):
   c = short(rollback_after=2)
   poison(monkeypatch, {7: np.nan, 8: np.inf, 10: np.nan})

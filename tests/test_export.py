@@ -163,6 +163,7 @@ def test_a_reader_of_the_names_computes_the_logits(tmp_path):
   chex.assert_trees_all_equal(call(loaded), call(params))
 
 
+@pytest.mark.slow
 def test_an_imported_run(tmp_path):
   c, params = make_run(tmp_path / "run", "mlp", tokenizer_text=None)
   file, imported = tmp_path / "m.safetensors", tmp_path / "in"

@@ -295,6 +295,7 @@ def learn(run, capsys):
   return call
 
 
+@pytest.mark.slow
 def test_a_memorized_text_is_where_generation_goes_on(run, cli, learn, tmp_path):
   c, params, tok = generate.load(run)
   (tmp_path / "notes").write_text("value9 = 日")

@@ -88,6 +88,7 @@ def test_exact_is_chunked_where_the_period_is_the_chunk():
   assert loss(8, "chunked") == loss(16, "exact") != loss(16, "chunked")
 
 
+@pytest.mark.slow
 def test_what_a_level_is_told():
   """exact: the gradient at its own output, which for the last one is the block's. block: the block's, for all. global: the
   last block's, in all layers."""

@@ -77,8 +77,8 @@ def assert_bounded(rule, before, largest):
     assert found[worst] <= ROUNDING * limit, f"{where}: {found[worst]} > {limit}"
 
 
-@pytest.mark.parametrize("options", [pytest.param(dict(momentum=0.9), marks=pytest.mark.slow), dict(memory="linear", momentum=0.9), dict(memory="linear")],
-                         ids=str)
+@pytest.mark.parametrize("options", [pytest.param(dict(momentum=0.9), marks=pytest.mark.slow),
+                                     dict(memory="linear", momentum=0.9), dict(memory="linear")], ids=str)
 def test_norms_stay_below_the_bound(options):
   rule = Rule(bound=BOUND, chunk_memory=CHUNK, chunk_generators=CHUNK, **options)
   assert_bounded(rule, *extremes(rule, 20_000))

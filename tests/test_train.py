@@ -122,6 +122,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit_in_the_middle_of_an_epoch(whol
   assert again == result
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(whole):
   _, c, workdir, result = whole
   before = (workdir / "metrics.jsonl").read_text().count("train/loss")
@@ -208,6 +209,7 @@ def test_workdir_that_cannot_be_written_is_refused_before_anything_is_built(tmp_
   assert not Path(c.data.dir).exists()
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_changes_nothing():
   c = small_transformer()
   state = steps.init_state(c, jax.random.key(0))
