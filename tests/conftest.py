@@ -19,7 +19,7 @@ import pytest
 
 
 def pytest_configure(config):
-  config.addinivalue_line("markers", "slow: one of the longest; together the others take three minutes on two cores; leave out with -m 'not slow'")
+  config.addinivalue_line("markers", "slow: one of the longest; leave out with -m 'not slow': three minutes on two cores")
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def feed(name, tokens, cuts, fast, segments=None):
   return jnp.concatenate(out, 1), fast
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "mlp" else name for name in KINDS])
 def test_any_split_into_calls_is_one_call(name):
   call, whole, _, fresh = setup(name)
   tokens, rng = text(), np.random.default_rng(3)
