@@ -11,7 +11,6 @@ import contextlib
 import os
 from pathlib import Path
 import shutil
-import sys
 import time
 
 from absl import app, flags
@@ -20,7 +19,8 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
 
-from hope_jax import checkpoint, config as configs, integrity, startup, step as steps
+from hope_jax import checkpoint, config as configs, integrity, program, startup, step as steps
+from hope_jax.metrics import markdown
 from hope_jax.state import TrainState
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Model whose training state is saved.")
@@ -115,17 +115,18 @@ def main(_):
   startup.prepare()
   folder = Path(FOLDER.value) / "checkpoint_speed"
   try:
-    seconds, size, count = measure(folder, ROUNDS.value)
-  except (ValueError, OSError, RuntimeError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+    with program.one_line(ValueError, OSError, RuntimeError):
+      seconds, size, count = measure(folder, ROUNDS.value)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
   print(f"{size / 1e6:,.0f} MB in {count} files, {os.cpu_count()} cores, median of {ROUNDS.value}\n")
-  print("| what | s | fastest, s | MB/s | fastest, MB/s | processor, s |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+  rows = []
   for name, values in seconds.items():
     (middle, worked), (least, _) = np.median(values, 0), np.min(values, 0)
-    print(f"| {name} | {middle:.2f} | {least:.2f} | {size / 1e6 / middle:,.0f} | {size / 1e6 / least:,.0f} | {worked:.2f} |")
+    rates = [f"{size / 1e6 / each:,.0f}" for each in (middle, least)]
+    rows.append([name, f"{middle:.2f}", f"{least:.2f}", *rates, f"{worked:.2f}"])
+  print(markdown(["what", "s", "fastest, s", "MB/s", "fastest, MB/s", "processor, s"], rows))
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=startup.parse_flags)
+  app.run(main, flags_parser=program.parse_flags)

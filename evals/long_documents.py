@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, config as configs, corpus, generate, memorize, model as models, startup
+from hope_jax import checkpoint, config as configs, corpus, generate, memorize, model as models, program, startup
 from hope_jax.intervals import both_ways
 from hope_jax.metrics import markdown
 from hope_jax.startup import say
@@ -365,10 +365,8 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, --documents=a.jsonl,b.jsonl")
   startup.prepare()
   output, partial = Path(f.output), Path(f.output + ".partial")
-  try:
+  with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
     result = evaluate(*generate.load(f.checkpoint), f, partial)
-  except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
   stamp = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
            "command": shlex.join(["python", "evals/long_documents.py", *sys.argv[1:]])}
   output.write_text(json.dumps(stamp | result, indent=1) + "\n")

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, config as configs, data, evaluation, sharding, startup, step as steps
+from hope_jax import checkpoint, config as configs, data, evaluation, program, sharding, startup, step as steps
 from hope_jax.metrics import markdown
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.", required=True)
@@ -112,7 +112,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, --gaps=0,2000")
   startup.prepare(BATCH.value)
-  try:
+  with program.one_line(ValueError, OSError, RuntimeError):
     if SEQUENCES.value % BATCH.value:
       raise ValueError(f"--sequences={SEQUENCES.value} is no multiple of --batch={BATCH.value}: set it to "
                        f"{-(-SEQUENCES.value // BATCH.value) * BATCH.value}")
@@ -122,8 +122,6 @@ def main(argv):
       raise ValueError(f"{CHECKPOINT.value} was not trained with data.task=recall and data.recall_fillers: train "
                        "configs/recall_long.py")
     load, results = os.getloadavg(), measure(config, jax.device_put(params, sharding.replicated(sharding.mesh(configs.base()))))
-  except (ValueError, OSError, RuntimeError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
   chance = 1 / config.data.recall_keys
   print(f"{config.data.recall_pairs} facts of {config.data.recall_keys} keys and values, "
         f"{config.data.recall_fillers} fillers; chance {100 * chance:.1f} %\n\n{table(config, results)}")

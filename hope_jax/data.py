@@ -27,7 +27,7 @@ from absl import app
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from hope_jax import corpus, integrity, recall, startup
+from hope_jax import corpus, integrity, program, recall
 from hope_jax.corpus import SPLITS
 from hope_jax.shard import Shard
 from hope_jax.tokenizer import Tokenizer, train as train_tokenizer
@@ -337,13 +337,11 @@ def run() -> None:
   chosen = config_flags.DEFINE_config_file("config")
 
   def main(_):
-    try:
+    with program.one_line(ValueError, OSError):
       print(build(chosen.value, verify=True))
       print(table(chosen.value))
-    except (ValueError, OSError) as error:
-      sys.exit(f"{type(error).__name__}: {error}")
 
-  app.run(main, flags_parser=startup.parse_flags)
+  app.run(main, flags_parser=program.parse_flags)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import os
 from pathlib import Path
 import re
 import shutil
-import sys
 
 from absl import app, flags
 import jax
@@ -29,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax import arrays, checkpoint, config as configs, integrity, linear_memory, mlp_memory, model as models
-from hope_jax import rule as rules, startup
+from hope_jax import program, rule as rules, startup
 from hope_jax.startup import say
 
 VERSION = "1"
@@ -227,7 +226,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   if len(argv) > 1 or given not in (["checkpoint", "output"], ["input", "workdir"]):
     raise app.UsageError("give --checkpoint and --output to export, or --input and --workdir to import")
   startup.prepare()
-  try:
+  with program.one_line(ValueError, OSError, ImportError):
     if f.output is not None:
       step = write(f.checkpoint, f.output, f.step, f.dtype)
       say(f"{f.output}: step {step} of {f.checkpoint}, {Path(f.output).stat().st_size:,} bytes")
@@ -235,14 +234,11 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
       step = import_run(f.input, f.workdir)
       say(f"{f.workdir}: step {step}, without optimizer state; go on with python -m hope_jax.generate --checkpoint={f.workdir}, "
           f"or train from it with --init_from={f.workdir}")
-  except (ValueError, OSError, ImportError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
 
 
 def run():
   """Entry point of the console script."""
-  define_flags(flags.FLAGS)
-  app.run(main)
+  program.start(main, define_flags)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import checkpoint, model as models, startup
+from hope_jax import checkpoint, model as models, program, startup
 from hope_jax.startup import say
 from hope_jax.state import FastState, fast_bytes
 from hope_jax.tokenizer import StreamDecoder, Tokenizer
@@ -219,7 +219,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: put the prompt in quotes, --prompt=\"...\"")
   startup.prepare()
-  try:
+  with program.one_line(ValueError, OSError):
     config, params, tokenizer = load(f.checkpoint)
     never = [tokenizer.eos] if f.endless else []
     stream = Stream(config, params, temperature=f.temperature, top_p=f.top_p, seed=f.seed, never=never)
@@ -229,14 +229,11 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
       answer(stream, tokenizer, f.prompt, f.tokens)
     if f.interactive:
       converse(stream, tokenizer, f.tokens)
-  except (ValueError, OSError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
 
 
 def run():
   """Entry point of the console script."""
-  define_flags(flags.FLAGS)
-  app.run(main)
+  program.start(main, define_flags)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ import sys
 
 from absl import app
 
+from hope_jax import program
+
 SIDECAR = "integrity.json"
 THREADS = 8  # files hashed at once; hashing and reading run without the interpreter's lock
 
@@ -36,7 +38,8 @@ def steps(directory: str | Path) -> list[int]:
 
 def seal(folder: str | Path, facts: dict) -> None:
   """Hashes every file of a step, sees that the disk has them, and writes the sidecar. Returns when it is on disk too."""
-  folder, names = Path(folder), _names(folder)
+  folder = Path(folder)
+  names = _names(folder)
   with ThreadPoolExecutor(THREADS) as pool:
     records = pool.map(lambda name: _written(folder / name), names)
     record = facts | {"files": dict(zip(names, records))}
@@ -188,10 +191,8 @@ def main(argv):
   if len(argv) != 3 or argv[1] != "verify":
     raise app.UsageError("say what to verify: python -m hope_jax.integrity verify DIR")
   path, damaged, newest = Path(argv[2]), False, None
-  try:
+  with program.one_line(FileNotFoundError):
     folders = _folders(path)
-  except FileNotFoundError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
   for folder in folders:
     faults = check(folder)
     if faults:

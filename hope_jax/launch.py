@@ -10,7 +10,7 @@ One of many processes where the environment says so (hosts.py).
 from absl import app, flags
 from ml_collections import config_flags
 
-from hope_jax import config as configs, costs, hosts, startup, train
+from hope_jax import config as configs, costs, hosts, program, startup, train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; --config.any.field=value changes one field.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -40,7 +40,7 @@ def main(argv):
 def run():
   """Entry point of the console script."""
   flags.mark_flag_as_required("config")
-  app.run(main, flags_parser=startup.parse_flags)
+  app.run(main, flags_parser=program.parse_flags)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, config as configs, generate, model as models, online, startup
+from hope_jax import checkpoint, config as configs, generate, model as models, online, program, startup
 from hope_jax.attention import emptied
 from hope_jax.startup import say
 from hope_jax.state import FastState
@@ -225,7 +225,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: name the file with --text=...")
   startup.prepare()
-  try:
+  with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
     config, params, tokenizer = generate.load(f.checkpoint)
     if not configs.paths(config):
       raise ValueError(f"{f.checkpoint} is a {config.model.kind} that writes nothing while it reads: train one with "
@@ -261,14 +261,11 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     if f.state is not None:
       checkpoint.save_fast(f.state, fast, {"fingerprint": checkpoint.fingerprint(params), "pending": None})
       say(f"saved in {f.state}: go on with python -m hope_jax.generate --checkpoint={f.checkpoint} --state={f.state}")
-  except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
 
 
 def run():
   """Entry point of the console script."""
-  define_flags(flags.FLAGS)
-  app.run(main)
+  program.start(main, define_flags)
 
 
 if __name__ == "__main__":

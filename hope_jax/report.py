@@ -10,10 +10,11 @@ which write at every token, are drawn by their distance from where they started.
 
 import json
 from pathlib import Path
-import sys
 
 from absl import app, flags
 import numpy as np
+
+from hope_jax import program
 
 COLOURS = {"before": "tab:gray", "read": "tab:blue", "after": "tab:green"}
 MISSING = "pictures need matplotlib: pip install hope_jax[plots]"
@@ -85,18 +86,15 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(argv, f: flags.FlagValues = flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: name the file with --memorized=...")
-  try:
+  with program.one_line(ImportError, OSError, ValueError):
     figure = draw(load(f.memorized))
     Path(f.output).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(f.output, dpi=120)
-  except (ImportError, OSError, ValueError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
 
 
 def run():
   """Entry point of the console script."""
-  define_flags(flags.FLAGS)
-  app.run(main)
+  program.start(main, define_flags)
 
 
 if __name__ == "__main__":

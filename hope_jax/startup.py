@@ -1,10 +1,10 @@
-"""What every program shares: quiet libraries, devices for the cores, kept compilations, and how it talks to a person."""
+"""What every program that uses jax shares: quiet libraries, devices for the cores, kept compilations, talking to a person."""
 
 import os
 from pathlib import Path
 import sys
 
-from absl import flags, logging
+from absl import logging
 import jax
 
 
@@ -28,14 +28,6 @@ def prepare(rows: int = 1, data: int = 0, fsdp: int = 1, tensor: int = 1) -> Non
     jax.config.update("jax_num_cpu_devices", (data or max(fitting, default=1)) * fsdp * tensor)
   folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", Path.home() / ".cache" / "hope_jax" / "xla")
   jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-  """For `app.run`: an unknown field or a value of another type ends the program with one line, not a traceback."""
-  try:
-    return flags.FLAGS(argv)
-  except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-    sys.exit(f"{type(error).__name__}: {error}; the fields and their types are in hope_jax/config.py")
 
 
 def say(text: str) -> None:

@@ -216,18 +216,26 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def cli(run, capsys, monkeypatch):
-  """The program in this process: (text, what else it says), or the message it exits with."""
-  def call(*argv, lines=(), checkpoint=run):
-    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+def here(run, capsys):
+  """A program in this process: (what it prints, what else it says), or the message it exits with."""
+  def call(program, *argv, checkpoint=run):
     values = flags.FlagValues()
-    generate.define_flags(values)
-    rest = values(["generate", f"--checkpoint={checkpoint}", *argv])
+    program.define_flags(values)
+    rest = values([program.__name__, f"--checkpoint={checkpoint}", *argv])
     try:
-      generate.main(rest, values)
+      program.main(rest, values)
     except SystemExit as exit:
       return exit.code
     return tuple(capsys.readouterr())
+  return call
+
+
+@pytest.fixture
+def cli(here, monkeypatch):
+  """generate in this process, with these lines on stdin."""
+  def call(*argv, lines=(), **options):
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    return here(generate, *argv, **options)
   return call
 
 
@@ -281,18 +289,9 @@ def test_a_conversation_over_several_programs(cli, run, tmp_path):
 
 
 @pytest.fixture
-def learn(run, capsys):
-  """memorize in this process: (what it prints, what else it says), or the message it exits with."""
-  def call(*argv):
-    values = flags.FlagValues()
-    memorize.define_flags(values)
-    rest = values(["memorize", f"--checkpoint={run}", *argv])
-    try:
-      memorize.main(rest, values)
-    except SystemExit as exit:
-      return exit.code
-    return tuple(capsys.readouterr())
-  return call
+def learn(here):
+  """memorize in this process."""
+  return lambda *argv: here(memorize, *argv)
 
 
 @pytest.mark.slow
