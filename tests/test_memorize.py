@@ -95,6 +95,25 @@ def test_streams_are_alone(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_padding_left_and_right_is_no_padding(kind):
+  """Rule 5: streams that have learned something read prompts of other lengths, padded to one; batch 1 is not padded."""
+  c, lengths = tiny(kind), (8, 5, 1)
+  learned, _ = read(kind, texts(40, 33, 24))
+  prompts = texts(*lengths, seed=2)
+  call = jax.jit(lambda *args: model.build(c).apply({"params": parameters(kind)}, *args)[:2])
+  for left in (False, True):
+    here = np.array([np.arange(8) >= 8 - n if left else np.arange(8) < n for n in lengths])
+    tokens = np.zeros((3, 8), np.int32)
+    tokens[here] = np.concatenate(prompts)
+    segments = np.where(here, np.asarray(learned.segment_B)[:, None], 0)
+    logits, after = call(tokens, learned, segments)
+    for b, prompt in enumerate(prompts):
+      own, alone = call(np.array([prompt]), select(learned, jnp.array([b])), segments[b][here[b]][None])
+      chex.assert_trees_all_close(logits[b][here[b]], own[0], **CLOSE)
+      chex.assert_trees_all_close(select(after, jnp.array([b])), alone, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_future_does_not_leak(kind):
   """Rule 6: another token at t changes no loss before it is to be predicted."""
   some, at = texts(40)[0], 21
