@@ -151,6 +151,19 @@ def forget_context(fast: FastState) -> FastState:
   return fast if cache is None else fast.replace(layers=fast.layers.replace(cache=emptied(cache)))
 
 
+def replay(config, params, fast: FastState, texts: Sequence[Sequence[int]], steps: int = 1,
+           progress: bool = False) -> tuple[FastState, list[Report]]:
+  """One text per stream, read `steps` times, each time without the context that attention kept of the time before.
+
+  `fast` is donated: models.init_fast for every sample (reset), or what an earlier call returned (carried).
+  """
+  reports = []
+  for _ in range(steps):
+    fast, report = memorize(config, params, forget_context(fast), texts, progress=progress)
+    reports.append(report)
+  return fast, reports
+
+
 def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = True):
   """One text, read `steps` times: (fast, {"before", "read", "after": Report}).
 
@@ -159,12 +172,9 @@ def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = T
   """
   fresh = lambda: models.init_fast(config, 1)
   reports = {"before": memorize(config, params, fresh(), [ids], write=False, progress=progress)[1]}
-  fast = fresh()
-  for _ in range(steps):
-    fast, report = memorize(config, params, forget_context(fast), [ids], progress=progress)
-    reports.setdefault("read", report)
-  check_updates(report.totals(configs.enabled(config)))
-  copy = jax.tree.map(jnp.copy, forget_context(fast))
+  fast, readings = replay(config, params, fresh(), [ids], steps, progress)
+  check_updates(readings[-1].totals(configs.enabled(config)))
+  reports["read"], copy = readings[0], jax.tree.map(jnp.copy, forget_context(fast))
   return fast, reports | {"after": memorize(config, params, copy, [ids], write=False, progress=progress)[1]}
 
 

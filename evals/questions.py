@@ -1,0 +1,132 @@
+"""Questions about a text that was memorized: nats per token of the right answer, and what memory gains.
+
+    python evals/questions.py --checkpoint=runs/online --questions=questions.jsonl --output=questions.json
+
+Every line of the file is {"text": ..., "prompt": ..., "answer": ...}; without "text", the prompt itself is memorized.
+
+    off  the prompt is read by a stream that knows nothing, and the answer is scored.
+    on   first the text is memorized: read --steps times through the writes. The context that attention kept is then
+         dropped, so only what was learned can help. Nothing is written while a question is asked.
+
+Every sample starts from a fresh state; with --noreset it starts from what the samples before it have taught. With
+--use_correct_answer the prompt and its answer are memorized after the text: an upper bound that LEAKS THE ANSWER, and the
+output says so. Intervals are of 95 %, over samples that are drawn with replacement, both readings of one together.
+"""
+
+import datetime
+import json
+from pathlib import Path
+import shlex
+import sys
+from typing import NamedTuple
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from hope_jax import checkpoint, config as configs, generate, memorize, model as models, program, startup
+from hope_jax.intervals import both_ways
+from hope_jax.metrics import markdown
+
+
+class Sample(NamedTuple):
+  """Token ids, each with <s> in front but the answer's."""
+  text: list[int]
+  prompt: list[int]
+  answer: list[int]
+
+
+def read(path: str, tokenizer) -> list[Sample]:
+  """The samples of a file of JSON lines. ValueError names the line that is none."""
+  samples = []
+  for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    try:
+      entry = json.loads(line)
+      prompt, answer = entry["prompt"], entry["answer"]
+      text, prompt, answer = (tokenizer.encode(part) for part in (entry.get("text", prompt), prompt, answer))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+      raise ValueError(f"{path}, line {number}: {error!r}; write one JSON object a line with the texts \"prompt\" and "
+                       "\"answer\", and \"text\" if something else than the prompt is to be memorized") from None
+    if not answer or not text:
+      raise ValueError(f"{path}, line {number}: the {'text' if answer else 'answer'} is empty")
+    samples.append(Sample([tokenizer.bos, *text], [tokenizer.bos, *prompt], answer))
+  if len(samples) < 2:
+    raise ValueError(f"{path} has {len(samples)} questions: an interval needs 2")
+  return samples
+
+
+def ask(config, params, fast, samples: list[Sample]) -> list[float]:
+  """Nats of each stream's answer, after its prompt; `fast` is donated."""
+  report = memorize.memorize(config, params, fast, [sample.prompt + sample.answer for sample in samples], write=False)[1]
+  return [float(nats_T[known_T][-len(sample.answer):].astype(np.float64).sum())
+          for nats_T, known_T, sample in zip(report.nats_BxT, report.labels_BxT, samples)]
+
+
+def score(config, params, samples: list[Sample], *, steps: int, batch: int, reset: bool, leak: bool) -> tuple[list[dict], dict]:
+  """(a row for each sample, what each memory did: means over samples and layers). RuntimeError for one that did nothing."""
+  fresh, rows, totals = (lambda size: models.init_fast(config, size)), [], []
+  batch, state = (batch, None) if reset else (1, fresh(1))
+  with tqdm(total=len(samples), unit="question") as bar:
+    for some in (samples[i:i + batch] for i in range(0, len(samples), batch)):
+      off = ask(config, params, fresh(len(some)), some)
+      state, readings = memorize.replay(config, params, fresh(len(some)) if reset else state, [s.text for s in some], steps)
+      if leak:
+        state, _ = memorize.replay(config, params, state, [s.prompt + s.answer for s in some], steps)
+      on = ask(config, params, jax.tree.map(jnp.copy, memorize.forget_context(state)), some)
+      totals += [readings[-1].totals(configs.enabled(config))] * len(some)
+      rows += [{"tokens": len(s.answer), "off": a, "on": b} for s, a, b in zip(some, off, on)]
+      bar.update(len(some))
+  mean = {path: {key: float(np.mean([t[path][key] for t in totals])) for key in total} for path, total in totals[0].items()}
+  memorize.check_updates(mean)
+  return rows, mean
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("checkpoint", None, "Folder of a run.", flag_values=values, required=True)
+  flags.DEFINE_string("questions", None, "JSON lines with prompt, answer and text.", flag_values=values, required=True)
+  flags.DEFINE_string("output", None, "All numbers, as JSON.", flag_values=values)
+  flags.DEFINE_integer("steps", 1, "Times a text is read.", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("batch", 8, "Samples at once; with --noreset it is 1.", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("seed", 0, "Of the intervals.", flag_values=values)
+  flags.DEFINE_bool("reset", True, "Every sample starts afresh; --noreset: from what those before it taught.", flag_values=values)
+  flags.DEFINE_bool("use_correct_answer", False, "Memorize the answer, too: an upper bound.", flag_values=values)
+  memorize.define_teach_flags(values)
+
+
+def main(argv, f: flags.FlagValues = flags.FLAGS):
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {argv[1:]}: name the file with --questions=...")
+  startup.prepare()
+  with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
+    config, params, tokenizer = generate.load(f.checkpoint)
+    memorize.override(config, f)
+    configs.validate(config)
+    if not configs.written(config):
+      raise ValueError(f"{f.checkpoint} is a {config.model.kind} whose memories no teach signal writes: train one with "
+                       "mixer.in_context=True, or model.kind=hope_hybrid or titan_hybrid")
+    rows, memories = score(config, params, read(f.questions, tokenizer), steps=f.steps, batch=f.batch, reset=f.reset,
+                           leak=f.use_correct_answer)
+  column = lambda key: np.array([row[key] for row in rows])
+  result = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "command": shlex.join(["python", "evals/questions.py", *sys.argv[1:]]), "seed": f.seed,
+            "fingerprint": checkpoint.fingerprint(params), "tokenizer": tokenizer.digest, "chunk": memorize.size(config),
+            "leaks_the_answer": f.use_correct_answer, "reset": f.reset, "steps": f.steps, "samples": len(rows),
+            "nats_per_token": both_ways(column("off"), column("on"), column("tokens"), f.seed), "memories": memories,
+            "config": json.loads(configs.to_json(config)), "rows": rows}
+  if f.output is not None:
+    Path(f.output).parent.mkdir(parents=True, exist_ok=True)
+    Path(f.output).write_text(json.dumps(result, indent=1) + "\n")
+  show = lambda s: f"{s['value']:.4f} ({s['low']:.4f} to {s['high']:.4f})"
+  if f.use_correct_answer:
+    print("LEAKS THE ANSWER: it was memorized before the question was asked\n")
+  print(markdown(["nats per token of the answer (95 %)", "memory off", "memory on", "gain"],
+                 [[f"{len(rows)} questions", *map(show, result["nats_per_token"].values())]]))
+  print(markdown(["memory, a sample and layer", "updates", "chunks let through", "sum of moves"],
+                 [[path, f"{t['updates']:,.1f}", f"{t['gate_hits']:,.1f}", f"{t['moved']:.3g}"] for path, t in memories.items()]))
+
+
+if __name__ == "__main__":
+  define_flags(flags.FLAGS)
+  app.run(main)
