@@ -275,10 +275,11 @@ def reading() -> tuple[list, str]:
         jax.block_until_ready(call())
         seconds[what] += [time.perf_counter() - began] if i else []
     fastest = {what: shape[0] * shape[1] / min(s) for what, s in seconds.items()}
-    out.append({"model": name, "seconds": seconds, "tokens_per_s": fastest})
+    flops = {"forward": costs.count_flops(forward, params, batch), "memorize": costs.count_flops(memorize, params, fast, batch)}
+    out.append({"model": name, "chunk": configs.writing_chunk(c), "seconds": seconds, "tokens_per_s": fastest, "flops": flops})
     rows.append([name, f"{fastest['forward']:,.0f}", f"{fastest['memorize']:,.0f}",
-                 f"{fastest['memorize'] / fastest['forward']:.3f}"])
-  return out, markdown(["model", "forward tokens/s", "memorize tokens/s", "ratio, fastest of each"], rows)
+                 f"{fastest['memorize'] / fastest['forward']:.3f}", f"{flops['forward'] / flops['memorize']:.3f}"])
+  return out, markdown(["model", "forward tokens/s", "memorize tokens/s", "ratio, fastest of each", "ratio of FLOPs"], rows)
 
 
 def main(argv):
