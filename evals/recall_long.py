@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, config as configs, data, evaluation, program, sharding, startup, step as steps
+from hope_jax import checkpoint, checks, config as configs, data, evaluation, program, sharding, startup, step as steps, written
 from hope_jax.metrics import markdown
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.", required=True)
@@ -43,7 +43,7 @@ def at_gap(config, gap: int, write: bool):
   c.data.update(recall_gap=gap, seq=-(-(places + gap) // c.data.align) * c.data.align, batch=BATCH.value)
   if not write:
     c.teach.paths = ("none",)
-  configs.validate(c, jax.device_count())
+  checks.validate(c, jax.device_count())
   return c.lock()
 
 
@@ -83,7 +83,7 @@ def evaluate(config, params, bar: tqdm) -> tuple[dict, list[dict]]:
 
 def measure(config, params) -> list[dict]:
   """One entry a gap. RuntimeError when memories that should write do not, or the others do."""
-  gaps, ways = [int(gap) for gap in GAPS.value], ("on", "off") if configs.paths(config) else ("none",)
+  gaps, ways = [int(gap) for gap in GAPS.value], ("on", "off") if written.paths(config) else ("none",)
   out = []
   with tqdm(total=len(gaps) * len(ways) * (SEQUENCES.value // BATCH.value), unit="batch") as bar:
     for gap in gaps:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from hope_jax import config as configs, data
+from hope_jax import data, written
 from hope_jax.ngram import Bigram
 from hope_jax.startup import say
 
@@ -84,4 +84,4 @@ def check_updates(moved: list[dict]) -> None:
 def _writes(config, name: str) -> bool:
   """Whether the memory of a statistic ("moved/titan", "moved/k") may be written."""
   path = name.partition("/")[2]
-  return (path if path in configs.paths(config) else "selfmod") in configs.enabled(config)
+  return (path if path in written.paths(config) else "selfmod") in written.enabled(config)

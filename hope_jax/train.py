@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import checkpoint, config as configs, costs, data, evaluation, hosts, sharding, stack, step as steps
+from hope_jax import checkpoint, checks, config as configs, costs, data, evaluation, hosts, sharding, stack, step as steps
 from hope_jax.goodput import Goodput
 from hope_jax.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.signals import Signals
@@ -40,7 +40,7 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None) -> d
   Raises ValueError for a configuration, data or checkpoint that does not fit, OSError for a workdir that cannot be
   written, FloatingPointError for a loss that is not finite (train.rollback_after), SystemExit(128 + signal) after a signal.
   """
-  configs.validate(config, jax.device_count())
+  checks.validate(config, jax.device_count())
   workdir, tokenizer = Path(workdir), None
   c = config.train
   with checkpoint.Checkpoints(workdir / "checkpoints", c.keep, c.keep_best, c.keep_every) as saved:

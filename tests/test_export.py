@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from hope_jax import checkpoint, config, export, generate, integrity, linear_memory, mlp_memory, model, stack
+from hope_jax import checkpoint, checks, config, export, generate, integrity, linear_memory, mlp_memory, model, stack
 from hope_jax import rule as rules, tokenizer, train
 
 VOCAB = 23
@@ -33,7 +33,7 @@ def tiny(name):
   c.mixer.levels = (config.Level("fast", 0), config.Level("slow", 1024))
   c.data.update(dict(task="recall", recall_pairs=2, recall_keys=8))
   c.update_from_flattened_dict(MODELS[name])
-  config.validate(c)
+  checks.validate(c)
   return c
 
 
@@ -57,7 +57,7 @@ def make_run(folder, name="transformer", step=7, tokenizer_text=b"pieces"):
 
 
 def test_every_kind_is_here():
-  assert {tiny(name).model.kind for name in MODELS} == set(config.CHOICES["model.kind"])
+  assert {tiny(name).model.kind for name in MODELS} == set(checks.CHOICES["model.kind"])
 
 
 @pytest.mark.parametrize("name", MODELS)

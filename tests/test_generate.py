@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config, generate, memorize, model, tokenizer
+from hope_jax import checkpoint, checks, config, generate, memorize, model, tokenizer
 from hope_jax.generate import Stream
 from hope_jax.state import TrainState, fast_bytes
 
@@ -40,7 +40,7 @@ def tiny(name, vocab=VOCAB):
   c.attention.update(dict(window=20 if name == "window" else 0, context=CONTEXT))
   c.selfmod.update(dict(memory="linear", chunk_memory=8, chunk_generators=4, eta_init=0.5))
   c.data.align = 8
-  config.validate(c)
+  checks.validate(c)
   return c
 
 

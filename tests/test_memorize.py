@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config, generate, memorize as reader, model
+from hope_jax import checkpoint, checks, config, generate, memorize as reader, model, written
 from hope_jax.state import select
 
 VOCAB, CHUNK = 11, 8
@@ -39,7 +39,7 @@ def tiny(kind, **teach):
   c.selfmod.update(dict(memory="linear", chunk_generators=8, chunk_memory=8, eta_init=0.5))
   c.teach.update(dict(chunk=CHUNK, clip=1.0) | teach)
   c.data.update(dict(seq=32, align=8, batch=2))
-  config.validate(c)
+  checks.validate(c)
   return c
 
 
@@ -76,7 +76,7 @@ def test_however_a_text_is_cut(kind, piece):
   for first in range(0, n, piece):
     fast, _ = read(kind, [t[first:first + piece] for t in some], first + piece >= n, fast, flush_partial=False)
   chex.assert_trees_all_close(fast, want, **CLOSE)
-  periods = {name: entry.period for name, entry in config.written(tiny(kind)).items()}
+  periods = {name: entry.period for name, entry in written.levels(tiny(kind)).items()}
   for name, count in updates(want).items():
     np.testing.assert_array_equal(count, n // periods[name])
     assert report.stats[name]["moved"].sum() > 0
@@ -153,7 +153,7 @@ def test_parameters_are_untouched_and_a_closed_gate_changes_nothing(kind):
     chex.assert_trees_all_equal(learned(level), learned(fresh.layers.levels[name]))
   with pytest.raises(RuntimeError, match="memory .* made no update: no gate opened: the largest surprise was"):
     reader.check_updates(report.totals())
-  reader.check_updates(report.totals(config.enabled(tiny(kind, paths=("none",)))))
+  reader.check_updates(report.totals(written.enabled(tiny(kind, paths=("none",)))))
 
 
 @pytest.mark.slow

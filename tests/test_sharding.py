@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec as P
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, collectives, config, memorize, model, optim, sharding, state as states, step as steps
+from hope_jax import checkpoint, checks, collectives, config, memorize, model, optim, sharding, state as states, step as steps
 from tests import test_train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -210,12 +210,12 @@ def test_what_cannot_be_cut_is_refused():
     ((1, 0, 1), 1, "mesh.fsdp=0: set it to 1 or more")])
 def test_a_mesh_that_does_not_fit_is_refused(mesh, devices, message):
   with pytest.raises(ValueError, match=message):
-    config.validate(tiny("transformer", mesh=mesh), devices)
+    checks.validate(tiny("transformer", mesh=mesh), devices)
 
 
 def test_all_devices_that_are_left():
-  assert config.mesh_shape(tiny("transformer", mesh=(0, 2, 2)), 8) == (2, 2, 2)
-  assert config.mesh_shape(tiny("transformer", mesh=(0, 1, 1)), 1) == (1, 1, 1)
+  assert sharding.mesh_shape(tiny("transformer", mesh=(0, 2, 2)), 8) == (2, 2, 2)
+  assert sharding.mesh_shape(tiny("transformer", mesh=(0, 1, 1)), 1) == (1, 1, 1)
 
 
 PROCESS = """

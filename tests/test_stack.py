@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config, data, memorize, model, stack, step as steps, train
+from hope_jax import checkpoint, checks, config, data, memorize, model, stack, step as steps, train
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB, TOKENS = 23, 20
@@ -36,7 +36,7 @@ def tiny(kind, **fields):
   c.teach.chunk = 8
   c.data.update(dict(seq=32, align=8, batch=2))
   c.mixer.update(fields)
-  config.validate(c)
+  checks.validate(c)
   return c
 
 
