@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, checks, config as configs, data, evaluation, program, sharding, startup, step as steps, written
+from hope_jax import checkpoint, checks, config as configs, evaluation, loader, program, sharding, startup, step as steps, written
 from hope_jax.metrics import markdown
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.", required=True)
@@ -70,7 +70,7 @@ def evaluate(config, params, bar: tqdm) -> tuple[dict, list[dict]]:
   """Accuracy over --sequences unseen sequences, and how far each memory moved, mean over layers and batches."""
   step, right, asked, moved = make_step(config), 0, 0, []
   rows, began = sharding.by_stream(sharding.mesh(configs.base())), time.perf_counter()
-  for _, batch in data.eval_batches(config, SEQUENCES.value // BATCH.value):
+  for _, batch in loader.eval_batches(config, SEQUENCES.value // BATCH.value):
     correct_B, asked_B, stats = jax.device_get(step(params, jax.device_put(batch, rows)))
     right, asked = right + int(correct_B.sum()), asked + int(asked_B.sum())
     moved.append({name: float(np.mean(v)) for name, v in stats.items() if name.startswith("moved")})

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import checkpoint, checks, config as configs, costs, data, evaluation, hosts, sharding, stack, step as steps
+from hope_jax import checkpoint, checks, config as configs, costs, data, evaluation, hosts, loader, sharding, stack, step as steps
 from hope_jax.goodput import Goodput
 from hope_jax.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.signals import Signals
@@ -67,7 +67,7 @@ class _Run:
     init = jax.jit(lambda key: steps.init_state(config, key), out_shardings=places)
     self.like = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
                              jax.eval_shape(init, jax.random.key(0)), places)
-    self.batches = iter(data.train_batches(config, self.rows))
+    self.batches = iter(loader.train_batches(config, self.rows))
     digest = tokenizer.digest if tokenizer else "none"
     self.meta = {"config": configs.to_json(config), "tokenizer": digest, "data": data.digest(config)}
     with goodput.span("restore"):

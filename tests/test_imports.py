@@ -10,13 +10,13 @@ ORDER = (
     "products", "delta", "rule", "linear_memory", "mlp_memory",  # the self-modifying memories
     "inner", "level", "teach", "layout", "layers", "state", "config", "written", "write", "titan", "sharding", "checks", "optim",
     "selfmod", "attention", "cms", "model", "online", "guard", "step",
-    "program", "startup", "hosts", "integrity", "corpus", "tokenizer", "recall", "shard", "data", "ngram", "arrays",
-    "checkpoint", "stack", "export", "metrics", "intervals", "report", "collectives", "costs", "generate", "memorize",
+    "program", "startup", "hosts", "integrity", "corpus", "tokenizer", "recall", "shard", "windows", "data", "loader", "ngram",
+    "arrays", "checkpoint", "stack", "export", "metrics", "intervals", "report", "collectives", "costs", "generate", "memorize",
     "evaluation", "goodput", "signals", "train", "launch")
 MEMORIES = ORDER[:5]
 WITHOUT_JAX = (
-    "config", "written", "program", "integrity", "corpus", "tokenizer", "ngram", "intervals", "report", "shard", "goodput",
-    "signals")
+    "config", "written", "program", "integrity", "corpus", "tokenizer", "ngram", "intervals", "report", "shard", "windows",
+    "data", "goodput", "signals")
 
 
 def imports(name):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, checks, config, data, memorize, model, stack, step as steps, train
+from hope_jax import checkpoint, checks, config, loader, memorize, model, stack, step as steps, train
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB, TOKENS = 23, 20
@@ -220,7 +220,7 @@ def test_launch_goes_on_from_a_transformer_and_resumes(trained, capfd):
   assert done.returncode == 0 and "starting in" in done.stderr, done.stderr
 
   params, old, _ = checkpoint.load_params(trained / "checkpoints")
-  batch = next(iter(data.train_batches(c)))  # the first that the new run trains on
+  batch = next(iter(loader.train_batches(c)))  # the first that the new run trains on
   out = steps.make_eval_step(old)(params, batch)
   first = losses(run)
   assert set(first) == {1, 2, 3}
