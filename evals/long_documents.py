@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, checks, config as configs, corpus, generate, memorize, model as models, program, startup, written
+from hope_jax import arrays, checks, config as configs, corpus, generate, memorize, model as models, program, startup, written
 from hope_jax.intervals import both_ways
 from hope_jax.metrics import markdown
 from hope_jax.startup import say
@@ -321,7 +321,7 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> d
   cut = sum(sample.whole > f.tokens for sample in samples)
   say(f"{len(samples)} documents, {sum(len(sample.ids) - 1 for sample in samples):,} tokens; {cut} of them were cut to "
       f"{f.tokens:,} tokens; written: {', '.join(more)}")
-  settings = {"checkpoint": f.checkpoint, "fingerprint": checkpoint.fingerprint(params), "tokenizer": tokenizer.digest,
+  settings = {"checkpoint": f.checkpoint, "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest,
               "seed": f.seed, "skip": f.skip, "tokens_at_most": f.tokens, "min_tokens": f.min_tokens, "batch": f.batch,
               "written": more, "chunk": memorize.size(on), "config": json.loads(configs.to_json(on))}
   chosen = [[sample.source, sample.name, sample.whole, sample.bytes] for sample in samples]

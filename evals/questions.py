@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, checks, config as configs, generate, memorize, model as models, program, startup, written
+from hope_jax import arrays, checks, config as configs, generate, memorize, model as models, program, startup, written
 from hope_jax.intervals import both_ways
 from hope_jax.metrics import markdown
 
@@ -111,7 +111,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   column = lambda key: np.array([row[key] for row in rows])
   result = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "command": shlex.join(["python", "evals/questions.py", *sys.argv[1:]]), "seed": f.seed,
-            "fingerprint": checkpoint.fingerprint(params), "tokenizer": tokenizer.digest, "chunk": memorize.size(config),
+            "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest, "chunk": memorize.size(config),
             "leaks_the_answer": f.use_correct_answer, "reset": f.reset, "steps": f.steps, "samples": len(rows),
             "nats_per_token": both_ways(column("off"), column("on"), column("tokens"), f.seed), "memories": memories,
             "config": json.loads(configs.to_json(config)), "rows": rows}

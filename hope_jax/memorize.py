@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, checks, config as configs, generate, model as models, online, program, startup, written
+from hope_jax import arrays, checks, config as configs, conversation, generate, model as models, online, program, startup, written
 from hope_jax.attention import emptied
 from hope_jax.startup import say
 from hope_jax.state import FastState
@@ -243,7 +243,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     override(config, f)
     checks.validate(config)
     if f.state is not None:
-      checkpoint.conversation(f.state)  # before the work, not after it
+      conversation.steps(f.state)  # before the work, not after it
     text = Path(f.text).read_text()
     ids = [tokenizer.bos, *tokenizer.encode(text)]
     if len(ids) < 3:
@@ -264,12 +264,12 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
       Path(f.output).write_text(json.dumps(
           {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
            "command": shlex.join(["python", "-m", "hope_jax.memorize", *sys.argv[1:]]), "text": f.text,
-           "fingerprint": checkpoint.fingerprint(params), "tokenizer": tokenizer.digest, "tokens": len(ids),
+           "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest, "tokens": len(ids),
            "steps": f.steps, "nats_per_token": losses,
            "bits_per_byte": {name: nats * to_bits for name, nats in losses.items()},
            "config": json.loads(configs.to_json(config))} | describe(config, reports)) + "\n")
     if f.state is not None:
-      checkpoint.save_fast(f.state, fast, {"fingerprint": checkpoint.fingerprint(params), "pending": None})
+      conversation.save(f.state, fast, {"fingerprint": arrays.fingerprint(params), "pending": None})
       say(f"saved in {f.state}: go on with python -m hope_jax.generate --checkpoint={f.checkpoint} --state={f.state}")
 
 

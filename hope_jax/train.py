@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import checkpoint, checks, config as configs, costs, data, evaluation, hosts, loader, sharding, stack, step as steps
+from hope_jax import checkpoint, checks, config as configs, costs, data, evaluation, hosts, integrity, loader, sharding, stack
+from hope_jax import step as steps, stored
 from hope_jax.goodput import Goodput
 from hope_jax.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.signals import Signals
@@ -76,11 +77,11 @@ class _Run:
       self.start, self.state = 0, init(jax.random.key(config.seed))
       if stacked is not None:
         params, meta = stacked
-        checkpoint.check_tokenizer(meta, digest)
+        stored.check_tokenizer(meta, digest)
         self.state = self.state.replace(params=jax.device_put(jax.device_get(params), places.params))
     else:
       meta = saved.meta(self.start)
-      checkpoint.check_tokenizer(meta, digest)
+      stored.check_tokenizer(meta, digest)
       data.check_unchanged(config, meta)
       with goodput.span("restore"):
         self.state, position, meta = saved.restore(self.start, self.like)
@@ -227,7 +228,7 @@ class _Run:
     with self.pause("restore"):
       self.saved.wait()
       self.state, state = None, None  # room for the other one
-      for older in reversed(checkpoint.steps(self.saved.directory)):
+      for older in reversed(integrity.steps(self.saved.directory)):
         try:
           if self.saved.meta(older)["applied"] < guard.applied:
             state, _, _ = self.saved.restore(older, self.like)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config as configs, guard, loader, step as steps, train
+from hope_jax import checkpoint, config as configs, guard, integrity, loader, step as steps, train, weights
 from hope_jax.goodput import KINDS, Goodput
 from test_train import losses, poison
 
@@ -169,8 +169,8 @@ def test_bad_steps_without_end_stop_the_run_and_the_checkpoints_are_good(tmp_pat
   poison(monkeypatch, {i: np.nan for i in range(7, 13)})
   with pytest.raises(FloatingPointError, match="step 10: 2 bad steps in a row, and no checkpoint to roll back to. Try a smaller"):
     train.train(short(rollback_after=2), tmp_path)
-  for step in checkpoint.steps(tmp_path / "checkpoints"):
-    chex.assert_tree_all_finite(checkpoint.load_params(tmp_path / "checkpoints", step=step)[0])
+  for step in integrity.steps(tmp_path / "checkpoints"):
+    chex.assert_tree_all_finite(weights.load(tmp_path / "checkpoints", step=step)[0])
 
 
 @pytest.mark.slow
@@ -181,7 +181,7 @@ def test_a_signal_in_an_evaluation_gives_it_up_and_the_resumed_run_makes_it_once
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="143"):
       stop_at(patch, step, "evaluate")
       train.train(c, tmp_path / "cut")
-    assert checkpoint.steps(tmp_path / "cut" / "checkpoints")[-1] == step
+    assert integrity.steps(tmp_path / "cut" / "checkpoints")[-1] == step
     assert not any("validation/loss" in row for row in kills.rows(tmp_path / "cut") if row["step"] == step)
   for _ in range(2):  # the second leaves a finished run as it is
     train.train(c, tmp_path / "cut")
@@ -204,7 +204,7 @@ def test_signals_save_and_end_with_their_status(tmp_path, monkeypatch, number):
   with pytest.raises(SystemExit) as stopped:
     train.train(c, tmp_path)
   assert stopped.value.code == 128 + number and signal.getsignal(number) == before
-  assert checkpoint.steps(tmp_path / "checkpoints") == [3] and set(losses(tmp_path)) == {1, 2, 3}
+  assert integrity.steps(tmp_path / "checkpoints") == [3] and set(losses(tmp_path)) == {1, 2, 3}
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def test_data_that_cannot_be_read_end_the_run_without_losing_a_step(tmp_path, mo
   with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
     patch.setattr(loader, "train_batches", lambda *_: Failing())
     train.train(c, tmp_path / "cut")
-  assert checkpoint.steps(tmp_path / "cut" / "checkpoints") == [5, 8]
+  assert integrity.steps(tmp_path / "cut" / "checkpoints") == [5, 8]
   train.train(c, tmp_path / "cut")
   assert kills.rows(tmp_path / "cut") == kills.rows(tmp_path / "whole")
 
@@ -323,4 +323,4 @@ def test_a_process_that_gets_sigterm_ends_in_time(tmp_path, moment, saved):
   process.stdout.read()
   assert process.wait() == (128 + signal.SIGTERM if saved else -signal.SIGTERM)
   assert time.monotonic() - began < 30
-  assert bool(checkpoint.steps(tmp_path / "checkpoints")) == saved
+  assert bool(integrity.steps(tmp_path / "checkpoints")) == saved

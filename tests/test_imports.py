@@ -11,8 +11,8 @@ ORDER = (
     "inner", "level", "teach", "layout", "layers", "state", "config", "written", "write", "titan", "sharding", "checks", "optim",
     "selfmod", "attention", "cms", "model", "online", "guard", "step",
     "program", "startup", "hosts", "integrity", "corpus", "tokenizer", "recall", "shard", "windows", "data", "loader", "ngram",
-    "arrays", "checkpoint", "stack", "export", "metrics", "intervals", "report", "collectives", "costs", "generate", "memorize",
-    "evaluation", "goodput", "signals", "train", "launch")
+    "arrays", "stored", "checkpoint", "weights", "conversation", "stack", "export", "metrics", "intervals", "report", "collectives",
+    "costs", "generate", "memorize", "evaluation", "goodput", "signals", "train", "launch")
 MEMORIES = ORDER[:5]
 WITHOUT_JAX = (
     "config", "written", "program", "integrity", "corpus", "tokenizer", "ngram", "intervals", "report", "shard", "windows",

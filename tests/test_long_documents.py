@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax import checkpoint, config, corpus, generate, intervals, memorize, model, report, tokenizer, written
+from hope_jax import arrays, checkpoint, config, corpus, generate, intervals, memorize, model, report, tokenizer, written
 from hope_jax.state import TrainState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -296,7 +296,7 @@ def test_numbers_of_memorize_are_drawn(tmp_path, monkeypatch):
   data = report.load(output)
   assert sum(data["predicted"]) == data["tokens"] - 1 and len(data["predicted"]) == -(-data["tokens"] // CHUNK)
   assert list(data["nats"]) == ["before", "read", "after"]
-  assert data["fingerprint"] == checkpoint.fingerprint(parameters())
+  assert data["fingerprint"] == arrays.fingerprint(parameters())
   for name, nats in data["nats"].items():
     np.testing.assert_allclose(sum(nats) / (data["tokens"] - 1), data["nats_per_token"][name], rtol=1e-5)
   assert list(data["memories"]) == ["cms_fast", "cms_slow"]

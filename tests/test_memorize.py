@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, checks, config, generate, memorize as reader, model, written
+from hope_jax import checks, config, conversation, generate, memorize as reader, model, written
 from hope_jax.state import select
 
 VOCAB, CHUNK = 11, 8
@@ -195,18 +195,18 @@ def test_a_state_is_saved_and_goes_on(kind, tmp_path):
   want, _ = read(kind, [text])
   early, _ = read(kind, [text[:21]], final=False)
   assert int((early.held_BxC >= 0).sum()) == 5  # 16 learned from, 5 wait
-  checkpoint.save_fast(tmp_path / "state", early, {"fingerprint": "tiny"})
+  conversation.save(tmp_path / "state", early, {"fingerprint": "tiny"})
   like = lambda c, batch: jax.eval_shape(lambda: model.init_fast(c, batch))
-  restored, _ = checkpoint.load_fast(tmp_path / "state", like(tiny(kind), 1), "tiny")
+  restored, _ = conversation.load(tmp_path / "state", like(tiny(kind), 1), "tiny")
   got, _ = read(kind, [text[21:]], fast=restored)
   chex.assert_trees_all_close(got, want, **CLOSE)
   other = tiny(kind)
   other.mixer.levels, other.titan.rule = other.mixer.levels[:2], "momentum"
   for state in (like(tiny(kind), 2), like(other, 1)):
     with pytest.raises(ValueError, match="checkpoint of another fast state"):
-      checkpoint.load_fast(tmp_path / "state", state, "tiny")
+      conversation.load(tmp_path / "state", state, "tiny")
   with pytest.raises(ValueError, match="belongs to another model"):
-    checkpoint.load_fast(tmp_path / "state", like(tiny(kind), 1), "another")
+    conversation.load(tmp_path / "state", like(tiny(kind), 1), "another")
 
 
 def test_generation_reads_what_waits(tmp_path):

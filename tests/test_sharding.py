@@ -17,7 +17,8 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec as P
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, checks, collectives, config, memorize, model, optim, sharding, state as states, step as steps
+from hope_jax import arrays, checks, collectives, config, integrity, memorize, model, optim, sharding
+from hope_jax import state as states, step as steps
 from tests import test_train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +82,7 @@ def train(kind, optimizer, mesh) -> dict:
   state, tokens = init(jax.random.key(0)), texts()
   batch = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "segments": np.ones_like(tokens[:, 1:])}
   batch = sharding.place_batch(batch, devices)
-  out = {"born": held(state.params), "start": checkpoint.fingerprint(state.params)}
+  out = {"born": held(state.params), "start": arrays.fingerprint(state.params)}
   step = steps.make_train_step(c, devices).lower(state, batch).compile()
   out["sent"] = sum(collectives.count(step.as_text())[kind] for kind in collectives.KINDS)
   losses, others = [], []
@@ -257,7 +258,7 @@ def test_two_processes_train_as_one(tmp_path):
     runs[count] = [row["train/loss"] for row in rows if "train/loss" in row]
     assert [row["train/bpb"] > 0 for row in rows if "train/loss" in row] == [True] * 8
     assert len({out for out, _ in outs}) == 1 and all("step" not in error for _, error in outs[1:])
-    assert checkpoint.steps(tmp_path / str(count) / "checkpoints") == [6, 8]
+    assert integrity.steps(tmp_path / str(count) / "checkpoints") == [6, 8]
   np.testing.assert_allclose(runs[2], runs[1], rtol=0, atol=1e-5)
 
 
