@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
 
-from hope_jax import checkpoint, config as configs, integrity, program, startup, step as steps
+from hope_jax import checkpoint, checks, config as configs, integrity, program, startup, step as steps
 from hope_jax.metrics import markdown
 from hope_jax.state import TrainState
 
@@ -34,7 +34,7 @@ ARRAY = 1024 * 4096  # numbers in each array of --gib: 16 MiB
 def state_like():
   """The state's shapes."""
   if CONFIG.value is not None:
-    configs.validate(CONFIG.value)
+    checks.validate(CONFIG.value)
     return jax.eval_shape(lambda: steps.init_state(CONFIG.value, jax.random.key(0)))
   count = max(1, round(GIB.value * 2**30 / 3 / ARRAY / 4))
   tree = {f"array_{i}": jax.ShapeDtypeStruct((ARRAY,), jnp.float32) for i in range(count)}

@@ -23,7 +23,7 @@ from absl import app, flags
 import jax
 from tqdm import tqdm
 
-from hope_jax import collectives, config as configs, costs
+from hope_jax import checks, collectives, costs
 from hope_jax.metrics import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +66,7 @@ def cases(table: str) -> list[dict]:
   if table == "remat":
     models = {"hope_hybrid, by chunks": {}, "selfmod mlp, whole": SELFMOD | WHOLE, "transformer": TRANSFORMER}
     return [case("pilot", label, **fields, **{"model.remat": policy})
-            for label, fields in models.items() for policy in configs.CHOICES["model.remat"]]
+            for label, fields in models.items() for policy in checks.CHOICES["model.remat"]]
   if table == "depths":
     return [case("pilot", label, **fields, **{"model.layers": layers})
             for label, fields in {"hope_hybrid": {}, "hope_selfmod": SELFMOD, "transformer": TRANSFORMER}.items()
@@ -86,7 +86,7 @@ def configuration(entry: dict):
   for field, value in entry["fields"].items():
     section, name = field.split(".")
     c[section][name] = value
-  configs.validate(c, math.prod(entry["mesh"]))
+  checks.validate(c, math.prod(entry["mesh"]))
   return c
 
 

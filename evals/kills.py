@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, config as configs, evaluation, metrics, sharding, startup, step as steps, train
+from hope_jax import checkpoint, config as configs, evaluation, integrity, metrics, sharding, startup, step as steps, train
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = flags.DEFINE_integer("kills", 20, "How many.", lower_bound=1)
@@ -108,7 +108,7 @@ def kill(workdir: Path, moment: str, count: int, delay: float) -> dict | None:
 
 def last(workdir: Path) -> int:
   """The step that the next process restores; 0: none."""
-  return max(checkpoint.steps(workdir / "checkpoints"), default=0)
+  return max(integrity.steps(workdir / "checkpoints"), default=0)
 
 
 def rows(workdir: Path) -> list[dict]:

@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, config as configs, corpus, generate, memorize, model as models, program, startup
+from hope_jax import arrays, checks, config as configs, corpus, generate, memorize, model as models, program, startup, written
 from hope_jax.intervals import both_ways
 from hope_jax.metrics import markdown
 from hope_jax.startup import say
@@ -135,7 +135,7 @@ def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
     config.mixer.in_context = True
   titan = config.model.kind in configs.HYBRIDS
   levels = list(config.mixer.levels) if config.mixer.kind == "cms" and config.mixer.in_context else []
-  names = ["titan"] * titan + [configs.path(entry.name) for entry in levels]
+  names = ["titan"] * titan + [written.path(entry.name) for entry in levels]
   for field, parse, texts in (("period", int, f.period), ("rule", str, f.rule), ("lr", float, f.lr)):
     if texts is None:
       continue
@@ -149,8 +149,8 @@ def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
     levels = [dataclasses.replace(entry, **{field: value}) for entry, value in zip(levels, values[titan:])]
   if levels:
     config.mixer.levels = tuple(levels)
-  configs.validate(config)
-  if f.period and len(configs.written(config)) < len(names):
+  checks.validate(config)
+  if f.period and len(written.levels(config)) < len(names):
     raise ValueError(f"--period: a level is written in context if its period is at most data.seq={config.data.seq}")
   return config
 
@@ -158,7 +158,7 @@ def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
 def switched_off(config, selfmod: bool):
   """The configuration for reading with memory off; `selfmod`: self-modifying memories still write."""
   config = config.copy_and_resolve_references()
-  config.teach.paths = ("selfmod",) if selfmod and "selfmod" in configs.enabled(config) else ("none",)
+  config.teach.paths = ("selfmod",) if selfmod and "selfmod" in written.enabled(config) else ("none",)
   return config
 
 
@@ -197,7 +197,7 @@ def row(config, sample: Sample, reports: dict[str, memorize.Report], at: np.ndar
           "whole": sample.whole, "bytes": sample.bytes, "nats": nats,
           "bits_per_byte": {name: value / math.log(2) / sample.bytes for name, value in nats.items()},
           "bins": {"tokens": by_bin(np.ones(count))} | {name: by_bin(nats_N) for name, nats_N in losses.items()},
-          "memories": on.totals(configs.enabled(config)),
+          "memories": on.totals(written.enabled(config)),
           "selfmod": {key: float(np.mean(value[-1])) for key, value in on.stats.get("selfmod", {}).items()}}
 
 
@@ -310,8 +310,8 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> d
   """All that the file holds but its date and command."""
   on = change(config, f)
   off = switched_off(on, f.selfmod_always)
-  written = [path for path in configs.enabled(on) if path not in configs.enabled(off)]
-  if not written:
+  more = [path for path in written.enabled(on) if path not in written.enabled(off)]
+  if not more:
     raise ValueError(f"this {on.model.kind} writes nothing more with memory on than with memory off: add --in_context "
                      "--period=64 --lr=0.01 if its levels were trained without writes, or correct --paths and --layers")
   found = sources(f.documents, f.field, config.data.sources, config.data.val_fraction)
@@ -320,10 +320,10 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> d
   samples.sort(key=lambda sample: -len(sample.ids))  # so that a batch holds little padding
   cut = sum(sample.whole > f.tokens for sample in samples)
   say(f"{len(samples)} documents, {sum(len(sample.ids) - 1 for sample in samples):,} tokens; {cut} of them were cut to "
-      f"{f.tokens:,} tokens; written: {', '.join(written)}")
-  settings = {"checkpoint": f.checkpoint, "fingerprint": checkpoint.fingerprint(params), "tokenizer": tokenizer.digest,
+      f"{f.tokens:,} tokens; written: {', '.join(more)}")
+  settings = {"checkpoint": f.checkpoint, "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest,
               "seed": f.seed, "skip": f.skip, "tokens_at_most": f.tokens, "min_tokens": f.min_tokens, "batch": f.batch,
-              "written": written, "chunk": memorize.size(on), "config": json.loads(configs.to_json(on))}
+              "written": more, "chunk": memorize.size(on), "config": json.loads(configs.to_json(on))}
   chosen = [[sample.source, sample.name, sample.whole, sample.bytes] for sample in samples]
   kept = Partial(partial, settings | {"documents": chosen})
   at = edges(memorize.size(on), f.tokens)
@@ -333,7 +333,7 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> d
         kept.add(read(params, on, off, samples[first:first + f.batch], at))
       bar.update(len(kept.batches[number]))
   rows = [each for batch in kept.batches for each in batch]
-  return settings | {"cut": cut} | summary(rows, at, f.seed, written) | {"rows": rows}
+  return settings | {"cut": cut} | summary(rows, at, f.seed, more) | {"rows": rows}
 
 
 def define_flags(values: flags.FlagValues) -> None:

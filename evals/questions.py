@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, config as configs, generate, memorize, model as models, program, startup
+from hope_jax import arrays, checks, config as configs, generate, memorize, model as models, program, startup, written
 from hope_jax.intervals import both_ways
 from hope_jax.metrics import markdown
 
@@ -75,7 +75,7 @@ def score(config, params, samples: list[Sample], *, steps: int, batch: int, rese
       if leak:
         state, _ = memorize.replay(config, params, state, [s.prompt + s.answer for s in some], steps)
       on = ask(config, params, jax.tree.map(jnp.copy, memorize.forget_context(state)), some)
-      totals += [readings[-1].totals(configs.enabled(config))] * len(some)
+      totals += [readings[-1].totals(written.enabled(config))] * len(some)
       rows += [{"tokens": len(s.answer), "off": a, "on": b} for s, a, b in zip(some, off, on)]
       bar.update(len(some))
   mean = {path: {key: float(np.mean([t[path][key] for t in totals])) for key in total} for path, total in totals[0].items()}
@@ -102,8 +102,8 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
     config, params, tokenizer = generate.load(f.checkpoint)
     memorize.override(config, f)
-    configs.validate(config)
-    if not configs.written(config):
+    checks.validate(config)
+    if not written.levels(config):
       raise ValueError(f"{f.checkpoint} is a {config.model.kind} whose memories no teach signal writes: train one with "
                        "mixer.in_context=True, or model.kind=hope_hybrid or titan_hybrid")
     rows, memories = score(config, params, read(f.questions, tokenizer), steps=f.steps, batch=f.batch, reset=f.reset,
@@ -111,7 +111,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   column = lambda key: np.array([row[key] for row in rows])
   result = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "command": shlex.join(["python", "evals/questions.py", *sys.argv[1:]]), "seed": f.seed,
-            "fingerprint": checkpoint.fingerprint(params), "tokenizer": tokenizer.digest, "chunk": memorize.size(config),
+            "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest, "chunk": memorize.size(config),
             "leaks_the_answer": f.use_correct_answer, "reset": f.reset, "steps": f.steps, "samples": len(rows),
             "nats_per_token": both_ways(column("off"), column("on"), column("tokens"), f.seed), "memories": memories,
             "config": json.loads(configs.to_json(config)), "rows": rows}

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, config as configs, data, evaluation, program, sharding, startup, step as steps
+from hope_jax import checks, config as configs, evaluation, integrity, loader, program, sharding, startup, step as steps
+from hope_jax import weights, written
 from hope_jax.metrics import markdown
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.", required=True)
@@ -43,7 +44,7 @@ def at_gap(config, gap: int, write: bool):
   c.data.update(recall_gap=gap, seq=-(-(places + gap) // c.data.align) * c.data.align, batch=BATCH.value)
   if not write:
     c.teach.paths = ("none",)
-  configs.validate(c, jax.device_count())
+  checks.validate(c, jax.device_count())
   return c.lock()
 
 
@@ -70,7 +71,7 @@ def evaluate(config, params, bar: tqdm) -> tuple[dict, list[dict]]:
   """Accuracy over --sequences unseen sequences, and how far each memory moved, mean over layers and batches."""
   step, right, asked, moved = make_step(config), 0, 0, []
   rows, began = sharding.by_stream(sharding.mesh(configs.base())), time.perf_counter()
-  for _, batch in data.eval_batches(config, SEQUENCES.value // BATCH.value):
+  for _, batch in loader.eval_batches(config, SEQUENCES.value // BATCH.value):
     correct_B, asked_B, stats = jax.device_get(step(params, jax.device_put(batch, rows)))
     right, asked = right + int(correct_B.sum()), asked + int(asked_B.sum())
     moved.append({name: float(np.mean(v)) for name, v in stats.items() if name.startswith("moved")})
@@ -83,7 +84,7 @@ def evaluate(config, params, bar: tqdm) -> tuple[dict, list[dict]]:
 
 def measure(config, params) -> list[dict]:
   """One entry a gap. RuntimeError when memories that should write do not, or the others do."""
-  gaps, ways = [int(gap) for gap in GAPS.value], ("on", "off") if configs.paths(config) else ("none",)
+  gaps, ways = [int(gap) for gap in GAPS.value], ("on", "off") if written.paths(config) else ("none",)
   out = []
   with tqdm(total=len(gaps) * len(ways) * (SEQUENCES.value // BATCH.value), unit="batch") as bar:
     for gap in gaps:
@@ -117,7 +118,7 @@ def main(argv):
       raise ValueError(f"--sequences={SEQUENCES.value} is no multiple of --batch={BATCH.value}: set it to "
                        f"{-(-SEQUENCES.value // BATCH.value) * BATCH.value}")
     folder = Path(CHECKPOINT.value) / "checkpoints"
-    params, config, _ = checkpoint.load_params(folder, step=STEP.value)
+    params, config, _ = weights.load(folder, step=STEP.value)
     if config.data.task != "recall" or not config.data.recall_fillers:
       raise ValueError(f"{CHECKPOINT.value} was not trained with data.task=recall and data.recall_fillers: train "
                        "configs/recall_long.py")
@@ -131,7 +132,7 @@ def main(argv):
               "device": {"kind": jax.devices()[0].device_kind, "processor": platform.machine(),
                          "cores": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()},
               "versions": {"python": platform.python_version(), "jax": jax.__version__},
-              "step": STEP.value or checkpoint.steps(folder)[-1], "chance": chance,
+              "step": STEP.value or integrity.steps(folder)[-1], "chance": chance,
               "config": json.loads(configs.to_json(config)), "gaps": results}
     Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
     Path(OUTPUT.value).write_text(json.dumps(report, indent=1) + "\n")

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from hope_jax import config as configs, costs, metrics, model as models, online, sharding, step as steps
+from hope_jax import checks, config as configs, costs, metrics, model as models, online, sharding, step as steps
 from hope_jax.metrics import markdown
 
 PRESETS = {  # vocabulary, width, layers, heads, sequence, batch, dtype
@@ -80,7 +80,7 @@ def configuration(name: str, **changes):
     c.teach.chunk = c.data.align = 128
   for field, value in size.items():
     (c.data if field in ("seq", "batch") else c.model)[field] = value
-  configs.validate(c)
+  checks.validate(c)
   return c
 
 

@@ -19,16 +19,19 @@ def fingerprint(params: Any) -> str:
 def check_architecture(stored: Any, expected: Any, what: str = "architecture") -> None:
   """ValueError unless two trees (leaves with shape and dtype) agree in every path, shape and type."""
   a, b = ({name: f"{leaf.shape} {leaf.dtype}" for name, leaf in leaves(tree).items()} for tree in (stored, expected))
-  differ = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
+  check_same(a, b, ("checkpoint", "this configuration"), f"checkpoint of another {what}",
+             "use the checkpoint's own configuration (config.json beside it) or another workdir")
+
+
+def check_same(a: dict, b: dict, names: tuple[str, str], what: str, fix: str) -> None:
+  """ValueError, with the first differences, unless two {array: description} of these names agree."""
+  differ = [array for array in sorted(a | b) if a.get(array) != b.get(array)]
   if not differ:
     return
-  lines = [f"  {name}: checkpoint {a.get(name, 'has none')}, this configuration {b.get(name, 'has none')}"
-           for name in differ[:5]]
+  lines = [f"  {array}: {names[0]} {a.get(array, 'has none')}, {names[1]} {b.get(array, 'has none')}" for array in differ[:5]]
   if len(differ) > 5:
     lines.append(f"  and {len(differ) - 5} more")
-  raise ValueError(f"checkpoint of another {what}: {len(differ)} of {len(a.keys() | b.keys())} arrays differ\n"
-                   + "\n".join(lines)
-                   + "\nuse the checkpoint's own configuration (config.json beside it) or another workdir")
+  raise ValueError("\n".join([f"{what}: {len(differ)} of {len(a | b)} arrays differ", *lines, fix]))
 
 
 def leaves(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:

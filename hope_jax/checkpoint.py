@@ -1,4 +1,4 @@
-"""Checkpoints: what a run needs to go on as if it had not stopped, and what an evaluation needs of it.
+"""A run's checkpoints: what it needs to go on as if it had not stopped, and what an evaluation needs of it.
 
     directory/<step>/params      the parameters, so that an evaluation reads nothing else
                      train       everything else in TrainState: step, optimizer, random key, streams' fast state
@@ -6,9 +6,7 @@
                      meta        JSON: "config" (config.to_json), "tokenizer" (digest), and what the trainer adds
                      integrity.json    digests of all of it (integrity.py), and the step's validation loss
 
-A step is written under another name, hashed, and renamed when it is whole. What is read is hashed first: a step that
-is not as it was written is refused, and one that was not asked for by number gives way to the newest good one before
-it, which is said. Orbax stays inside this file.
+A step is written under another name, hashed, and renamed when it is whole. How one is read: stored.py.
 
     with Checkpoints(workdir / "checkpoints", keep=2) as saved:
       step = saved.newest_good()
@@ -17,7 +15,6 @@ it, which is said. Orbax stays inside this file.
       saved.save(step, state, iterator.get_state(), meta)
 """
 
-from collections.abc import Collection
 from concurrent import futures
 import errno
 import hashlib
@@ -31,20 +28,18 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from hope_jax import arrays, config as config_lib, hosts, integrity
+from hope_jax import hosts, integrity, stored
 from hope_jax.arrays import check_architecture, fingerprint
-from hope_jax.integrity import steps
 from hope_jax.startup import say
 
 PARTIAL = ".partial"  # mark on a step that is being written, hashed or deleted
 FILE_BYTES = 2**27  # about; several files are hashed at once
 NO_STEP, NONE_GOOD = -1, -2  # what the first process tells the others instead of a step
 LAST_SAVE = 30  # seconds that a process with an error waits for a save under way
-TRAIN_COMMAND = "python -m hope_jax.launch --config=configs/smoke.py --workdir=runs/smoke"
+JSON = {"iterator": "the iterator's state", "meta": "meta"}  # items that are no arrays
 DISK_ERRORS = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "file too large"}
 
 # Each Orbax thread logs a failed write with its whole traceback, a thousand lines; `wait` raises that error once.
@@ -85,20 +80,21 @@ class Checkpoints:
     """
     if missing := {"config", "tokenizer"} - meta.keys():
       raise ValueError(f"meta has no {sorted(missing)}; an evaluation could not load this checkpoint: add them")
-    items = {"params": state.params, "train": state.replace(params=None),
-             "iterator": _json(iterator_state, "the iterator's state"), "meta": _json(meta, "meta")}
-    facts = _digests(meta) | {"rng": fingerprint({"rng": jax.random.key_data(state.rng)}),
-                              "metric": metric if metric is not None and np.isfinite(metric) else None}
-    return self._start(step, items, facts, on_error)
+    items = {"params": state.params, "train": state.replace(params=None), "iterator": iterator_state, "meta": meta}
+    facts = digests(meta) | {"rng": fingerprint({"rng": jax.random.key_data(state.rng)}),
+                             "metric": metric if metric is not None and np.isfinite(metric) else None}
+    return self.write(step, items, facts, on_error)
 
-  def _start(self, step: int, items: dict, facts: dict, on_error: str = "stop") -> bool:
+  def write(self, step: int, items: dict, facts: dict, on_error: str = "stop") -> bool:
+    """As `save`, a step of other items (trees of arrays by name, and JSON), with other facts in its sidecar."""
+    registry = ocp.handlers.local_registry()
+    for name in JSON.keys() & items.keys():
+      _check_json(items[name], JSON[name])
+      registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)  # else stored as arrays
     self.wait()
-    if step in steps(self.directory):
+    if step in integrity.steps(self.directory):
       return False
     self._clear()
-    registry = ocp.handlers.local_registry()
-    for name in {"iterator", "meta"} & items.keys():
-      registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)  # else stored as arrays
     context = ocp.Context()
     context.checkpointables.registry = registry
     context.array.saving.use_compression = False  # trained numbers shrink by a tenth, in ten times the time
@@ -124,7 +120,7 @@ class Checkpoints:
 
   def _retire(self) -> None:
     """Deletes the steps that nothing keeps."""
-    found = steps(self.directory)
+    found = integrity.steps(self.directory)
     metrics = {step: metric for step in found if (metric := integrity.metric(self.directory / str(step))) is not None}
     kept = {*found[-self.keep:], *sorted(metrics, key=metrics.get)[:self.keep_best],
             *(step for step in found if self.keep_every and step % self.keep_every == 0)}
@@ -171,18 +167,18 @@ class Checkpoints:
   def latest(self) -> int | None:
     """The last step on disk, or None. Waits for a save under way, and so does every other read."""
     self.wait()
-    found = steps(self.directory)
+    found = integrity.steps(self.directory)
     return found[-1] if found else None
 
   def newest_good(self) -> int | None:
     """The last step that is as it was written; None when there is no step at all. Says what is wrong with later ones.
 
     Those are renamed to <step>.damaged, so that the run can write them again. Raises ValueError when no step is good,
-    or it is one of `save_params`, from which no training can go on.
+    or it is one of weights.py, from which no training can go on.
     """
     self.wait()
     step, error = NO_STEP, None
-    if jax.process_index() == 0 and steps(self.directory):
+    if jax.process_index() == 0 and integrity.steps(self.directory):
       try:
         step, damaged = integrity.newest_good(self.directory)
         for later in damaged:
@@ -209,18 +205,17 @@ class Checkpoints:
     Raises FileNotFoundError without that step, ValueError when it is damaged or an array has another shape, type or name.
     """
     self.wait()
-    path = _step_path(self.directory, step) if step in self._checked else _good_path(self.directory, step)
+    path = (stored.find if step in self._checked else stored.good)(self.directory, step)
     rest = like_state.replace(params=None)
-    check_architecture(ocp.metadata(path, "params").metadata, like_state.params)
-    check_architecture(ocp.metadata(path, "train").metadata, rest, "optimizer or state")
-    loaded = ocp.load_checkpointables(
-        path, {"params": arrays.placed(like_state.params), "train": arrays.placed(rest), "iterator": None, "meta": None})
+    check_architecture(stored.shapes(path, "params"), like_state.params)
+    check_architecture(stored.shapes(path, "train"), rest, "optimizer or state")
+    loaded = stored.read(path, {"params": like_state.params, "train": rest, "iterator": None, "meta": None})
     return loaded["train"].replace(params=loaded["params"]), loaded["iterator"], loaded["meta"]
 
   def meta(self, step: int) -> dict:
     """What was saved as `meta`; reads no array."""
     self.wait()
-    return read_meta(self.directory, step)
+    return stored.read_meta(self.directory, step)
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -232,118 +227,9 @@ class Checkpoints:
       futures.wait([self._pending[1]], LAST_SAVE)
 
 
-def read_meta(directory: str | Path, step: int | None = None) -> dict:
-  """`meta` of a step (None: the newest whose meta is good) without its arrays. Raises as `load_params`."""
-  return ocp.load_checkpointables(_good_path(directory, step, ("meta",)), {"meta": None})["meta"]
-
-
-def load_params(directory: str | Path, like_params: Any = None, step: int | None = None,
-                dtype: Any = None) -> tuple[Any, ConfigDict, dict]:
-  """(params, config, meta) for evaluation and generation; the optimizer is neither read nor hashed. Writes nothing.
-
-  `meta` has the number of the step, too, as "step".
-
-  Args:
-    like_params: places and types (arrays or ShapeDtypeStructs); None: as stored, on the first device.
-    step: None: the newest whose parameters are good.
-    dtype: of all floating-point parameters, whatever was stored; None: they must be stored as `like_params` has them.
-
-  Raises FileNotFoundError when it is missing, ValueError for a damaged step or a checkpoint of another architecture.
-  """
-  path = _good_path(directory, step, ("params", "meta"))
-  meta = read_meta(directory, int(path.name)) | {"step": int(path.name)}
-  stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ocp.metadata(path, "params").metadata)
-  stored = arrays.cast(stored, dtype)  # without the devices it was saved from, which need not be here
-  like_params = stored if like_params is None else arrays.cast(like_params, dtype)
-  check_architecture(stored, like_params)
-  params = ocp.load(path, arrays.placed(like_params), checkpointable_name="params")
-  return params, config_lib.from_json(meta["config"]), meta
-
-
-def save_params(directory: str | Path, step: int, params: Any, meta: dict) -> None:
-  """Saves parameters alone, for evaluation, generation and --init_from: training does not go on from such a step.
-
-  `meta`: "config" and "tokenizer". Raises FileExistsError when the directory has a step already.
-  """
-  if found := steps(directory):
-    raise FileExistsError(f"{directory} has step {found[-1]} already: choose another --workdir")
-  with Checkpoints(directory, keep=1) as saved:
-    saved._start(step, {"params": params, "meta": _json(meta, "meta")}, _digests(meta))
-
-
-def save_fast(directory: str | Path, fast: Any, meta: dict) -> None:
-  """Saves a conversation's fast state, replacing the one in `directory` once the new one is whole.
-
-  `meta` holds at least {"fingerprint": fingerprint(params)}: a fast state means nothing to another model.
-  """
-  if "fingerprint" not in meta:
-    raise ValueError("meta has no fingerprint; add meta['fingerprint'] = checkpoint.fingerprint(params)")
-  with Checkpoints(directory, keep=1) as saved:
-    last = saved.latest()
-    saved._start(0 if last is None else last + 1, {"fast": fast, "meta": _json(meta, "meta")},
-                 {"model": meta["fingerprint"]})
-
-
-def load_fast(directory: str | Path, like: Any, model: str) -> tuple[Any, dict]:
-  """(fast, meta) as saved, placed like `like`. `model`: the fingerprint of the parameters it goes on with.
-
-  Raises FileNotFoundError when there is none, ValueError when it is damaged or another model's.
-  """
-  path = _good_path(directory, None)
-  meta = read_meta(directory, int(path.name))
-  if meta["fingerprint"] != model:
-    raise ValueError(
-        f"the fast state in {directory} belongs to another model: it was written by {meta['fingerprint']}, these "
-        f"parameters are {model}; load the checkpoint it was written with, or start a fresh conversation")
-  check_architecture(ocp.metadata(path, "fast").metadata, like, "fast state")
-  return ocp.load(path, arrays.placed(like), checkpointable_name="fast"), meta
-
-
-def conversation(directory: str | Path) -> list[int]:
-  """Steps of the fast state saved in a folder; ValueError if it holds a run's checkpoints: saving there would delete them."""
-  saved = steps(directory)
-  if not all((Path(directory) / str(step) / "fast").is_dir() for step in saved):
-    raise ValueError(f"{directory} holds a run's checkpoints, not a conversation: choose another directory")
-  return saved
-
-
-def check_tokenizer(meta: dict, digest: str) -> None:
-  """ValueError unless the checkpoint was trained with the tokenizer of this digest (meta["tokenizer"])."""
-  if meta["tokenizer"] != digest:
-    raise ValueError(f"the tokenizer does not match the checkpoint: it was trained with {meta['tokenizer']}, this one "
-                     f"is {digest}; use the tokenizer.model kept beside the checkpoint")
-
-
-def _digests(meta: dict) -> dict:
+def digests(meta: dict) -> dict:
+  """Of the configuration and the tokenizer, for a step's sidecar."""
   return {"config": hashlib.sha256(meta["config"].encode()).hexdigest(), "tokenizer": meta["tokenizer"]}
-
-
-def _step_path(directory: str | Path, step: int | None) -> Path:
-  directory = Path(directory).absolute()
-  found = steps(directory)
-  if found and (step is None or step in found):
-    return directory / str(found[-1] if step is None else step)
-  if found:
-    there = "steps " + ", ".join(map(str, found))
-  elif directory.is_dir():
-    there = ", ".join(sorted(os.listdir(directory))[:8]) or "nothing"
-  else:
-    there = "no such directory"
-  raise FileNotFoundError(f"no checkpoint{'' if step is None else f' of step {step}'} in {directory} (there: {there}); "
-                          f"train one with: {TRAIN_COMMAND}")
-
-
-def _good_path(directory: str | Path, step: int | None, parts: Collection[str] | None = None) -> Path:
-  """Folder of a step (None: the newest good one) whose `parts` (None: all) are as they were written. ValueError if not."""
-  path = _step_path(directory, step)
-  if step is None:
-    good, damaged = integrity.newest_good(path.parent, parts)
-    for later in damaged:
-      say(f"{path.parent}: step {later} is damaged ({integrity.brief(damaged[later])}): reading step {good}")
-    return path.parent / str(good)
-  if faults := integrity.check(path, parts):
-    raise ValueError(f"{path} is damaged ({integrity.brief(faults)}): bring it back from a copy or choose another step")
-  return path
 
 
 def _try_write(directory: Path) -> None:
@@ -366,7 +252,6 @@ def _disk_error(error: BaseException | None) -> int | None:
   return None
 
 
-def _json(value: Any, what: str) -> Any:
+def _check_json(value: Any, what: str) -> None:
   if json.loads(json.dumps(value)) != value:
     raise TypeError(f"{what} changes when written as JSON (tuples, or keys that are not text): {value!r}")
-  return value

@@ -13,7 +13,7 @@ import jax
 from jax.interpreters import partial_eval
 import jax.numpy as jnp
 
-from hope_jax import collectives, config as configs, model as models, optim, sharding, state as states, step as steps
+from hope_jax import checks, collectives, model as models, optim, sharding, state as states, step as steps
 
 UNCOUNTED = ("conv_general_dilated", "ragged_dot_general", "triangular_solve", "pallas_call")
 
@@ -163,13 +163,13 @@ def devices_of(config) -> list:
 def dry_run(config) -> str:
   """All costs of a configuration as one text. The training step is compiled for its mesh, whether or not that is here."""
   devices = devices_of(config)
-  configs.validate(config, len(devices))
+  checks.validate(config, len(devices))
   c, tokens = config, config.data.batch * config.data.seq
   program, forward, update = train_program(c, devices), forward_flops(c), optimizer_flops(c)
   whole = count_flops(*program) / tokens
   compiled, seconds = compile_program(*program)
   own = collectives.count(compiled.as_text())
-  mesh = " x ".join(f"{name} {n}" for name, n in zip(("data", "fsdp", "tensor"), configs.mesh_shape(c, len(devices))))
+  mesh = " x ".join(f"{name} {n}" for name, n in zip(("data", "fsdp", "tensor"), sharding.mesh_shape(c, len(devices))))
   bytes_of = lambda tree: sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
   line = lambda name, value, note="": f"{name:28}{value:>24}  {note}".rstrip()
   flops = lambda name, value, note="": line(name, f"{value / 1e6:,.2f} MFLOP", note)

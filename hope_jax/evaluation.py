@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from hope_jax import config as configs, data
+from hope_jax import loader, written
 from hope_jax.ngram import Bigram
 from hope_jax.startup import say
 
@@ -22,7 +22,7 @@ def evaluate(config, step: Callable, place: Callable, token_bytes=None, model: B
     model: of the training tokens; is scored beside.
   """
   total, domains, moved = dict.fromkeys(("nats", "labels", "correct", "bytes", "bigram"), 0.0), {}, []
-  for names, batch in data.eval_batches(config, config.train.eval_batches):
+  for names, batch in loader.eval_batches(config, config.train.eval_batches):
     if stopped():
       return None
     out = jax.device_get(step(place(batch)))
@@ -66,7 +66,7 @@ def count_bytes(token_bytes, labels) -> int:
 
 def bigram(config, count: int, stopped: Callable = lambda: False) -> Bigram:
   """The bigram model of the batches of the first `count` steps, or of those that come before `stopped`."""
-  model, batches = Bigram(config.model.vocab), iter(data.train_batches(config))
+  model, batches = Bigram(config.model.vocab), iter(loader.train_batches(config))
   for batch in itertools.takewhile(lambda _: not stopped(), itertools.islice(batches, count)):
     model.add(batch["tokens"], batch["labels"])
   return model
@@ -84,4 +84,4 @@ def check_updates(moved: list[dict]) -> None:
 def _writes(config, name: str) -> bool:
   """Whether the memory of a statistic ("moved/titan", "moved/k") may be written."""
   path = name.partition("/")[2]
-  return (path if path in configs.paths(config) else "selfmod") in configs.enabled(config)
+  return (path if path in written.paths(config) else "selfmod") in written.enabled(config)

@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import arrays, checkpoint, config as configs, integrity, linear_memory, mlp_memory, model as models
-from hope_jax import program, rule as rules, startup
+from hope_jax import arrays, config as configs, integrity, linear_memory, mlp_memory, model as models
+from hope_jax import program, rule as rules, startup, stored, weights
 from hope_jax.startup import say
 
 VERSION = "1"
@@ -111,11 +111,8 @@ def parameters(named: dict[str, np.ndarray], config):
         target[...] = named[name]
     built.append(array)
   found = {name: tensor.shape for name, tensor in named.items()}
-  if differ := [name for name in sorted(wanted | found) if wanted.get(name) != found.get(name)]:
-    lines = [f"  {name}: the file {found.get(name, 'has none')}, its configuration {wanted.get(name, 'has none')}"
-             for name in differ[:5]]
-    raise ValueError(f"{len(differ)} of {len(wanted | found)} tensors do not fit the configuration in the file:\n"
-                     + "\n".join(lines) + f"\nexport the parameters again: {EXPORT}")
+  arrays.check_same(found, wanted, ("the file", "its configuration"), "the tensors do not fit the configuration in the file",
+                    f"export the parameters again: {EXPORT}")
   return jax.tree.map(jnp.asarray, jax.tree.unflatten(jax.tree.structure(like), built))
 
 
@@ -125,10 +122,10 @@ def write(workdir: str | Path, output: str | Path, step: int | None = None, dtyp
   Raises FileNotFoundError without a checkpoint, ValueError for a damaged one or another tokenizer, OSError for a full disk.
   """
   library, workdir, output = _safetensors(), Path(workdir), Path(output)
-  params, config, meta = checkpoint.load_params(workdir / "checkpoints", step=step, dtype=jnp.dtype(dtype))
+  params, config, meta = weights.load(workdir / "checkpoints", step=step, dtype=jnp.dtype(dtype))
   wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
   facts = {"hope_jax": VERSION, "config": meta["config"], "tokenizer": meta["tokenizer"], "step": str(meta["step"]),
-           "fingerprint": checkpoint.fingerprint(wide)}
+           "fingerprint": arrays.fingerprint(wide)}
   output.parent.mkdir(parents=True, exist_ok=True)
   _copy_tokenizer(workdir, output.parent, meta)
   partial = output.with_name(f"{output.name}.partial")
@@ -152,7 +149,7 @@ def _copy_tokenizer(source: Path, target: Path, meta: dict) -> None:
     return
   if not source.is_file():
     raise FileNotFoundError(f"no {source}: put the tokenizer.model there that the model was trained with")
-  checkpoint.check_tokenizer(meta, integrity.sha256(source))
+  stored.check_tokenizer(meta, integrity.sha256(source))
   if not target.exists():
     shutil.copy(source, target)
   elif integrity.sha256(target) != meta["tokenizer"]:
@@ -181,7 +178,7 @@ def read(path: str | Path):
   except (KeyError, TypeError) as error:
     raise ValueError(f"{path} has the configuration of another version of hope_jax ({error}): import it with that one") from None
   params = parameters(named, config)
-  if (found := checkpoint.fingerprint(params)) != facts["fingerprint"]:
+  if (found := arrays.fingerprint(params)) != facts["fingerprint"]:
     raise ValueError(f"{path} is damaged or was changed: its parameters have fingerprint {found}, {facts['fingerprint']} were "
                      f"written; copy it again or write one with {EXPORT}")
   return params, config, facts
@@ -199,7 +196,7 @@ def import_run(path: str | Path, workdir: str | Path) -> int:
   workdir.mkdir(parents=True, exist_ok=True)
   _copy_tokenizer(Path(path).parent, workdir, facts)
   (workdir / "config.json").write_text(facts["config"])
-  checkpoint.save_params(workdir / "checkpoints", int(facts["step"]), params,
+  weights.save(workdir / "checkpoints", int(facts["step"]), params,
                          {"config": facts["config"], "tokenizer": facts["tokenizer"]})
   return int(facts["step"])
 

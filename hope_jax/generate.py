@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import checkpoint, model as models, program, startup
+from hope_jax import arrays, conversation, model as models, program, startup, stored, weights
 from hope_jax.startup import say
 from hope_jax.state import FastState, fast_bytes
 from hope_jax.tokenizer import StreamDecoder, Tokenizer
@@ -38,12 +38,12 @@ def load(workdir: str | Path):
   Raises FileNotFoundError without a checkpoint, ValueError when the tokenizer is missing or not the checkpoint's own.
   """
   steps = Path(workdir) / "checkpoints"
-  meta = checkpoint.read_meta(steps)
+  meta = stored.read_meta(steps)
   if meta["tokenizer"] == "none":
     raise ValueError(f"{workdir} was not trained on text and has no tokenizer: choose a run with data.task=text")
   tokenizer = Tokenizer(Path(workdir) / "tokenizer.model")
-  checkpoint.check_tokenizer(meta, tokenizer.digest)
-  params, config, _ = checkpoint.load_params(steps)
+  stored.check_tokenizer(meta, tokenizer.digest)
+  params, config, _ = weights.load(steps)
   return config, params, tokenizer
 
 
@@ -148,16 +148,14 @@ class Stream:
 
   def save(self, directory: str | Path) -> None:
     """Saves the conversation, replacing the one that is there."""
-    checkpoint.conversation(directory)
-    meta = {"fingerprint": checkpoint.fingerprint(self.params), "pending": self.pending}
-    checkpoint.save_fast(directory, self.fast, meta)
+    conversation.save(directory, self.fast, {"fingerprint": arrays.fingerprint(self.params), "pending": self.pending})
 
   def load(self, directory: str | Path) -> None:
     """Goes on from a saved one. Raises FileNotFoundError when there is none, ValueError when it is another model's."""
-    if not checkpoint.conversation(directory):
+    if not conversation.steps(directory):
       raise FileNotFoundError(f"no conversation in {directory}: save one there with /save {directory} (--interactive)")
     like = jax.eval_shape(lambda: models.init_fast(self.config, 1))
-    fast, meta = checkpoint.load_fast(directory, like, checkpoint.fingerprint(self.params))
+    fast, meta = conversation.load(directory, like, arrays.fingerprint(self.params))
     self.start(fast, meta["pending"])
 
 

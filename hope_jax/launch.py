@@ -10,7 +10,7 @@ One of many processes where the environment says so (hosts.py).
 from absl import app, flags
 from ml_collections import config_flags
 
-from hope_jax import config as configs, costs, hosts, program, startup, train
+from hope_jax import checks, costs, hosts, program, startup, train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; --config.any.field=value changes one field.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -23,7 +23,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: fields are set as --config.section.field=value")
   try:
-    configs.validate(CONFIG.value)
+    checks.validate(CONFIG.value)
     if not DRY_RUN.value:
       hosts.connect()
     startup.prepare(CONFIG.value.data.batch // CONFIG.value.optim.accumulate, **CONFIG.value.mesh)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, config as configs, generate, model as models, online, program, startup
+from hope_jax import arrays, checks, config as configs, conversation, generate, model as models, online, program, startup, written
 from hope_jax.attention import emptied
 from hope_jax.startup import say
 from hope_jax.state import FastState
@@ -51,15 +51,15 @@ class Report(NamedTuple):
     updates, gate_hits, moved: summed over chunks. pending: after the last one. surprise: mean over chunks too, and the largest.
     """
     total = lambda a: float(np.mean(np.sum(a, 0)))
-    return {configs.path(level): {"updates": total(s["updates"]), "gate_hits": total(s["open"]), "moved": total(s["moved"]),
+    return {written.path(level): {"updates": total(s["updates"]), "gate_hits": total(s["open"]), "moved": total(s["moved"]),
                                   "pending": float(np.mean(s["pending"][-1])), "surprise": float(np.mean(s["surprise"])),
                                   "surprise_max": float(np.max(s["surprise"]))}
-            for level, s in self.stats.items() if level != "selfmod" and (paths is None or configs.path(level) in paths)}
+            for level, s in self.stats.items() if level != "selfmod" and (paths is None or written.path(level) in paths)}
 
 
 def size(config) -> int:
   """Tokens read at once: the chunk of the writes, or the grid of memories that write themselves."""
-  return configs.writing_chunk(config) if configs.written(config) else max(models.chunk_grid(config), config.teach.chunk)
+  return written.chunk(config) if written.levels(config) else max(models.chunk_grid(config), config.teach.chunk)
 
 
 def pieces(config, fast: FastState, texts: Sequence[Sequence[int]], final: bool):
@@ -92,7 +92,7 @@ def pieces(config, fast: FastState, texts: Sequence[Sequence[int]], final: bool)
 def _program(config, write: bool):
   """(params, fast, one chunk of every stream) -> (fast, {"nats_BxC", "stats"}); `fast` is donated."""
   def read(params, fast, piece):
-    if write and configs.written(config):
+    if write and written.levels(config):
       out, fast, _ = online.chunk(config, params, fast, piece, online.strength(config))
       return fast, {"nats_BxC": out["nats_BxC"], "stats": out["stats"]}
     logits, fast, stats = models.build(config).apply(
@@ -173,14 +173,14 @@ def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = T
   fresh = lambda: models.init_fast(config, 1)
   reports = {"before": memorize(config, params, fresh(), [ids], write=False, progress=progress)[1]}
   fast, readings = replay(config, params, fresh(), [ids], steps, progress)
-  check_updates(readings[-1].totals(configs.enabled(config)))
+  check_updates(readings[-1].totals(written.enabled(config)))
   reports["read"], copy = readings[0], jax.tree.map(jnp.copy, forget_context(fast))
   return fast, reports | {"after": memorize(config, params, copy, [ids], write=False, progress=progress)[1]}
 
 
 def describe(config, reports: dict[str, Report]) -> dict:
   """A study of one text as JSON, by the chunks of the first reading: losses summed over a chunk, memories by layer."""
-  first, entries = reports["read"], configs.written(config)
+  first, entries = reports["read"], written.levels(config)
   chunks = first.nats_BxT.shape[1] // size(config)
   # token by token, not column by column: a text that is read again starts inside a chunk
   by_chunk = lambda a_N: np.bincount(np.arange(len(a_N)) // size(config), a_N, chunks).tolist()
@@ -188,7 +188,7 @@ def describe(config, reports: dict[str, Report]) -> dict:
   ones = np.ones(len(losses["read"]))
   return {"chunk": size(config), "threshold": config.teach.threshold, "predicted": by_chunk(ones),
           "nats": {name: by_chunk(nats_N) for name, nats_N in losses.items()},
-          "memories": {configs.path(name): {"period": entries[name].period}
+          "memories": {written.path(name): {"period": entries[name].period}
                        | {key: value[..., 0].tolist() for key, value in stats.items()}
                        for name, stats in first.stats.items() if name != "selfmod"},
           "selfmod": {key: value.tolist() for key, value in first.stats.get("selfmod", {}).items()},
@@ -237,13 +237,13 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   startup.prepare()
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
     config, params, tokenizer = generate.load(f.checkpoint)
-    if not configs.paths(config):
+    if not written.paths(config):
       raise ValueError(f"{f.checkpoint} is a {config.model.kind} that writes nothing while it reads: train one with "
                        "mixer.in_context=True, or model.kind=hope_selfmod, hope_hybrid or titan_hybrid")
     override(config, f)
-    configs.validate(config)
+    checks.validate(config)
     if f.state is not None:
-      checkpoint.conversation(f.state)  # before the work, not after it
+      conversation.steps(f.state)  # before the work, not after it
     text = Path(f.text).read_text()
     ids = [tokenizer.bos, *tokenizer.encode(text)]
     if len(ids) < 3:
@@ -264,12 +264,12 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
       Path(f.output).write_text(json.dumps(
           {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
            "command": shlex.join(["python", "-m", "hope_jax.memorize", *sys.argv[1:]]), "text": f.text,
-           "fingerprint": checkpoint.fingerprint(params), "tokenizer": tokenizer.digest, "tokens": len(ids),
+           "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest, "tokens": len(ids),
            "steps": f.steps, "nats_per_token": losses,
            "bits_per_byte": {name: nats * to_bits for name, nats in losses.items()},
            "config": json.loads(configs.to_json(config))} | describe(config, reports)) + "\n")
     if f.state is not None:
-      checkpoint.save_fast(f.state, fast, {"fingerprint": checkpoint.fingerprint(params), "pending": None})
+      conversation.save(f.state, fast, {"fingerprint": arrays.fingerprint(params), "pending": None})
       say(f"saved in {f.state}: go on with python -m hope_jax.generate --checkpoint={f.checkpoint} --state={f.state}")
 
 

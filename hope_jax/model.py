@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from hope_jax import config as configs
-from hope_jax import level
+from hope_jax import level, written
 from hope_jax import layout as layouts
 from hope_jax import rule as rules
 from hope_jax import write as writes
@@ -162,7 +162,7 @@ class HopeLM(nn.Module):
     if c.model.remat != "none":
       step = jax.checkpoint(step, policy=REMAT[c.model.remat])
     x, (layers, stats, taps) = jax.lax.scan(step, x, (blocks, layers, weights, probes or {},
-                                                            configs.written_layers(c, "selfmod"), jnp.arange(c.model.layers)))
+                                                            written.layers(c, "selfmod"), jnp.arange(c.model.layers)))
     head = nn.initializers.constant(0.02 / c.model.embed_std)  # the tied head starts the same whatever the embedding's scale
     x = nn.RMSNorm(dtype=dtype, scale_init=head, name="norm")(layouts.to_tokens(layout, x))
     logits = jnp.einsum("btd,vd->btv", x, table_VxD.astype(dtype),
@@ -215,7 +215,7 @@ def init_fast(config, batch: int) -> FastState:
     layer = LayerState(cache=empty_cache(batch, context_length(c), c.model.heads, width, compute_dtype(c)))
   layer = layer.replace(levels=_fresh_levels(c, batch))
   zero = lambda: jnp.zeros(batch, jnp.int32)  # two buffers, so that the state can be donated
-  held = jnp.full((batch, configs.writing_chunk(c)), -1) if layer.levels else None
+  held = jnp.full((batch, written.chunk(c)), -1) if layer.levels else None
   return FastState(zero(), zero(), jax.tree.map(lambda a: jnp.stack([a] * c.model.layers), layer), held)
 
 

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax import config as configs
 from hope_jax import model as models
-from hope_jax import level, sharding, teach, titan
+from hope_jax import level, sharding, teach, titan, written
 from hope_jax import write as writes
 from hope_jax.state import FastState
 
@@ -36,14 +35,14 @@ def strength(config, step=None) -> Strength:
   t = config.teach
   factor = 1.0 if step is None else teach.schedule(t, step)
   risen = lambda warmup: jnp.minimum(1.0, step / warmup) if warmup and step is not None else 1.0
-  rates = {name: entry.lr * risen(entry.warmup) for name, entry in configs.written(config).items()}
+  rates = {name: entry.lr * risen(entry.warmup) for name, entry in written.levels(config).items()}
   return Strength(t.scale * factor, rates, t.threshold)
 
 
 def probes(config, params, batch: int) -> dict:
   """Zeros, added inside the levels and at the outputs of blocks, whose gradients write the memories (model.Block)."""
-  c, names = config, configs.written(config)
-  chunk, out = configs.writing_chunk(c), {}
+  c, names = config, written.levels(config)
+  chunk, out = written.chunk(c), {}
   if c.teach.target == "block" or "titan" in names:
     out["block"] = jnp.zeros((c.model.layers, batch, chunk, c.model.dim), models.compute_dtype(c))
   if c.teach.target == "exact":
@@ -86,12 +85,12 @@ def chunk(config, params, fast: FastState, piece: dict, strong: Strength, *, out
 def _write_layers(config, params, fast, piece, strong, signals, taps, losses, logits):
   """All levels of all layers: (states, {level: {name: (L, B)}})."""
   t, clocks = config.teach, writes.clocks(config)
-  size = configs.writing_chunk(config)
+  size = written.chunk(config)
   valid_BxC, labelled_BxC = piece["segments"] > 0, piece["labels"] >= 0
   scale = strong.scale / (labelled_BxC.size * sharding.parts() if t.reduction == "mean" else 1)
   if t.signal == "global":
     signals = {"block": jnp.broadcast_to(signals["block"][-1], signals["block"].shape)}
-  entries = configs.written(config)
+  entries = written.levels(config)
 
   begin_B = fast.count_B - jnp.sum(valid_BxC, 1)
   begin_B = begin_B - begin_B % size  # position of the chunk's slot 0
@@ -103,7 +102,7 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
     factor_LxBxC = teach.factor(signal, scale * entries[name].scale, t.clip)
     norm_LxBxC = factor_LxBxC * teach.norm(signal)
     surprise = teach.surprise(t.metric, norm_LxBxC, losses, logits, labelled_BxC)
-    may_L = jnp.asarray(configs.written_layers(config, configs.path(name))) & (strong.rates[name] > 0)
+    may_L = jnp.asarray(written.layers(config, written.path(name))) & (strong.rates[name] > 0)
     gate_LxB = (surprise >= strong.threshold) & jnp.any(labelled_BxC, 1) & may_L[:, None]
     due_BxG = _due(clock, valid_BxC, begin_B, ends_B)
 
@@ -155,7 +154,7 @@ def _restart_nested(config, clocks, states, valid_BxC, begin_B, ends_B):
 
 def scan_chunks(config, batch: dict) -> dict:
   """(B, T) arrays as (T / C, B, C), to be scanned."""
-  size = configs.writing_chunk(config)
+  size = written.chunk(config)
   return jax.tree.map(lambda a: jnp.moveaxis(a.reshape(a.shape[0], -1, size), 1, 0), batch)
 
 
@@ -172,5 +171,5 @@ def summary(stats: dict) -> dict:
       continue
     for name, value in values.items():
       over_chunks = {"updates": jnp.sum, "open": jnp.sum, "moved": jnp.sum, "pending": lambda a, _: a[-1]}.get(name, jnp.mean)
-      out[f"{name}/{configs.path(memory)}"] = jnp.mean(over_chunks(value.astype(jnp.float32), 0), -1)
+      out[f"{name}/{written.path(memory)}"] = jnp.mean(over_chunks(value.astype(jnp.float32), 0), -1)
   return jax.lax.stop_gradient(out)

@@ -16,8 +16,6 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from hope_jax import config as configs
-
 AXES = {  # logical axis -> mesh axes
     "streams": ("data", "fsdp"), "model": ("fsdp",), "heads": ("tensor",), "hidden": ("tensor",), "vocab": ("tensor",),
     "layers": ("fsdp",)}
@@ -49,8 +47,19 @@ def path_name(path) -> str:
 def mesh(config, devices: list | None = None) -> Mesh:
   """The mesh of a configuration, over these devices (default: all). ValueError if it does not fit them."""
   devices = jax.devices() if devices is None else devices
-  shape = configs.mesh_shape(config, len(devices))
+  shape = mesh_shape(config, len(devices))
   return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def mesh_shape(config, devices: int) -> tuple[int, int, int]:
+  """(data, fsdp, tensor) of config.mesh for so many devices. ValueError, naming the fix, unless they are all used."""
+  m = config.mesh
+  whole = m.fsdp * m.tensor
+  if devices % whole or m.data not in (0, devices // whole):
+    raise ValueError(
+        f"mesh.data={m.data}, mesh.fsdp={m.fsdp}, mesh.tensor={m.tensor} do not fit {devices} devices: their product must be "
+        f"{devices} (data=0: what is left). On a CPU, JAX_NUM_CPU_DEVICES={(m.data or 1) * whole} makes so many")
+  return devices // whole, m.fsdp, m.tensor
 
 
 def replicated(devices: Mesh) -> NamedSharding:

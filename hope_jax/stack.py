@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from hope_jax import checkpoint
+from hope_jax import weights
 
 KINDS = ("transformer", "hope_attention")
 SAME = ("model.dim", "model.layers", "model.heads", "model.vocab", "model.embed_std", "attention.window",
@@ -95,6 +95,6 @@ def load(config, workdir: str | Path) -> tuple[dict, dict]:
   A model of any kind that is described as it was (MODEL) has its parameters as they are.
   Raises FileNotFoundError when there is no checkpoint, ValueError as `check` does.
   """
-  params, config_old, meta = checkpoint.load_params(Path(workdir) / "checkpoints")
+  params, config_old, meta = weights.load(Path(workdir) / "checkpoints")
   same = all(config[section] == config_old[section] for section in MODEL)
   return params if same else stack(config, params, config_old), meta

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax import config as configs
 from hope_jax import model as models
-from hope_jax import guard as guards, online, optim, sharding
+from hope_jax import guard as guards, online, optim, sharding, written
 from hope_jax.state import TrainState
 
 
@@ -69,7 +68,7 @@ def _online(config, params, batch, rng, step):
 
 def gradients_of(config, params, batch, rng, step):
   """(summed loss, memory statistics, gradients) of a batch at an optimizer step; rng: key for dropout, or None."""
-  return (_online if configs.written(config) else _whole)(config, params, batch, rng, step)
+  return (_online if written.levels(config) else _whole)(config, params, batch, rng, step)
 
 
 def _reduces_once(config, devices) -> bool:
@@ -79,7 +78,7 @@ def _reduces_once(config, devices) -> bool:
   fsdp is there to keep them cut.
   """
   _, fsdp, tensor = devices.shape.values()
-  return devices.size > 1 and tensor == 1 and not config.model.dropout and (fsdp == 1 or bool(configs.written(config)))
+  return devices.size > 1 and tensor == 1 and not config.model.dropout and (fsdp == 1 or bool(written.levels(config)))
 
 
 def make_train_step(config, devices=None):
@@ -137,7 +136,7 @@ def make_train_step(config, devices=None):
 
 def read(config, params, batch):
   """(losses (B, T), right predictions (B, T) bool, statistics). Memories write as they do in training."""
-  if not configs.written(config):
+  if not written.levels(config):
     logits, _, stats = models.build(config).apply({"params": params}, batch["tokens"], None, batch["segments"], aligned=True)
     hit = (jnp.argmax(logits, -1) == batch["labels"]) & (batch["labels"] >= 0)
     return online.token_losses(logits, batch["labels"]), hit, stats

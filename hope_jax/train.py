@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import checkpoint, config as configs, costs, data, evaluation, hosts, sharding, stack, step as steps
+from hope_jax import checkpoint, checks, config as configs, costs, data, evaluation, hosts, integrity, loader, sharding, stack
+from hope_jax import step as steps, stored
 from hope_jax.goodput import Goodput
 from hope_jax.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.signals import Signals
@@ -40,7 +41,7 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None) -> d
   Raises ValueError for a configuration, data or checkpoint that does not fit, OSError for a workdir that cannot be
   written, FloatingPointError for a loss that is not finite (train.rollback_after), SystemExit(128 + signal) after a signal.
   """
-  configs.validate(config, jax.device_count())
+  checks.validate(config, jax.device_count())
   workdir, tokenizer = Path(workdir), None
   c = config.train
   with checkpoint.Checkpoints(workdir / "checkpoints", c.keep, c.keep_best, c.keep_every) as saved:
@@ -67,7 +68,7 @@ class _Run:
     init = jax.jit(lambda key: steps.init_state(config, key), out_shardings=places)
     self.like = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
                              jax.eval_shape(init, jax.random.key(0)), places)
-    self.batches = iter(data.train_batches(config, self.rows))
+    self.batches = iter(loader.train_batches(config, self.rows))
     digest = tokenizer.digest if tokenizer else "none"
     self.meta = {"config": configs.to_json(config), "tokenizer": digest, "data": data.digest(config)}
     with goodput.span("restore"):
@@ -76,11 +77,11 @@ class _Run:
       self.start, self.state = 0, init(jax.random.key(config.seed))
       if stacked is not None:
         params, meta = stacked
-        checkpoint.check_tokenizer(meta, digest)
+        stored.check_tokenizer(meta, digest)
         self.state = self.state.replace(params=jax.device_put(jax.device_get(params), places.params))
     else:
       meta = saved.meta(self.start)
-      checkpoint.check_tokenizer(meta, digest)
+      stored.check_tokenizer(meta, digest)
       data.check_unchanged(config, meta)
       with goodput.span("restore"):
         self.state, position, meta = saved.restore(self.start, self.like)
@@ -227,7 +228,7 @@ class _Run:
     with self.pause("restore"):
       self.saved.wait()
       self.state, state = None, None  # room for the other one
-      for older in reversed(checkpoint.steps(self.saved.directory)):
+      for older in reversed(integrity.steps(self.saved.directory)):
         try:
           if self.saved.meta(older)["applied"] < guard.applied:
             state, _, _ = self.saved.restore(older, self.like)

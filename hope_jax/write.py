@@ -21,9 +21,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax import config as configs
 from hope_jax import delta as deltas
-from hope_jax import inner, level
+from hope_jax import inner, level, written
 from hope_jax.level import Force
 
 
@@ -91,8 +90,8 @@ def fresh(clock: Clock, params: dict, batch: int, dtype) -> LevelState:
 
 def clocks(config) -> dict[str, Clock]:
   """One for everything that the teach signal writes: CMS levels by name, and "titan"."""
-  chunk = configs.writing_chunk(config)
-  return {name: Clock(entry.period, chunk, entry.rule, entry.beta) for name, entry in configs.written(config).items()}
+  chunk = written.chunk(config)
+  return {name: Clock(entry.period, chunk, entry.rule, entry.beta) for name, entry in written.levels(config).items()}
 
 
 def restart(levels: dict, begins_B):

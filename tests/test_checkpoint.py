@@ -18,8 +18,8 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax import checkpoint, config, integrity
-from hope_jax.checkpoint import Checkpoints, load_fast, load_params, save_fast
+from hope_jax import arrays, config, conversation, integrity, stored, weights
+from hope_jax.checkpoint import Checkpoints
 
 CONFIG = config.base()
 CONFIG.data.sources = ()
@@ -113,7 +113,7 @@ def test_a_save_is_of_its_moment_whatever_is_donated_next(tmp_path):
     saved.save(1, state, {}, META)
     for _ in range(8):
       state = double(state)
-  params, _, _ = load_params(tmp_path)
+  params, _, _ = weights.load(tmp_path)
   assert np.all(params["w"] == 1)
 
 
@@ -124,7 +124,7 @@ def test_keeps_the_last_and_never_rewrites_a_step(tmp_path):
     for step in (2, 9, 10):
       assert saved.save(step, state, {}, META)
     assert not saved.save(10, state, {}, META | {"best_val": 0})
-  assert checkpoint.steps(tmp_path) == [9, 10]  # by number, not by name
+  assert integrity.steps(tmp_path) == [9, 10]  # by number, not by name
   assert saved.meta(10) == META
   (tmp_path / "tokenizer.model").write_text("beside the steps")
   assert Checkpoints(tmp_path, keep=2).latest() == 10
@@ -137,8 +137,8 @@ def test_keeps_the_best_and_every_kth_besides_the_last(tmp_path):
       saved.save(step, initial(), {}, META, loss)
       if step == 6:
         saved.wait()
-        assert checkpoint.steps(tmp_path) == [2, 4, 5, 6]
-  assert checkpoint.steps(tmp_path) == [4, 5, 6, 10, 13, 14]
+        assert integrity.steps(tmp_path) == [2, 4, 5, 6]
+  assert integrity.steps(tmp_path) == [4, 5, 6, 10, 13, 14]
   assert integrity.read(tmp_path / "6")["metric"] == 2 and integrity.read(tmp_path / "13")["metric"] is None
 
 
@@ -148,10 +148,10 @@ def test_parameters_alone(tmp_path):
     saved.save(3, state, {}, META)
   for item in (tmp_path / "3" / "train").rglob("*"):
     item.unlink() if item.is_file() else None  # an evaluation needs none of it
-  params, c, meta = load_params(tmp_path)
+  params, c, meta = weights.load(tmp_path)
   assert_same(params, state.params)
   assert c == CONFIG and meta == META | {"step": 3}
-  params, _, _ = load_params(tmp_path, jax.eval_shape(lambda: state.params), step=3)
+  params, _, _ = weights.load(tmp_path, jax.eval_shape(lambda: state.params), step=3)
   assert_same(params, state.params)
 
 
@@ -180,19 +180,19 @@ def test_refuses_another_architecture(tmp_path):
         "use the checkpoint's own configuration (config.json beside it) or another workdir"]
     more = initial().params | {"block_1": {"bias": jnp.ones(8)}}
     with pytest.raises(ValueError, match=r"1 of 4 .*\n  block_1/bias: checkpoint has none, .* \(8,\) float32"):
-      load_params(tmp_path, more)
+      weights.load(tmp_path, more)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), initial().params)
     with pytest.raises(ValueError, match="checkpoint .* float32, this configuration .* bfloat16"):
-      load_params(tmp_path, half)  # Orbax alone would convert in silence
+      weights.load(tmp_path, half)  # Orbax alone would convert in silence
     other = initial().replace(opt_state=optax.sgd(1.0, momentum=0.9).init(initial().params))
     with pytest.raises(ValueError, match="checkpoint of another optimizer or state"):
       saved.restore(0, other)
 
 
 def test_refuses_another_tokenizer_and_incomplete_meta(tmp_path):
-  checkpoint.check_tokenizer(META, "sha256:aaaa")
+  stored.check_tokenizer(META, "sha256:aaaa")
   with pytest.raises(ValueError, match="sha256:aaaa, this one is sha256:bbbb; use the tokenizer.model kept beside"):
-    checkpoint.check_tokenizer(META, "sha256:bbbb")
+    stored.check_tokenizer(META, "sha256:bbbb")
   saved = Checkpoints(tmp_path, keep=1)
   with pytest.raises(ValueError, match=r"meta has no \['tokenizer'\]"):
     saved.save(0, initial(), {}, {"config": ""})
@@ -202,11 +202,11 @@ def test_refuses_another_tokenizer_and_incomplete_meta(tmp_path):
 
 def test_missing_checkpoint_names_the_place_what_is_there_and_the_command(tmp_path):
   with pytest.raises(FileNotFoundError, match=f"{tmp_path}/no .there: no such directory.*python -m hope_jax.launch"):
-    load_params(tmp_path / "no")
+    weights.load(tmp_path / "no")
   (tmp_path / "config.json").write_text("{}")
   (tmp_path / "7.orbax-checkpoint-tmp").mkdir()  # never finished
   with pytest.raises(FileNotFoundError, match="there: 7.orbax-checkpoint-tmp, config.json"):
-    load_params(tmp_path)
+    weights.load(tmp_path)
   with Checkpoints(tmp_path, keep=1) as saved:
     saved.save(4, initial(), {}, META)
     with pytest.raises(FileNotFoundError, match=f"no checkpoint of step 5 in {tmp_path} .there: steps 4"):
@@ -242,7 +242,7 @@ def test_training_may_go_on_when_a_save_fails(tmp_path, capsys):
     assert len(said) == 2 and "saving step 2 in" in said[0] and "training goes on without it (1 failed so far)" in said[0]
     assert "saving step 3 in" in said[1] and "step 1 is whole and a restart goes on from it" in said[1]
     assert saved.save(4, initial(), {}, META, on_error="warn")
-  assert checkpoint.steps(saved.directory) == [4] and not list(saved.directory.glob("*.partial*"))
+  assert integrity.steps(saved.directory) == [4] and not list(saved.directory.glob("*.partial*"))
 
 
 @pytest.mark.parametrize("all_of_it", [False, True])
@@ -262,7 +262,7 @@ def test_a_directory_deleted_during_a_save_is_said_and_the_next_save_works(tmp_p
       saved.wait()
     monkeypatch.setattr(integrity, "seal", seal)
     saved.save(3, initial(), {}, META)
-  assert checkpoint.steps(saved.directory) == ([3] if all_of_it else [1, 3])
+  assert integrity.steps(saved.directory) == ([3] if all_of_it else [1, 3])
   assert saved.newest_good() == 3
 
 
@@ -310,7 +310,7 @@ def test_full_disk_says_so_and_the_last_step_stays_good(tmp_path):
   assert "Traceback" not in child.stderr
   left = set(os.listdir(tmp_path))
   assert "1" in left and not {"2", "3", "4"} & left and left != {"1"}  # there is debris to ignore
-  assert load_params(tmp_path)[0]["w"].shape == (256, 256)  # beside the debris
+  assert weights.load(tmp_path)[0]["w"].shape == (256, 256)  # beside the debris
   saved = Checkpoints(tmp_path, keep=1)
   assert saved.latest() == 1 and os.listdir(tmp_path) == ["1"]
   w = jax.random.normal(jax.random.key(0), (256, 256))
@@ -320,20 +320,20 @@ def test_full_disk_says_so_and_the_last_step_stays_good(tmp_path):
 
 def test_fast_state_comes_back_replaces_and_refuses_another_model(tmp_path):
   params = initial().params
-  mine, other = checkpoint.fingerprint(params), checkpoint.fingerprint(jax.tree.map(lambda x: x * 1.01, params))
-  assert mine == checkpoint.fingerprint(initial().params) != other
+  mine, other = arrays.fingerprint(params), arrays.fingerprint(jax.tree.map(lambda x: x * 1.01, params))
+  assert mine == arrays.fingerprint(initial().params) != other
   first, second = (Stream(jnp.int32(n), {"layer_0": jnp.full((2, 3), n / 3)}) for n in (1, 2))
   for fast in (first, second):
-    save_fast(tmp_path / "talk", fast, {"fingerprint": mine, "note": int(fast.clock)})
-    restored, meta = load_fast(tmp_path / "talk", jax.eval_shape(lambda: first), mine)
+    conversation.save(tmp_path / "talk", fast, {"fingerprint": mine, "note": int(fast.clock)})
+    restored, meta = conversation.load(tmp_path / "talk", jax.eval_shape(lambda: first), mine)
     assert_same(restored, fast)
     assert isinstance(restored, Stream) and meta["note"] == fast.clock
   assert len(os.listdir(tmp_path / "talk")) == 1
   with pytest.raises(ValueError, match=f"another model: it was written by {mine}, these parameters are {other}"):
-    load_fast(tmp_path / "talk", first, other)
+    conversation.load(tmp_path / "talk", first, other)
   with pytest.raises(ValueError, match="checkpoint of another fast state"):
-    load_fast(tmp_path / "talk", first.replace(memory=None), mine)
-  with pytest.raises(ValueError, match="add meta.'fingerprint'. = checkpoint.fingerprint"):
-    save_fast(tmp_path / "talk", first, {})
+    conversation.load(tmp_path / "talk", first.replace(memory=None), mine)
+  with pytest.raises(ValueError, match="add meta.'fingerprint'. = arrays.fingerprint"):
+    conversation.save(tmp_path / "talk", first, {})
   with pytest.raises(FileNotFoundError):
-    load_fast(tmp_path / "none", first, mine)
+    conversation.load(tmp_path / "none", first, mine)

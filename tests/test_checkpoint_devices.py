@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax import checkpoint, config, model
-from hope_jax.checkpoint import Checkpoints, load_params
+from hope_jax import config, integrity, model, weights
+from hope_jax.checkpoint import Checkpoints
 from tests.test_checkpoint import TrainState, assert_same, initial
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,7 +79,7 @@ def test_saved_by_one_device_restored_by_eight_and_back(tmp_path):
   for step in range(2):
     np.testing.assert_allclose(np.load(tmp_path / f"logits_{step}.npy"), logits(params), atol=1e-6)
     assert_same(Checkpoints(tmp_path / "eight", keep=2).restore(step, jax.eval_shape(lambda: state))[0], state)
-    assert_same(load_params(tmp_path / "eight", step=step)[0], params)
+    assert_same(weights.load(tmp_path / "eight", step=step)[0], params)
 
 
 TWO = """
@@ -133,7 +133,7 @@ def test_two_processes_agree_on_what_is_good_and_what_failed(tmp_path):
   assert first.returncode == 1, said
   assert "process 0 of 2: OSError" in said and "no space left" in said
   assert "step 3 is damaged" in said and "step 3 is damaged" not in second.communicate()[1]
-  assert checkpoint.steps(tmp_path) == [2, 3]
+  assert integrity.steps(tmp_path) == [2, 3]
   assert_same(Checkpoints(tmp_path, keep=2).restore(3, jax.eval_shape(initial))[0], initial())
 
 
@@ -143,10 +143,10 @@ def test_another_type_is_converted_when_asked_for(tmp_path):
   for name, tree in (("full", params), ("half", half)):
     with Checkpoints(tmp_path / name, keep=1) as saved:
       saved.save(1, whole_state(tree | {"count": jnp.int32(3)}), {}, {"config": config.to_json(c), "tokenizer": "none"})
-  to_half, to_full = load_params(tmp_path / "full", dtype=jnp.bfloat16)[0], load_params(tmp_path / "half", dtype=jnp.float32)[0]
+  to_half, to_full = weights.load(tmp_path / "full", dtype=jnp.bfloat16)[0], weights.load(tmp_path / "half", dtype=jnp.float32)[0]
   assert to_half.pop("count").dtype == to_full.pop("count").dtype == jnp.int32
   assert_same(to_half, half)
   assert_same(to_full, jax.tree.map(lambda x: x.astype(jnp.float32), half))
   np.testing.assert_allclose(logits(to_full), logits(params), atol=0.02 * np.abs(logits(params)).max())
   placed = spread(params | {"count": jnp.int32(3)}, 1)
-  assert load_params(tmp_path / "full", placed, dtype=jnp.bfloat16)[0]["count"].sharding == placed["count"].sharding
+  assert weights.load(tmp_path / "full", placed, dtype=jnp.bfloat16)[0]["count"].sharding == placed["count"].sharding

@@ -1,4 +1,4 @@
-"""Every pair supervised once, order from the seed alone, resume == uninterrupted, no folder used that does not fit."""
+"""Order from the seed alone, resume == uninterrupted, sources by weight, no folder or shard used that does not fit."""
 
 import collections
 import itertools
@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from hope_jax import config, corpus, data, shard as shards
+from hope_jax import config, corpus, data, loader, shard as shards
+from hope_jax.windows import Windows
 
 
 def small(folder, name="built"):
@@ -44,7 +45,7 @@ def built(tmp_path_factory):
 
 
 def windows(c, source="words", split="train", **kwargs):
-  return data.Windows(data.build(c), source, split, c.data.seq, c.data.align, **dict(dict(seed=0), **kwargs))
+  return Windows(data.build(c), source, split, c.data.seq, c.data.align, **dict(dict(seed=0), **kwargs))
 
 
 def shard(c, source, split):
@@ -74,97 +75,36 @@ def test_shards_are_the_documents_in_order(built):
       assert sum(n["bytes"] for n in counts) == sum(len(d.text.encode()) for d in of_split)
 
 
-@pytest.fixture
-def numbered(tmp_path):
-  """A shard in which every token is unlike every other, so a pair says where it was."""
-  lengths = np.random.default_rng(0).integers(2, 150, 60)
-  np.save(tmp_path / "s.train.offsets.npy", np.cumsum([0, *lengths]))
-  np.save(tmp_path / "s.train.tokens.npy", np.arange(1, lengths.sum() + 1, dtype=np.uint16))
-  np.save(tmp_path / "s.train.domains.npy", np.arange(60) % 2)
-  return tmp_path, lengths
-
-
-@pytest.mark.parametrize("seq, align", [(64, 16), (48, 48), (16, 8), (10, 1), (8192, 64)])
-def test_every_next_token_pair_is_supervised_once(numbered, seq, align):
-  folder, lengths = numbered
-  packed = data.Windows(folder, "s", "train", seq, align, seed=0)
-  ends = np.cumsum(lengths)
-  expected = sorted(set(range(1, ends[-1] + 1)) - set(ends.tolist()))
-  pairs, read = [], []
-  for w in (packed[i] for i in range(len(packed))):
-    on = w["labels"] >= 0
-    assert (w["labels"][on] == w["tokens"][on] + 1).all()
-    pairs += w["tokens"][on].tolist()
-    read += w["tokens"][w["segments"] > 0].tolist()
-  assert sorted(pairs) == expected
-  assert sorted(read) == list(range(1, ends[-1] + 1))
-  assert packed.padding == pytest.approx(1 - ends[-1] / (len(packed) * seq))
-
-
-@pytest.mark.parametrize("seq, align", [(64, 16), (10, 1), (8192, 64)])
-def test_every_piece_starts_at_a_multiple_of_align(numbered, seq, align):
-  folder, lengths = numbered
-  document = np.repeat(np.arange(60), lengths)  # of token t: document[t - 1]
-  packed = data.Windows(folder, "s", "train", seq, align, seed=0)
-  for w in (packed[i] for i in range(len(packed))):
-    on = w["segments"] > 0
-    assert not w["tokens"][~on].any() and (w["labels"][~on] == -1).all()
-    assert w["tokens"].dtype == w["labels"].dtype == w["segments"].dtype == np.int32
-    numbers = list(dict.fromkeys(w["segments"][on].tolist()))
-    assert numbers == list(range(1, len(numbers) + 1))
-    for number in numbers:
-      at = np.flatnonzero(w["segments"] == number)
-      assert at[0] % align == 0 and (np.diff(at) == 1).all()
-      assert len(set(document[w["tokens"][at] - 1])) == 1 and (np.diff(w["tokens"][at]) == 1).all()
-
-
-def test_documents_are_packed_in_an_order_of_the_seed(numbered):
-  def packed(seed):
-    return data.Windows(numbered[0], "s", "train", 64, 16, seed=seed)[0]["tokens"].tolist()
-
-  assert packed(3) == packed(3) != packed(4)
-
-
-def test_domains_share_out_the_windows(numbered):
-  folder, lengths = numbered
-  starts = np.cumsum([0, *lengths])
-  for number in (0, 1):
-    packed = data.Windows(folder, "s", "train", 64, 16, seed=0, domain=number)
-    read = np.concatenate([w["tokens"][w["segments"] > 0] for w in (packed[i] for i in range(len(packed)))])
-    expected = np.concatenate([np.arange(starts[d], starts[d + 1]) + 1 for d in range(number, 60, 2)])
-    assert sorted(read.tolist()) == expected.tolist()
-
-
 def test_order_is_the_seed_and_every_epoch_is_another_order(built):
   c = small(built)
   c.data.sources = c.data.sources[:1]
   c.data.dir += "_one"
   count = len(windows(c))
   c.data.batch = 1
-  first = rows(batches := data.train_batches(c), count)
+  first = rows(batches := loader.train_batches(c), count)
   second = rows(batches, count)
   packed = windows(c)
   assert sorted(first) == sorted(second) == sorted(packed[i]["tokens"].tobytes() for i in range(count))
   assert first != second
-  assert rows(data.train_batches(c), 2 * count) == first + second
+  assert rows(loader.train_batches(c), 2 * count) == first + second
   c.data.seed = 1
-  assert rows(data.train_batches(c), count) != first
+  assert rows(loader.train_batches(c), count) != first
 
 
 def test_resume_in_the_middle_of_an_epoch_is_uninterrupted(built):
   c = small(built)
-  batches = data.train_batches(c)
+  batches = loader.train_batches(c)
   rows(batches, 5)
   state = json.loads(json.dumps(batches.get_state()))  # a checkpoint may pass through JSON
   ahead = rows(batches, 20)
-  again = data.train_batches(c)
+  again = loader.train_batches(c)
   again.set_state(state)
   assert rows(again, 20) == ahead
 
 
 def test_resume_at_every_batch(built, monkeypatch):
-  monkeypatch.setattr(data, "iter", lambda dataset: dataset, raising=False)
-  batches = data.train_batches(small(built))
+  monkeypatch.setattr(loader, "iter", lambda dataset: dataset, raising=False)
+  batches = loader.train_batches(small(built))
   grain.experimental.assert_equal_output_after_checkpoint(grain.experimental.LimitIterDataset(batches, 12))
 
 
@@ -172,17 +112,17 @@ def test_sources_are_mixed_by_weight(built):
   c = small(built)
   owner = {windows(c, source)[i]["tokens"].tobytes(): source
            for source in ("words", "numbers") for i in range(len(windows(c, source)))}
-  drawn = collections.Counter(owner[row] for row in rows(data.train_batches(c), 50))
+  drawn = collections.Counter(owner[row] for row in rows(loader.train_batches(c), 50))
   assert drawn == dict(words=150, numbers=50)
 
 
 def test_evaluation_is_fixed_whole_and_takes_turns(built):
   c = small(built)
   c.data.batch = 5
-  whole = list(data.eval_batches(c, 10_000))
+  whole = list(loader.eval_batches(c, 10_000))
   c.data.seed = 5
-  np.testing.assert_equal(list(data.eval_batches(c, 10_000)), whole)
-  np.testing.assert_equal(list(data.eval_batches(c, 2)), whole[:2])
+  np.testing.assert_equal(list(loader.eval_batches(c, 10_000)), whole)
+  np.testing.assert_equal(list(loader.eval_batches(c, 2)), whole[:2])
   names = [name for batch, _ in whole for name in batch]
   assert names[:4] == ["words/lists", "words/prose", "numbers/numbers", "words/lists"]
   assert all(batch["tokens"].shape == (5, 64) for _, batch in whole)
@@ -221,7 +161,7 @@ def test_two_builders_at_once_share_the_first_ones_folder(built, monkeypatch):
   data.build(c)
   assert not list(built.glob(".raced.*"))
   monkeypatch.setattr(data, "_write", None)
-  assert next(data.train_batches(c))["tokens"].shape == (4, 64)
+  assert next(loader.train_batches(c))["tokens"].shape == (4, 64)
 
 
 def test_a_folder_that_does_not_fit_the_config_is_refused(built):
@@ -229,7 +169,7 @@ def test_a_folder_that_does_not_fit_the_config_is_refused(built):
     c = small(built)
     change(c)
     with pytest.raises(ValueError, match=match):
-      data.train_batches(c)
+      loader.train_batches(c)
 
   fails("built with vocab 400, the config says 500; set them alike", lambda c: c.model.update(vocab=500))
   fails("val_fraction 0.2, the config says 0.3", lambda c: c.data.update(val_fraction=0.3))
@@ -276,7 +216,7 @@ def test_too_few_documents_for_a_split(built):
   c = small(built, "whole")
   c.data.val_fraction = 0.0
   with pytest.raises(ValueError, match="no validation document; raise data.val_fraction"):
-    data.eval_batches(c, 1)
+    loader.eval_batches(c, 1)
   c = small(built, "none")
   c.data.val_fraction = 0.9999
   with pytest.raises(ValueError, match="source words: every document fell into the validation split; lower"):
@@ -292,9 +232,9 @@ def copied(built, name):
 
 def test_shards_that_are_away_for_a_while_are_waited_for(built, monkeypatch):
   c, path = copied(built, "away")
-  expected = rows(data.train_batches(c), 60)
+  expected = rows(loader.train_batches(c), 60)
   monkeypatch.setattr(shards, "RETRIES", (0.05,) * 100)
-  batches = data.train_batches(c)
+  batches = loader.train_batches(c)
   got = rows(batches, 5)
   state = batches.get_state()
   hidden = path.rename(path.with_suffix(".hidden"))
@@ -306,9 +246,9 @@ def test_shards_that_are_away_for_a_while_are_waited_for(built, monkeypatch):
 
 def test_shards_that_stay_away_end_in_an_error_and_the_position_is_not_lost(built, monkeypatch):
   c, path = copied(built, "lost")
-  expected = rows(data.train_batches(c), 60)
+  expected = rows(loader.train_batches(c), 60)
   monkeypatch.setattr(shards, "RETRIES", (0.01,))
-  batches, got = data.train_batches(c), []
+  batches, got = loader.train_batches(c), []
   hidden = path.with_suffix(".hidden")
   with pytest.raises(OSError, match="words.train.tokens.npy could not be read for 0 s: No such file"):
     for i in range(60):
@@ -317,7 +257,7 @@ def test_shards_that_stay_away_end_in_an_error_and_the_position_is_not_lost(buil
         path.rename(hidden)
   state = batches.get_state()
   hidden.rename(path)
-  again = data.train_batches(c)
+  again = loader.train_batches(c)
   again.set_state(state)
   assert got + rows(again, 60 - len(got) // 4) == expected
 
@@ -336,7 +276,7 @@ def test_a_read_that_is_cut_short_is_tried_again_and_never_zeros(tmp_path, monke
 
 def test_a_shard_replaced_while_it_is_read_is_an_error(built):
   c, path = copied(built, "replaced")
-  batches = data.train_batches(c)
+  batches = loader.train_batches(c)
   rows(batches, 2)
   other = path.with_suffix(".new")
   other.write_bytes(path.read_bytes()[:-1] + b"\0")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config as configs, data, guard, step as steps, train
+from hope_jax import checkpoint, config as configs, guard, integrity, loader, step as steps, train, weights
 from hope_jax.goodput import KINDS, Goodput
 from test_train import losses, poison
 
@@ -74,7 +74,7 @@ def test_a_bad_step_changes_nothing_but_the_counts(monkeypatch, name):
   c = short(rollback_after=3)
   c.model.kind, c.mixer.kind, c.optim.name = "hope_attention", "cms", name
   c.mixer.levels = (configs.Level("fast", 0), configs.Level("slow", 128))  # the slow one counts steps of its own
-  train_step, state, batches = steps.make_train_step(c), steps.init_state(c, jax.random.key(0)), iter(data.train_batches(c))
+  train_step, state, batches = steps.make_train_step(c), steps.init_state(c, jax.random.key(0)), iter(loader.train_batches(c))
   state, _ = train_step(state, next(batches))
   before = jax.tree.map(jnp.copy, state)
   state, out = train_step(state, next(batches))
@@ -93,7 +93,7 @@ def test_a_guard_that_finds_nothing_changes_nothing():
   for patience in (0, 3):
     c = short(rollback_after=patience)
     c.optim.skip_above = 100.0 * (patience > 0)
-    train_step, state, batches = steps.make_train_step(c), steps.init_state(c, jax.random.key(0)), iter(data.train_batches(c))
+    train_step, state, batches = steps.make_train_step(c), steps.init_state(c, jax.random.key(0)), iter(loader.train_batches(c))
     for _ in range(5):
       state, out = train_step(state, next(batches))
     results.append((state, out))
@@ -108,7 +108,7 @@ def test_too_many_bad_steps_go_back_to_a_checkpoint_and_on_to_new_data(tmp_path,
   said = capsys.readouterr().err
   assert "step 8: rolled back to the parameters of step 5; the data go on" in said and "3 steps skipped, 1 rollbacks" in said
 
-  batches, step = list(zip(range(12), data.train_batches(c))), steps.make_train_step(c)  # by hand: 1-5, then 9, 11, 12
+  batches, step = list(zip(range(12), loader.train_batches(c))), steps.make_train_step(c)  # by hand: 1-5, then 9, 11, 12
   state = jax.jit(lambda key: steps.init_state(c, key))(jax.random.key(c.seed))
   for i, batch in batches:
     if i + 1 not in (6, 7, 8, 10):
@@ -169,8 +169,8 @@ def test_bad_steps_without_end_stop_the_run_and_the_checkpoints_are_good(tmp_pat
   poison(monkeypatch, {i: np.nan for i in range(7, 13)})
   with pytest.raises(FloatingPointError, match="step 10: 2 bad steps in a row, and no checkpoint to roll back to. Try a smaller"):
     train.train(short(rollback_after=2), tmp_path)
-  for step in checkpoint.steps(tmp_path / "checkpoints"):
-    chex.assert_tree_all_finite(checkpoint.load_params(tmp_path / "checkpoints", step=step)[0])
+  for step in integrity.steps(tmp_path / "checkpoints"):
+    chex.assert_tree_all_finite(weights.load(tmp_path / "checkpoints", step=step)[0])
 
 
 @pytest.mark.slow
@@ -181,7 +181,7 @@ def test_a_signal_in_an_evaluation_gives_it_up_and_the_resumed_run_makes_it_once
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="143"):
       stop_at(patch, step, "evaluate")
       train.train(c, tmp_path / "cut")
-    assert checkpoint.steps(tmp_path / "cut" / "checkpoints")[-1] == step
+    assert integrity.steps(tmp_path / "cut" / "checkpoints")[-1] == step
     assert not any("validation/loss" in row for row in kills.rows(tmp_path / "cut") if row["step"] == step)
   for _ in range(2):  # the second leaves a finished run as it is
     train.train(c, tmp_path / "cut")
@@ -204,7 +204,7 @@ def test_signals_save_and_end_with_their_status(tmp_path, monkeypatch, number):
   with pytest.raises(SystemExit) as stopped:
     train.train(c, tmp_path)
   assert stopped.value.code == 128 + number and signal.getsignal(number) == before
-  assert checkpoint.steps(tmp_path / "checkpoints") == [3] and set(losses(tmp_path)) == {1, 2, 3}
+  assert integrity.steps(tmp_path / "checkpoints") == [3] and set(losses(tmp_path)) == {1, 2, 3}
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def test_same_seed_same_losses(tmp_path):
 def test_data_that_cannot_be_read_end_the_run_without_losing_a_step(tmp_path, monkeypatch):
   c = short()
   train.train(c, tmp_path / "whole")
-  batches = data.train_batches
+  batches = loader.train_batches
 
   class Failing:
     def __init__(self):
@@ -242,9 +242,9 @@ def test_data_that_cannot_be_read_end_the_run_without_losing_a_step(tmp_path, mo
       return next(self.inner)
 
   with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
-    patch.setattr(data, "train_batches", lambda *_: Failing())
+    patch.setattr(loader, "train_batches", lambda *_: Failing())
     train.train(c, tmp_path / "cut")
-  assert checkpoint.steps(tmp_path / "cut" / "checkpoints") == [5, 8]
+  assert integrity.steps(tmp_path / "cut" / "checkpoints") == [5, 8]
   train.train(c, tmp_path / "cut")
   assert kills.rows(tmp_path / "cut") == kills.rows(tmp_path / "whole")
 
@@ -323,4 +323,4 @@ def test_a_process_that_gets_sigterm_ends_in_time(tmp_path, moment, saved):
   process.stdout.read()
   assert process.wait() == (128 + signal.SIGTERM if saved else -signal.SIGTERM)
   assert time.monotonic() - began < 30
-  assert bool(checkpoint.steps(tmp_path / "checkpoints")) == saved
+  assert bool(integrity.steps(tmp_path / "checkpoints")) == saved

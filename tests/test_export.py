@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from hope_jax import checkpoint, config, export, generate, integrity, linear_memory, mlp_memory, model, stack
-from hope_jax import rule as rules, tokenizer, train
+from hope_jax import arrays, checks, config, export, generate, integrity, linear_memory, mlp_memory, model, stack
+from hope_jax import rule as rules, tokenizer, train, weights
 
 VOCAB = 23
 MODELS = {  # every kind, and every option that adds or changes a parameter
@@ -33,7 +33,7 @@ def tiny(name):
   c.mixer.levels = (config.Level("fast", 0), config.Level("slow", 1024))
   c.data.update(dict(task="recall", recall_pairs=2, recall_keys=8))
   c.update_from_flattened_dict(MODELS[name])
-  config.validate(c)
+  checks.validate(c)
   return c
 
 
@@ -52,12 +52,12 @@ def make_run(folder, name="transformer", step=7, tokenizer_text=b"pieces"):
     (folder / "tokenizer.model").write_bytes(tokenizer_text)
     digest = hashlib.sha256(tokenizer_text).hexdigest()
   params = parameters(c)
-  checkpoint.save_params(folder / "checkpoints", step, params, {"config": config.to_json(c), "tokenizer": digest})
+  weights.save(folder / "checkpoints", step, params, {"config": config.to_json(c), "tokenizer": digest})
   return c, params
 
 
 def test_every_kind_is_here():
-  assert {tiny(name).model.kind for name in MODELS} == set(config.CHOICES["model.kind"])
+  assert {tiny(name).model.kind for name in MODELS} == set(checks.CHOICES["model.kind"])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -69,7 +69,7 @@ def test_there_and_back_is_bit_equal(name):
   back = export.parameters(named, c)
   chex.assert_trees_all_equal(back, params)
   chex.assert_trees_all_equal_dtypes(back, params)
-  assert checkpoint.fingerprint(back) == checkpoint.fingerprint(params)
+  assert arrays.fingerprint(back) == arrays.fingerprint(params)
 
 
 BLOCK = """input_layernorm.weight (16,)
@@ -118,10 +118,10 @@ def test_a_memory_has_its_own_name(name):
   for layer in range(2):
     for head in range(2):
       own = {key: value[layer, head] for key, value in params["blocks"]["selfmod"].items() if key[:2] in ("v_", "g_", "w")}
-      for memory, weights in kind.weights(rule, own, kind.fresh(rule, own)).items():
+      for memory, kernels in kind.weights(rule, own, kind.fresh(rule, own)).items():
         prefix = f"model.layers.{layer}.self_modifying.memory_{memory}"
-        weights = {f"w_{part}": w for part, w in weights.items()} if kind is mlp_memory else {"weight": weights}
-        for part, weight in weights.items():
+        kernels = {f"w_{part}": w for part, w in kernels.items()} if kind is mlp_memory else {"weight": kernels}
+        for part, weight in kernels.items():
           np.testing.assert_array_equal(named[f"{prefix}.{part}"][head], weight)
 
 
@@ -158,7 +158,7 @@ def test_a_reader_of_the_names_computes_the_logits(tmp_path):
   call = jax.jit(lambda p: model.build(c).apply({"params": p}, tokens[None])[0][0])
   np.testing.assert_allclose(read_by_name(named, c, tokens), call(params), atol=1e-4, rtol=1e-4)
   export.import_run(tmp_path / "out" / "m.safetensors", tmp_path / "in")
-  loaded, read, _ = checkpoint.load_params(tmp_path / "in" / "checkpoints")
+  loaded, read, _ = weights.load(tmp_path / "in" / "checkpoints")
   assert read == c
   chex.assert_trees_all_equal(call(loaded), call(params))
 
@@ -188,7 +188,7 @@ def test_generate_loads_an_imported_run(tmp_path):
   tokenizer.train(["the cat sat on the mat and the dog ran to the cat\n" * 20], run / "tokenizer.model", 280)
   c.model.vocab, c.data.task = 280, "text"
   params, digest = parameters(c), integrity.sha256(run / "tokenizer.model")
-  checkpoint.save_params(run / "checkpoints", 2, params, {"config": config.to_json(c), "tokenizer": digest})
+  weights.save(run / "checkpoints", 2, params, {"config": config.to_json(c), "tokenizer": digest})
   export.write(run, file)
   export.import_run(file, tmp_path / "in")
   read, loaded, words = generate.load(tmp_path / "in")
@@ -203,7 +203,7 @@ def test_bfloat16_is_the_rounded_parameters(tmp_path):
   assert {t.dtype for t in named.values()} == {jnp.dtype(jnp.bfloat16)}
   back, _, facts = export.read(tmp_path / "out" / "m.safetensors")
   chex.assert_trees_all_equal(back, jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(jnp.float32), params))
-  assert facts["fingerprint"] == checkpoint.fingerprint(back)
+  assert facts["fingerprint"] == arrays.fingerprint(back)
 
 
 def test_a_step_by_its_number(tmp_path):
@@ -249,7 +249,7 @@ GATE = "model.layers.1.mlp.gate_proj.weight"
     ({}, None, "was not written by hope_jax.export: its metadata has no config, fingerprint, hope_jax, step, tokenizer"),
     ({}, {"hope_jax": "2"}, "is of format 2, this version of hope_jax reads 1: export it again"),
     ({}, {"config": "{}"}, "configuration of another version of hope_jax .*: import it with that one"),
-    ({GATE: None}, {}, rf"1 of 20 tensors .*\n  {GATE}: the file has none, its configuration \(32, 16\)\nexport the param"),
+    ({GATE: None}, {}, rf"1 of 20 arrays .*\n  {GATE}: the file has none, its configuration \(32, 16\)\nexport the param"),
     ({"extra": np.zeros(2)}, {}, r"1 of 21 .*\n  extra: the file \(2,\), its configuration has none"),
     ({GATE: np.zeros((16, 32), np.float32)}, {}, rf"{GATE}: the file \(16, 32\), its configuration \(32, 16\)"),
     ({GATE: np.zeros((32, 16), np.float32)}, {}, "is damaged or was changed: .* fingerprint"),

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config, generate, memorize, model, tokenizer
+from hope_jax import checkpoint, checks, config, generate, integrity, memorize, model, stored, tokenizer
 from hope_jax.generate import Stream
 from hope_jax.state import TrainState, fast_bytes
 
@@ -40,7 +40,7 @@ def tiny(name, vocab=VOCAB):
   c.attention.update(dict(window=20 if name == "window" else 0, context=CONTEXT))
   c.selfmod.update(dict(memory="linear", chunk_memory=8, chunk_generators=4, eta_init=0.5))
   c.data.align = 8
-  config.validate(c)
+  checks.validate(c)
   return c
 
 
@@ -252,7 +252,7 @@ def test_a_run_is_loaded_with_its_tokenizer(run, tmp_path):
   (other / "tokenizer.model").unlink()
   with pytest.raises(ValueError, match="no tokenizer at"):
     generate.load(other)
-  meta = json.loads(json.dumps(checkpoint.read_meta(run / "checkpoints"))) | {"tokenizer": "none"}
+  meta = json.loads(json.dumps(stored.read_meta(run / "checkpoints"))) | {"tokenizer": "none"}
   with checkpoint.Checkpoints(other / "checkpoints", keep=1) as saved:
     saved.save(8, TrainState(jnp.int32(8), params, (), jax.random.key(0)), {}, meta)
   with pytest.raises(ValueError, match="was not trained on text and has no tokenizer: choose a run with data.task"):
@@ -285,7 +285,7 @@ def test_a_conversation_over_several_programs(cli, run, tmp_path):
   for wanted in ("'/sav x' is not a command: use one of /save DIR", "'/load' is not a command", "no conversation in",
                  "holds a run's checkpoints, not a conversation: choose another directory"):
     assert wanted in said
-  assert said.count("holds a run's checkpoints") == 2 and checkpoint.steps(steps) == [7]
+  assert said.count("holds a run's checkpoints") == 2 and integrity.steps(steps) == [7]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config, hosts, train
+from hope_jax import config, hosts, integrity, train
 from test_endurance import short
 from test_train import losses
 
@@ -105,7 +105,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(run, tmp_path, told)
   both[told].send_signal(signal.SIGTERM)
   said = [process.communicate(timeout=60)[1] for process in both]
   assert [process.returncode for process in both] == [143, 143], said
-  step, = checkpoint.steps(tmp_path / "run" / "checkpoints")
+  step, = integrity.steps(tmp_path / "run" / "checkpoints")
   assert f"stopped by SIGTERM: step {step} is saved" in said[0] and "stopped" not in said[1]
   assert max(losses(tmp_path / "run")) == step
   again = local(*flags, f"--config.train.steps={step + 2}")
@@ -150,7 +150,7 @@ def test_an_error_in_one_process_ends_both_and_nobody_waits(run, tmp_path, error
   assert "process 1 of 2: " + ("OSError: [Errno 5]" if known else "KeyError: 'a bug'") in said[1]
   assert ("Traceback" in said[1]) != known
   assert "process 0 of 2: JaxRuntimeError" in said[0] and "if another process died, its last line says why" in said[0]
-  assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [5]
+  assert integrity.steps(tmp_path / "run" / "checkpoints") == [5]
 
 
 def test_what_the_environment_does_not_say_is_named(monkeypatch):

@@ -8,14 +8,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hope_jax"
 ORDER = (
     "products", "delta", "rule", "linear_memory", "mlp_memory",  # the self-modifying memories
-    "inner", "level", "teach", "layout", "layers", "state", "config", "write", "titan", "sharding", "optim", "selfmod",
-    "attention", "cms", "model", "online", "guard", "step",
-    "program", "startup", "hosts", "integrity", "corpus", "tokenizer", "recall", "shard", "data", "ngram", "arrays",
-    "checkpoint", "stack", "export", "metrics", "intervals", "report", "collectives", "costs", "generate", "memorize",
-    "evaluation", "goodput", "signals", "train", "launch")
+    "inner", "level", "teach", "layout", "layers", "state", "config", "written", "write", "titan", "sharding", "checks", "optim",
+    "selfmod", "attention", "cms", "model", "online", "guard", "step",
+    "program", "startup", "hosts", "integrity", "corpus", "tokenizer", "recall", "shard", "windows", "data", "loader", "ngram",
+    "arrays", "stored", "checkpoint", "weights", "conversation", "stack", "export", "metrics", "intervals", "report", "collectives",
+    "costs", "generate", "memorize", "evaluation", "goodput", "signals", "train", "launch")
 MEMORIES = ORDER[:5]
 WITHOUT_JAX = (
-    "config", "program", "integrity", "corpus", "tokenizer", "ngram", "intervals", "report", "shard", "goodput", "signals")
+    "config", "written", "program", "integrity", "corpus", "tokenizer", "ngram", "intervals", "report", "shard", "windows",
+    "data", "goodput", "signals")
 
 
 def imports(name):

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config, integrity
-from hope_jax.checkpoint import Checkpoints, load_fast, load_params, read_meta, save_fast
+from hope_jax import arrays, config, conversation, integrity, stored, weights
+from hope_jax.checkpoint import Checkpoints
 from hope_jax.state import TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,19 +114,19 @@ def test_a_run_that_fell_back_goes_on_and_writes_the_damaged_step_again(copy, ca
 def test_evaluations_fall_back_too_and_hash_what_they_read(copy, capsys):
   steps = copy / "checkpoints"
   shorten(steps / "2" / "train" / "manifest.ocdbt")  # no business of an evaluation
-  assert np.all(load_params(steps)[0]["layer"]["w"] == 2) and not capsys.readouterr().err
+  assert np.all(weights.load(steps)[0]["layer"]["w"] == 2) and not capsys.readouterr().err
   flip(steps / "2" / "params" / "manifest.ocdbt")
   before = files(steps)
-  assert np.all(load_params(steps)[0]["layer"]["w"] == 1)
+  assert np.all(weights.load(steps)[0]["layer"]["w"] == 1)
   assert capsys.readouterr().err == (f"{steps}: step 2 is damaged (params/manifest.ocdbt: differs from what was written): "
                                      "reading step 1\n")
   assert files(steps) == before
   with pytest.raises(ValueError, match=f"{steps}/2 is damaged .params/manifest.ocdbt: differs"):
-    load_params(steps, step=2)
+    weights.load(steps, step=2)
   flip(steps / "2" / "meta" / "data.json")
-  assert read_meta(steps) == META and "step 2 is damaged (meta/data.json: " in capsys.readouterr().err
+  assert stored.read_meta(steps) == META and "step 2 is damaged (meta/data.json: " in capsys.readouterr().err
   with pytest.raises(ValueError, match="meta/data.json"):
-    read_meta(steps, 2)
+    stored.read_meta(steps, 2)
 
 
 def test_without_a_good_step_the_error_names_the_files_and_nothing_is_moved(copy):
@@ -134,7 +134,7 @@ def test_without_a_good_step_the_error_names_the_files_and_nothing_is_moved(copy
   (steps / "1" / "integrity.json").unlink()
   (steps / "2" / "params" / "_METADATA").unlink()
   before = files(steps)
-  for read in (Checkpoints(steps, keep=2).newest_good, lambda: load_params(steps)):
+  for read in (Checkpoints(steps, keep=2).newest_good, lambda: weights.load(steps)):
     with pytest.raises(ValueError, match="is good: step 2: params/_METADATA: is missing; step 1: integrity.json: is missing: "):
       read()
   assert files(steps) == before
@@ -142,7 +142,7 @@ def test_without_a_good_step_the_error_names_the_files_and_nothing_is_moved(copy
 
 def test_a_conversation_that_is_damaged_is_refused(tmp_path, capsys):
   fast = {"clock": jnp.ones(3)}
-  save_fast(tmp_path / "talk", fast, {"fingerprint": "model"})
+  conversation.save(tmp_path / "talk", fast, {"fingerprint": "model"})
   assert verify(tmp_path / "talk", capsys)[0] == 0
   for name in files(tmp_path / "talk" / "0"):
     damaged = shutil.copytree(tmp_path / "talk", tmp_path / "damaged" / name.replace("/", "_"))
@@ -150,7 +150,7 @@ def test_a_conversation_that_is_damaged_is_refused(tmp_path, capsys):
     code, lines = verify(damaged, capsys)
     assert code == 1 and lines[1].startswith(f"  {name}: ")
     with pytest.raises(ValueError, match=f"no step in {damaged} is good: step 0: {name}: "):
-      load_fast(damaged, fast, "model")
+      conversation.load(damaged, fast, "model")
 
 
 def test_verify_reads_a_run_its_checkpoints_or_one_step_and_names_every_file(copy, capsys):
@@ -198,7 +198,7 @@ def test_the_sidecar_tells_what_wrote_the_step(run, tmp_path, monkeypatch):
   one, two = (integrity.read(run / "checkpoints" / step) for step in "12")
   assert one["step"] == 1 and one["metric"] == 3 and one["tokenizer"] == META["tokenizer"]
   assert one["config"] == integrity.sha256(run / "config.json")
-  assert one["rng"] == checkpoint.fingerprint({"rng": jax.random.key_data(jax.random.key(1))}) != two["rng"]
+  assert one["rng"] == arrays.fingerprint({"rng": jax.random.key_data(jax.random.key(1))}) != two["rng"]
   assert one["code"] == two["code"] == integrity.code_version()
   sources = shutil.copytree(ROOT / "hope_jax", tmp_path / "hope_jax")
   monkeypatch.setattr(integrity, "__file__", str(sources / "integrity.py"))

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax import checkpoint, config, corpus, generate, intervals, memorize, model, report, tokenizer
+from hope_jax import arrays, checkpoint, config, corpus, generate, intervals, memorize, model, report, tokenizer, written
 from hope_jax.state import TrainState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -258,11 +258,11 @@ def test_refusals(folder, lines, argv, message):
 def test_memory_off():
   """Nothing is written, by self-modifying memories either, unless they are to write both times."""
   c = tiny("hope_selfmod", in_context=True, levels=(config.Level("fast", 8),))
-  assert config.enabled(c) == ["selfmod", "cms_fast"]
-  assert config.enabled(program.switched_off(c, False)) == [] and c.teach.paths == ()
-  assert config.enabled(program.switched_off(c, True)) == ["selfmod"]
+  assert written.enabled(c) == ["selfmod", "cms_fast"]
+  assert written.enabled(program.switched_off(c, False)) == [] and c.teach.paths == ()
+  assert written.enabled(program.switched_off(c, True)) == ["selfmod"]
   c.teach.paths = ("cms_fast",)
-  assert config.enabled(program.switched_off(c, True)) == []
+  assert written.enabled(program.switched_off(c, True)) == []
 
 
 def test_flags_set_titan_and_levels():
@@ -271,7 +271,7 @@ def test_flags_set_titan_and_levels():
   values(["", "--checkpoint=x", "--output=y", "--period=4,8,16", "--rule=muon", "--lr=0.1,0.2,0.3", "--layers=1"])
   levels = (config.Level("fast", 8), config.Level("slow", 8))
   c = program.change(tiny("hope_hybrid", in_context=True, levels=levels), values)
-  assert [(e.period, e.rule, e.lr) for e in config.written(c).values()] == [
+  assert [(e.period, e.rule, e.lr) for e in written.levels(c).values()] == [
       (4, "muon", 0.1), (8, "muon", 0.2), (16, "muon", 0.3)]
   assert c.teach.layers == (1,)
 
@@ -296,7 +296,7 @@ def test_numbers_of_memorize_are_drawn(tmp_path, monkeypatch):
   data = report.load(output)
   assert sum(data["predicted"]) == data["tokens"] - 1 and len(data["predicted"]) == -(-data["tokens"] // CHUNK)
   assert list(data["nats"]) == ["before", "read", "after"]
-  assert data["fingerprint"] == checkpoint.fingerprint(parameters())
+  assert data["fingerprint"] == arrays.fingerprint(parameters())
   for name, nats in data["nats"].items():
     np.testing.assert_allclose(sum(nats) / (data["tokens"] - 1), data["nats_per_token"][name], rtol=1e-5)
   assert list(data["memories"]) == ["cms_fast", "cms_slow"]

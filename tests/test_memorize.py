@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config, generate, memorize as reader, model
+from hope_jax import checks, config, conversation, generate, memorize as reader, model, written
 from hope_jax.state import select
 
 VOCAB, CHUNK = 11, 8
@@ -39,7 +39,7 @@ def tiny(kind, **teach):
   c.selfmod.update(dict(memory="linear", chunk_generators=8, chunk_memory=8, eta_init=0.5))
   c.teach.update(dict(chunk=CHUNK, clip=1.0) | teach)
   c.data.update(dict(seq=32, align=8, batch=2))
-  config.validate(c)
+  checks.validate(c)
   return c
 
 
@@ -76,7 +76,7 @@ def test_however_a_text_is_cut(kind, piece):
   for first in range(0, n, piece):
     fast, _ = read(kind, [t[first:first + piece] for t in some], first + piece >= n, fast, flush_partial=False)
   chex.assert_trees_all_close(fast, want, **CLOSE)
-  periods = {name: entry.period for name, entry in config.written(tiny(kind)).items()}
+  periods = {name: entry.period for name, entry in written.levels(tiny(kind)).items()}
   for name, count in updates(want).items():
     np.testing.assert_array_equal(count, n // periods[name])
     assert report.stats[name]["moved"].sum() > 0
@@ -153,7 +153,7 @@ def test_parameters_are_untouched_and_a_closed_gate_changes_nothing(kind):
     chex.assert_trees_all_equal(learned(level), learned(fresh.layers.levels[name]))
   with pytest.raises(RuntimeError, match="memory .* made no update: no gate opened: the largest surprise was"):
     reader.check_updates(report.totals())
-  reader.check_updates(report.totals(config.enabled(tiny(kind, paths=("none",)))))
+  reader.check_updates(report.totals(written.enabled(tiny(kind, paths=("none",)))))
 
 
 @pytest.mark.slow
@@ -195,18 +195,18 @@ def test_a_state_is_saved_and_goes_on(kind, tmp_path):
   want, _ = read(kind, [text])
   early, _ = read(kind, [text[:21]], final=False)
   assert int((early.held_BxC >= 0).sum()) == 5  # 16 learned from, 5 wait
-  checkpoint.save_fast(tmp_path / "state", early, {"fingerprint": "tiny"})
+  conversation.save(tmp_path / "state", early, {"fingerprint": "tiny"})
   like = lambda c, batch: jax.eval_shape(lambda: model.init_fast(c, batch))
-  restored, _ = checkpoint.load_fast(tmp_path / "state", like(tiny(kind), 1), "tiny")
+  restored, _ = conversation.load(tmp_path / "state", like(tiny(kind), 1), "tiny")
   got, _ = read(kind, [text[21:]], fast=restored)
   chex.assert_trees_all_close(got, want, **CLOSE)
   other = tiny(kind)
   other.mixer.levels, other.titan.rule = other.mixer.levels[:2], "momentum"
   for state in (like(tiny(kind), 2), like(other, 1)):
     with pytest.raises(ValueError, match="checkpoint of another fast state"):
-      checkpoint.load_fast(tmp_path / "state", state, "tiny")
+      conversation.load(tmp_path / "state", state, "tiny")
   with pytest.raises(ValueError, match="belongs to another model"):
-    checkpoint.load_fast(tmp_path / "state", like(tiny(kind), 1), "another")
+    conversation.load(tmp_path / "state", like(tiny(kind), 1), "another")
 
 
 def test_generation_reads_what_waits(tmp_path):

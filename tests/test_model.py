@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import config, model
+from hope_jax import checks, config, model
 from hope_jax import layout as layouts
 from hope_jax.cms import CMS
 from hope_jax.state import select
@@ -220,7 +220,7 @@ def test_dropout_only_with_a_key():
 @pytest.mark.slow
 def test_rematerialised_blocks_give_the_same_values_and_gradients():
   c, params, got = kind("linear"), setup("linear")[2], []
-  for remat in config.CHOICES["model.remat"]:
+  for remat in checks.CHOICES["model.remat"]:
     c.model.remat = remat
     lm = model.build(c)
     loss = lambda p: jnp.mean(jax.nn.log_softmax(lm.apply({"params": p}, text())[0])[..., 0])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import config, model, online, step, teach
+from hope_jax import config, model, online, step, teach, written
 from tests.test_memorize import KINDS, VOCAB, parameters, texts, tiny
 
 
@@ -121,7 +121,7 @@ def test_self_modifier_ablations():
     c.titan.modifier = modifier
     _, stats, gradient = jax.jit(lambda p, batch: step._online(c, p, batch, None, 10))(params, batch_of(texts(16, 16)))
     size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient["blocks"]["titan"]["modifier"]))
-    return float(stats["moved/titan"].min()), size, config.enabled(c)
+    return float(stats["moved/titan"].min()), size, written.enabled(c)
 
   (moved, size, _), (still_moved, frozen, _), (unmoved, _, enabled) = map(outcome, ("on", "teach_only", "off"))
   assert moved == still_moved > 0 == unmoved
@@ -164,8 +164,8 @@ def test_surprise(metric):
 def test_statistics_of_a_step(kind):
   """Every memory says what it did, layer by layer; a batch of any size."""
   stats = losses(kind)(parameters(kind), batch_of(texts(32, 32, 32)))[1]
-  for name, entry in config.written(tiny(kind)).items():
-    path = config.path(name)
+  for name, entry in written.levels(tiny(kind)).items():
+    path = written.path(name)
     np.testing.assert_array_equal(stats[f"updates/{path}"], [32 // entry.period] * 2)
     np.testing.assert_array_equal(stats[f"open/{path}"], [4, 4])
     assert all(stats[f"{what}/{path}"].min() > 0 for what in ("moved", "surprise", "teach"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import recall_long
-from hope_jax import config, data, recall
+from hope_jax import config, loader, recall
 
 
 def small(**fields):
@@ -51,20 +51,20 @@ def test_the_tightest_sequence_is_full():
 
 def test_batches_resume_and_evaluation_is_other_examples():
   c = small()
-  batches = data.train_batches(c)
+  batches = loader.train_batches(c)
   first = [next(batches) for _ in range(3)]
   state = batches.get_state()
   ahead = [next(batches) for _ in range(3)]
-  again = data.train_batches(c)
+  again = loader.train_batches(c)
   again.set_state(state)
   np.testing.assert_equal([next(again) for _ in range(3)], ahead)
   seen = {row.tobytes() for b in first + ahead for row in b["tokens"]}
   assert len(seen) == 24
-  held_out = list(data.eval_batches(c, 6))
-  np.testing.assert_equal(held_out, list(data.eval_batches(c, 6)))
+  held_out = list(loader.eval_batches(c, 6))
+  np.testing.assert_equal(held_out, list(loader.eval_batches(c, 6)))
   assert all(names == ["recall"] * 4 for names, _ in held_out)
   assert not seen & {row.tobytes() for _, b in held_out for row in b["tokens"]}
-  assert not seen & {row.tobytes() for row in next(data.train_batches(small(seed=1)))["tokens"]}
+  assert not seen & {row.tobytes() for row in next(loader.train_batches(small(seed=1)))["tokens"]}
 
 
 def test_a_fact_lies_2000_tokens_before_its_question():
@@ -138,4 +138,4 @@ def test_errors_state_the_number():
                         (dict(recall_gap=-1, recall_fillers=16), "data.recall_gap -1.* set them to 0 or more"),
                         (dict(recall_pairs=0), "data.recall_pairs 0 must be between 1 and")):
     with pytest.raises(ValueError, match=match):
-      data.train_batches(small(**fields))
+      loader.train_batches(small(**fields))

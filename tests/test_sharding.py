@@ -17,7 +17,8 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec as P
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, collectives, config, memorize, model, optim, sharding, state as states, step as steps
+from hope_jax import arrays, checks, collectives, config, integrity, memorize, model, optim, sharding
+from hope_jax import state as states, step as steps
 from tests import test_train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +82,7 @@ def train(kind, optimizer, mesh) -> dict:
   state, tokens = init(jax.random.key(0)), texts()
   batch = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "segments": np.ones_like(tokens[:, 1:])}
   batch = sharding.place_batch(batch, devices)
-  out = {"born": held(state.params), "start": checkpoint.fingerprint(state.params)}
+  out = {"born": held(state.params), "start": arrays.fingerprint(state.params)}
   step = steps.make_train_step(c, devices).lower(state, batch).compile()
   out["sent"] = sum(collectives.count(step.as_text())[kind] for kind in collectives.KINDS)
   losses, others = [], []
@@ -210,12 +211,12 @@ def test_what_cannot_be_cut_is_refused():
     ((1, 0, 1), 1, "mesh.fsdp=0: set it to 1 or more")])
 def test_a_mesh_that_does_not_fit_is_refused(mesh, devices, message):
   with pytest.raises(ValueError, match=message):
-    config.validate(tiny("transformer", mesh=mesh), devices)
+    checks.validate(tiny("transformer", mesh=mesh), devices)
 
 
 def test_all_devices_that_are_left():
-  assert config.mesh_shape(tiny("transformer", mesh=(0, 2, 2)), 8) == (2, 2, 2)
-  assert config.mesh_shape(tiny("transformer", mesh=(0, 1, 1)), 1) == (1, 1, 1)
+  assert sharding.mesh_shape(tiny("transformer", mesh=(0, 2, 2)), 8) == (2, 2, 2)
+  assert sharding.mesh_shape(tiny("transformer", mesh=(0, 1, 1)), 1) == (1, 1, 1)
 
 
 PROCESS = """
@@ -257,7 +258,7 @@ def test_two_processes_train_as_one(tmp_path):
     runs[count] = [row["train/loss"] for row in rows if "train/loss" in row]
     assert [row["train/bpb"] > 0 for row in rows if "train/loss" in row] == [True] * 8
     assert len({out for out, _ in outs}) == 1 and all("step" not in error for _, error in outs[1:])
-    assert checkpoint.steps(tmp_path / str(count) / "checkpoints") == [6, 8]
+    assert integrity.steps(tmp_path / str(count) / "checkpoints") == [6, 8]
   np.testing.assert_allclose(runs[2], runs[1], rtol=0, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config, data, memorize, model, stack, step as steps, train
+from hope_jax import checks, config, loader, memorize, model, stack, step as steps, train, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB, TOKENS = 23, 20
@@ -36,7 +36,7 @@ def tiny(kind, **fields):
   c.teach.chunk = 8
   c.data.update(dict(seq=32, align=8, batch=2))
   c.mixer.update(fields)
-  config.validate(c)
+  checks.validate(c)
   return c
 
 
@@ -219,8 +219,8 @@ def test_launch_goes_on_from_a_transformer_and_resumes(trained, capfd):
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
   assert done.returncode == 0 and "starting in" in done.stderr, done.stderr
 
-  params, old, _ = checkpoint.load_params(trained / "checkpoints")
-  batch = next(iter(data.train_batches(c)))  # the first that the new run trains on
+  params, old, _ = weights.load(trained / "checkpoints")
+  batch = next(iter(loader.train_batches(c)))  # the first that the new run trains on
   out = steps.make_eval_step(old)(params, batch)
   first = losses(run)
   assert set(first) == {1, 2, 3}
@@ -237,8 +237,8 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_trained(trained
   c = recall("hope_attention", 2)
   with pytest.raises(FileNotFoundError, match="no checkpoint in .*nowhere"):
     train.train(c, tmp_path / "run", tmp_path / "nowhere")
-  meta = {"config": config.to_json(recall("transformer", 1)), "tokenizer": "abc"}
-  monkeypatch.setattr(checkpoint, "read_meta", lambda *args: meta)
+  params, old, meta = weights.load(trained / "checkpoints")
+  monkeypatch.setattr(weights, "load", lambda _: (params, old, meta | {"tokenizer": "abc"}))
   with pytest.raises(ValueError, match="tokenizer does not match the checkpoint: it was trained with abc"):
     train.train(c, tmp_path / "run", trained)
   assert not (tmp_path / "run" / "config.json").exists()

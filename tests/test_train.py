@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config, evaluation, integrity, step as steps, train
+from hope_jax import config, evaluation, integrity, step as steps, train, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,7 +59,7 @@ def losses(workdir):
 
 
 def last_params(workdir):
-  params, _, _ = checkpoint.load_params(workdir / "checkpoints")
+  params, _, _ = weights.load(workdir / "checkpoints")
   return params
 
 
@@ -88,7 +88,7 @@ def test_run_ends_with_an_evaluation_beside_the_bigram(whole):
   assert 0 < result["bpb"] < 20 and 0 < result["bigram_bpb"] < 20
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert all(row["memory/1/moved/mem"] > 0 for row in rows if "train/loss" in row)
-  assert checkpoint.steps(workdir / "checkpoints") == [10, 12]
+  assert integrity.steps(workdir / "checkpoints") == [10, 12]
   assert [integrity.read(workdir / "checkpoints" / step)["metric"] for step in ("10", "12")] == [None, result["loss"]]
   assert config.to_json(config.load(workdir / "config.json")) == config.to_json(c)
   assert (workdir / "tokenizer.model").exists() and list((workdir / "tb").iterdir())
@@ -146,7 +146,7 @@ def test_sigterm_saves_and_the_same_command_resumes(whole):
       break
   rest = process.stderr.read()
   assert process.wait(60) == 128 + signal.SIGTERM and "the same command resumes" in rest
-  step = checkpoint.steps(run / "checkpoints")[-1]
+  step = integrity.steps(run / "checkpoints")[-1]
   assert step == max(losses(run))
 
 
@@ -157,7 +157,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_nothing(whole, monkeypa
   poison(monkeypatch, {6: np.nan})
   with pytest.raises(FloatingPointError, match="step 6: loss nan.*Checkpoint 5 is good.*Try a smaller optim.lr"):
     train.train(c, run)
-  assert checkpoint.steps(run / "checkpoints") == [5]
+  assert integrity.steps(run / "checkpoints") == [5]
 
 
 @pytest.mark.slow
@@ -186,7 +186,7 @@ def test_a_save_that_fails_may_be_passed_over_but_not_the_last(whole, monkeypatc
   c.train.on_save_error = "warn"
   try:
     train.train(c, run)
-    assert checkpoint.steps(run / "checkpoints") == [5, 12] and losses(run) == losses(workdir)
+    assert integrity.steps(run / "checkpoints") == [5, 12] and losses(run) == losses(workdir)
     assert "saving step 10 failed: no space left" in capsys.readouterr().err
     broken, run = {5, 12}, folder / "full_at_the_end"
     with pytest.raises(OSError, match="saving step 12 failed"):  # the run would be lost

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import reference_write as reference
-from hope_jax import config, level, model, online, teach, write
+from hope_jax import checks, config, level, model, online, teach, write
 from hope_jax.inner import RULES
 from reference_write import CHUNK, CHUNKS, STREAMS, WIDTH, noise, parameters, text
 
@@ -249,7 +249,7 @@ def setup(connection, **options):
   c.mixer.update(dict(connection=connection, in_context=True))
   c.data.update(dict(seq=32, align=CHUNK))
   c.teach.update(dict(chunk=CHUNK) | options)
-  config.validate(c)
+  checks.validate(c)
   c.model.dtype = "float64"
   params = noise(jax.eval_shape(lambda: model.init_params(c, jax.random.key(0))), 4)
 
