@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from hope_jax import checks, config as configs, costs, metrics, model as models, online, sharding, step as steps
+from hope_jax import checks, config as configs, costs, metrics, model as models, online, sharding, step as steps, written
 from hope_jax.metrics import markdown
 
 PRESETS = {  # vocabulary, width, layers, heads, sequence, batch, dtype
@@ -276,7 +276,7 @@ def reading() -> tuple[list, str]:
         seconds[what] += [time.perf_counter() - began] if i else []
     fastest = {what: shape[0] * shape[1] / min(s) for what, s in seconds.items()}
     flops = {"forward": costs.count_flops(forward, params, batch), "memorize": costs.count_flops(memorize, params, fast, batch)}
-    out.append({"model": name, "chunk": configs.writing_chunk(c), "seconds": seconds, "tokens_per_s": fastest, "flops": flops})
+    out.append({"model": name, "chunk": written.chunk(c), "seconds": seconds, "tokens_per_s": fastest, "flops": flops})
     rows.append([name, f"{fastest['forward']:,.0f}", f"{fastest['memorize']:,.0f}",
                  f"{fastest['memorize'] / fastest['forward']:.3f}", f"{flops['forward'] / flops['memorize']:.3f}"])
   return out, markdown(["model", "forward tokens/s", "memorize tokens/s", "ratio, fastest of each", "ratio of FLOPs"], rows)

@@ -76,7 +76,8 @@ def test_a_memory_that_was_not_written_is_an_error():
 
 @pytest.mark.parametrize("line, message", [
     ("{", "line 2: JSONDecodeError"), ('{"prompt": "a"}', "line 2: KeyError.'answer'.*one JSON object a line"),
-    ('{"prompt": 3, "answer": "b"}', "line 2"), ('["a"]', "line 2"), ('{"prompt": "a", "answer": ""}', "line 2: the answer is empty"),
+    ('{"prompt": 3, "answer": "b"}', "line 2"), ('["a"]', "line 2"),
+    ('{"prompt": "a", "answer": ""}', "line 2: the answer is empty"),
     ('{"text": "", "prompt": "a", "answer": "b"}', "line 2: the text is empty"), (None, "has 1 questions: an interval needs 2")])
 def test_files_that_are_not_questions(tmp_path, line, message):
   good = '{"prompt": "a", "answer": "b"}'
