@@ -23,13 +23,17 @@ KINDS = ("steps", "start", "compile", "data", "save", "restore", "evaluation", "
 
 
 class Goodput:
-  """A run's account, kept in the file `path`."""
+  """A run's account, kept in the file `path`. One that cannot be read is set aside (.damaged), and a new one begins."""
 
   def __init__(self, path: str | Path, clock: Callable[[], float] = time.perf_counter):
     self.path, self._clock = Path(path), clock
     self._kept = {"starts": 0, "step": 0, "steps": 0, "lost_steps": 0, "seconds": dict.fromkeys(KINDS, 0.0)}
-    if self.path.exists():
-      self._kept = json.loads(self.path.read_text())
+    try:
+      self._kept = json.loads(self.path.read_bytes())
+    except FileNotFoundError:
+      pass
+    except ValueError:  # a power cut may leave an empty file: not worth a run
+      os.replace(self.path, self.path.with_suffix(".json.damaged"))
     self._kept["starts"] += 1
     self._kind, self._since = "start", clock()
 

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from hope_jax.startup import say
+
 
 class Metrics:
   """Appends to workdir/metrics.jsonl and workdir/tb; every line is on disk when `write` returns.
@@ -57,8 +59,9 @@ class Metrics:
 
   def __exit__(self, *_) -> None:
     if self._writes:
-      self._file.close()
-      self._board.close()
+      for each in (self._file, self._board):
+        with contextlib.suppress(OSError):  # a disk that is full: `write` has raised already
+          each.close()
 
 
 class Meter:
@@ -138,14 +141,26 @@ def _seconds(f: Callable, x: jax.Array) -> float:
 
 def _drop_after(path: Path, step: int, write: bool) -> set[str]:
   """Drops the lines beyond a step, where they may be written; returns the names in its own lines."""
-  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-  # a line without its end was cut by the interruption
-  rows = [(line, row) for line in lines if line.endswith("\n") and (row := json.loads(line))["step"] <= step]
+  lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+  whole = [line for line in lines if line.endswith("\n")]  # one without its end was cut by the interruption
+  read = [(line, row) for line in whole if (row := _row(line)) is not None]
+  if len(read) < len(whole):
+    say(f"{path}: {len(whole) - len(read)} damaged line(s) are left out")
+  rows = [(line, row) for line, row in read if row["step"] <= step]
   if write and len(rows) < len(lines):
     new = path.with_suffix(".jsonl.new")
     new.write_text("".join(line for line, _ in rows))
     os.replace(new, path)
   return {name for _, row in rows if row["step"] == step for name in row}
+
+
+def _row(line: str) -> dict | None:
+  """None for what is no row: a power cut may leave zeros."""
+  try:
+    row = json.loads(line)
+  except ValueError:
+    return None
+  return row if isinstance(row, dict) and "step" in row else None
 
 
 def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:

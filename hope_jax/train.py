@@ -114,7 +114,7 @@ class _Run:
         self.saved.wait()
       self.account(c.steps)
       if "goodput/steps" not in self.metrics.resumed:
-        self.metrics.write(c.steps, {"goodput": self.goodput.summary()})
+        self.record(c.steps, {"goodput": self.goodput.summary()})
     return result
 
   def compile(self):
@@ -187,11 +187,26 @@ class _Run:
     with self.pause("save"):
       rest = {"applied": int(self.state.guard.applied), "interval": self.interval}
       self.saved.save(i, self.state, self.batches.get_state(), self.meta | rest, loss, on_error)
-    self.goodput.write(i)
+    self.record(i)
+
+  def record(self, i: int, values: dict | None = None):
+    """A line of metrics, if there are values, and the account of the time until step i.
+
+    Raises OSError where they cannot be written; with train.on_save_error=warn that is said, as of a checkpoint.
+    """
+    try:
+      if values is not None:
+        self.metrics.write(i, values)
+      self.goodput.write(i)
+    except OSError as error:
+      failed = f"step {i} cannot be logged in {self.workdir}: {error.strerror}"
+      if self.config.train.on_save_error == "stop" or jax.process_count() > 1:
+        raise OSError(error.errno, f"{failed}; free some space or choose another --workdir, then start again") from None
+      say(f"{failed}; training goes on without it")
 
   def account(self, i: int):
     """The end of this process: where all the time went, and what was skipped."""
-    self.goodput.write(i)
+    self.record(i)
     guard = jax.device_get(self.state.guard)
     say(self.goodput.line() + (f"; {guard.skipped} steps skipped, {guard.rollbacks} rollbacks" if guard.skipped else ""))
 
@@ -260,8 +275,7 @@ class _Run:
     rates = self.meter.read(i)
     layers = {str(layer): {name: value[layer] for name, value in out["memory"].items()}
               for layer in range(self.config.model.layers)} if out["memory"] and good else {}
-    self.metrics.write(i, {"train": values | rates, "memory": layers})
-    self.goodput.write(i)
+    self.record(i, {"train": values | rates, "memory": layers})
     if labels:
       moved = [sum(value for name, value in layer.items() if name.startswith("moved")) for layer in layers.values()]
       say(format_line(i, self.config.train.steps, loss=values["loss"], bpb=values.get("bpb"), rates=rates,
@@ -292,6 +306,6 @@ class _Run:
     if result is None:
       return {}
     if i > self.start or "validation/loss" not in self.metrics.resumed:
-      self.metrics.write(i, {"validation": result})
+      self.record(i, {"validation": result})
     evaluation.tell(i, result)
     return result

@@ -289,6 +289,58 @@ def test_goodput_over_a_crash(tmp_path):
   assert second.line().startswith("goodput: 50.0 % of 0:00:25 in steps that stayed; start 8.0, compile 12.0")
 
 
+def test_an_account_that_cannot_be_read_does_not_stop_a_run(tmp_path):
+  (tmp_path / "goodput.json").write_text("")
+  Goodput(tmp_path / "goodput.json").write(3)
+  assert (tmp_path / "goodput.json.damaged").read_text() == ""
+  assert Goodput(tmp_path / "goodput.json").summary()["starts"] == 2
+
+
+FULL_DISK = """
+import resource, signal, sys
+from hope_jax import checkpoint, metrics, train
+from tests.test_endurance import short
+
+def limit(size):  # of one file: beyond it the kernel refuses the write, as a full disk does
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+c = short(on_save_error=sys.argv[2])
+write, init = metrics.Metrics.write, checkpoint.Checkpoints.__init__
+def keeping(self, *args):
+  global waited
+  waited = self
+  init(self, *args)
+checkpoint.Checkpoints.__init__ = keeping
+def writing(self, step, values):
+  if step == 7:
+    waited.wait()
+    limit(0)
+  elif step == 11:
+    limit(resource.RLIM_INFINITY)
+  write(self, step, values)
+metrics.Metrics.write = writing
+try:
+  train.train(c, sys.argv[1])
+except OSError as error:
+  sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("on_error", ["warn", pytest.param("stop", marks=pytest.mark.slow)])
+def test_what_cannot_be_logged_on_a_full_disk_is_said_and_training_goes_on_or_stops(tmp_path, on_error):
+  child = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path, on_error], cwd=ROOT, capture_output=True, text=True,
+                         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
+  said = [line for line in child.stderr.splitlines() if "cannot be logged" in line]
+  assert said[0].startswith(("[Errno 27] " if on_error == "stop" else "") + f"step 7 cannot be logged in {tmp_path}: File too large; ")
+  if on_error == "stop":
+    assert child.returncode == 1 and "free some space" in said[0] and "Traceback" not in child.stderr.partition(said[0])[0]
+    assert checkpoint.steps(tmp_path / "checkpoints") == [5]
+  else:
+    assert child.returncode == 0 and said[0].endswith("training goes on without it")
+    assert checkpoint.steps(tmp_path / "checkpoints") == [5, 12] and set(losses(tmp_path)) >= {1, 6, 11, 12}
+
+
 def test_goodput_of_a_run(tmp_path, monkeypatch):
   train.train(short(), tmp_path)
   row, = (row for row in strict_rows(tmp_path) if "goodput/steps" in row)

@@ -32,6 +32,16 @@ def test_resumed_file_equals_uninterrupted(tmp_path):
   assert [r["step"] for r in rows(tmp_path / "cut")] == list(range(1, 10))
 
 
+def test_damaged_lines_are_left_out_and_said(tmp_path, capsys):
+  train(tmp_path, 1, 3)
+  whole = rows(tmp_path)
+  with (tmp_path / "metrics.jsonl").open("ab") as f:
+    f.write(b"\0\0\0\n" + b'{"step\xff": 2}\n')  # as after a power cut
+  with Metrics(tmp_path, 3) as metrics:
+    assert metrics.resumed == set(whole[-1]) | {"time"}
+  assert rows(tmp_path) == whole and "metrics.jsonl: 2 damaged line(s) are left out" in capsys.readouterr().err
+
+
 def board(workdir):
   data = max((workdir / "tb").glob("events.out.tfevents.*")).read_bytes()
   while data:  # records: length, its checksum, the event, its checksum
