@@ -42,8 +42,12 @@ while ((${#number[@]})); do
     sleep $last &
     timer=$!
   else
-    signal=$( ((code > 128)) && echo ", signal $(kill -l $((code - 128)))")
-    echo "process $who of $count died (status $code$signal): ending the others; the same command resumes" >&3
+    if ((code > 128)); then
+      how="died (status $code, signal $(kill -l $((code - 128)))): ending the others; the same command resumes"
+    else
+      how="ended with status $code, it says why above: ending the others"
+    fi
+    echo "process $who of $count $how" >&3
     kill -KILL "${!number[@]}"
   fi
 done

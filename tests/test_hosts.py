@@ -128,6 +128,14 @@ def test_a_process_that_is_killed_ends_the_other(run, killed):
   assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def test_an_error_that_a_restart_does_not_mend_is_said_in_whole_lines(run):
+  both = local(*run[1], "--config.mesh.fsdp=3")
+  lines = both.stderr.read().splitlines()
+  assert both.wait() == 1
+  assert all(line.count("process ") <= line.startswith("process ") for line in lines), lines
+  assert not any("resumes" in line for line in lines) and "of 2 ended with status 1, it says why above" in lines[-1]
+
+
 FAILING = """
 import os
 from hope_jax import launch, train
