@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from hope_jax import arrays, checks, collectives, config, integrity, memorize, model, optim, sharding
-from hope_jax import state as states, step as steps
+from hope_jax import state as states, step as steps, train as training
 from tests import test_train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -246,20 +246,56 @@ def processes(config_file, workdir, count: int) -> list[subprocess.CompletedProc
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
   """Matrices and batch in two processes, stopped and resumed; only the first process writes."""
-  c = test_train.small(tmp_path, model__kind="transformer", mixer__kind="swiglu", model__dropout=0.0, train__steps=4,
-                       train__save_every=2, train__eval_every=4, optim__warmup=2)
+  c = test_train.small(tmp_path, model__kind="transformer", mixer__kind="swiglu", model__dropout=0.0, train__save_every=2,
+                       train__eval_every=4, optim__warmup=2)
   runs = {}
   for count in (1, 2):
-    for steps_ in (4, 8):
+    for steps_ in (4, STEPS):
       c.train.steps, c.mesh.fsdp = steps_, count
       (tmp_path / "config.json").write_text(config.to_json(c))
       outs = processes(tmp_path / "config.json", tmp_path / str(count), count)
     rows = [json.loads(line) for line in (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()]
     runs[count] = [row["train/loss"] for row in rows if "train/loss" in row]
-    assert [row["train/bpb"] > 0 for row in rows if "train/loss" in row] == [True] * 8
+    assert [row["train/bpb"] > 0 for row in rows if "train/loss" in row] == [True] * STEPS
     assert len({out for out, _ in outs}) == 1 and all("step" not in error for _, error in outs[1:])
-    assert integrity.steps(tmp_path / str(count) / "checkpoints") == [6, 8]
+    assert integrity.steps(tmp_path / str(count) / "checkpoints") == [STEPS - 2, STEPS]
   np.testing.assert_allclose(runs[2], runs[1], rtol=0, atol=1e-5)
+
+
+ELSEWHERE = """
+import contextlib, os, signal, sys
+from hope_jax import train
+from tests import test_sharding
+draw = train._Run.draw
+def drawing(self, i, before):
+  if i == stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+  return draw(self, i, before)
+train._Run.draw = drawing
+for stop, mesh in ((3, (8, 1, 1)), (6, (2, 4, 1)), (9, (2, 2, 2)), (12, (1, 8, 1))):
+  with contextlib.suppress(SystemExit):
+    train.train(test_sharding.elsewhere(mesh), sys.argv[1])
+"""
+
+
+def elsewhere(mesh):
+  c = tiny("hope_hybrid", mesh=mesh)
+  c.data.update(dict(task="recall", recall_pairs=4, recall_keys=15))
+  c.train.update(dict(steps=12, log_every=1, eval_every=12, eval_batches=1, save_every=100))
+  return c
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_mesh(tmp_path):
+  """Parameters, optimizer, random key and position of the data, by the trainer's own rules."""
+  done = subprocess.run([sys.executable, "-c", ELSEWHERE, tmp_path / "moved"], cwd=ROOT, capture_output=True, text=True,
+                        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"})
+  assert done.returncode == 0, done.stderr
+  assert done.stderr.count("resuming at step") == 3
+  training.train(elsewhere(ONE), tmp_path / "stayed")
+  moved, stayed = (test_train.losses(tmp_path / name) for name in ("moved", "stayed"))
+  assert set(moved) == set(range(1, 13))
+  np.testing.assert_allclose([moved[i] for i in stayed], list(stayed.values()), rtol=0, atol=1e-5)
 
 
 if __name__ == "__main__":
