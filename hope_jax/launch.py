@@ -7,6 +7,9 @@ with the levels of this configuration stacked on them (stack.py). --dry_run prin
 One of many processes where the environment says so (hosts.py).
 """
 
+import signal
+import sys
+
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -35,6 +38,8 @@ def main(argv):
       train.train(CONFIG.value, WORKDIR.value, INIT_FROM.value)
   except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
     hosts.fail(error)
+  except KeyboardInterrupt:  # before the first step, or a second one: signals.py
+    sys.exit(128 + signal.SIGINT)
 
 
 def run():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import chex
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config as configs, guard, integrity, loader, step as steps, train, weights
+from hope_jax import checkpoint, config as configs, data, guard, integrity, launch, loader, step as steps, train, weights
 from hope_jax.goodput import KINDS, Goodput
 from test_train import losses, poison
 
@@ -205,6 +206,19 @@ def test_signals_save_and_end_with_their_status(tmp_path, monkeypatch, number):
     train.train(c, tmp_path)
   assert stopped.value.code == 128 + number and signal.getsignal(number) == before
   assert integrity.steps(tmp_path / "checkpoints") == [3] and set(losses(tmp_path)) == {1, 2, 3}
+
+
+def test_ctrl_c_before_the_first_step_ends_without_a_traceback(monkeypatch):
+  def interrupted(*_):
+    raise KeyboardInterrupt
+
+  for flag, value in {"CONFIG": short(), "WORKDIR": "run", "INIT_FROM": None, "DRY_RUN": False}.items():
+    monkeypatch.setattr(launch, flag, types.SimpleNamespace(value=value))
+  monkeypatch.setattr(launch.startup, "prepare", lambda *_, **__: None)
+  monkeypatch.setattr(train, "train", interrupted)
+  with pytest.raises(SystemExit) as stopped:
+    launch.main(["launch"])
+  assert stopped.value.code == 128 + signal.SIGINT
 
 
 @pytest.mark.slow
