@@ -101,6 +101,16 @@ def test_a_guard_that_finds_nothing_changes_nothing():
   chex.assert_trees_all_equal(*results)
 
 
+def test_a_spike_is_skipped(tmp_path, monkeypatch):
+  c = short(steps=30, rollback_after=3, eval_every=30, save_every=30)
+  c.optim.skip_above = 5.0
+  poison(monkeypatch, {25: 100.0})
+  train.train(c, tmp_path)
+  counts = final(c, tmp_path)[0].guard
+  assert (int(counts.applied), int(counts.skipped), int(counts.rollbacks)) == (29, 1, 0)
+  assert set(range(1, 31)) - set(losses(tmp_path)) == {25}
+
+
 @pytest.mark.slow
 def test_too_many_bad_steps_go_back_to_a_checkpoint_and_on_to_new_data(tmp_path, monkeypatch, capsys):
   c = short(rollback_after=2)
