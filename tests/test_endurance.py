@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from hope_jax import checkpoint, config as configs, data, guard, integrity, launch, loader, step as steps, train, weights
-from hope_jax.goodput import KINDS, Goodput
 from test_train import losses, poison
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -273,53 +272,6 @@ def test_data_that_cannot_be_read_end_the_run_without_losing_a_step(tmp_path, mo
   assert kills.rows(tmp_path / "cut") == kills.rows(tmp_path / "whole")
 
 
-class Clock:
-  now = 0.0
-
-  def __call__(self):
-    return self.now
-
-  def passes(self, seconds):
-    self.now += seconds
-
-
-def test_goodput_over_a_crash(tmp_path):
-  clock = Clock()
-  first = Goodput(tmp_path / "goodput.json", clock)
-  clock.passes(2)
-  with first.span("restore"):
-    clock.passes(1)
-  first.resume(0)
-  with first.span("compile"):
-    clock.passes(3)
-  first.enter("steps")
-  clock.passes(10)
-  with first.span("data"):
-    clock.passes(1)
-  first.write(20)
-  clock.passes(100)  # killed: nobody knows of this
-
-  second = Goodput(tmp_path / "goodput.json", clock)
-  second.resume(15)
-  second.enter("steps")
-  clock.passes(5)
-  with second.span("save"):
-    clock.passes(3)
-  second.write(25)
-  s = second.summary()
-  assert s["seconds"] == 25 and s["starts"] == 2 and s["lost_steps"] == 5
-  seconds = {kind: round(s[kind] * 25, 6) for kind in KINDS}
-  assert seconds == {"steps": 12.5, "start": 2, "compile": 3, "data": 1, "save": 3, "restore": 1, "evaluation": 0, "lost": 2.5}
-  assert second.line().startswith("goodput: 50.0 % of 0:00:25 in steps that stayed; start 8.0, compile 12.0")
-
-
-def test_an_account_that_cannot_be_read_does_not_stop_a_run(tmp_path):
-  (tmp_path / "goodput.json").write_text("")
-  Goodput(tmp_path / "goodput.json").write(3)
-  assert (tmp_path / "goodput.json.damaged").read_text() == ""
-  assert Goodput(tmp_path / "goodput.json").summary()["starts"] == 2
-
-
 FULL_DISK = """
 import resource, signal, sys
 from hope_jax import checkpoint, metrics, train
@@ -363,14 +315,6 @@ def test_what_cannot_be_logged_on_a_full_disk_is_said_and_training_goes_on_or_st
   else:
     assert child.returncode == 0 and said[0].endswith("training goes on without it")
     assert checkpoint.steps(tmp_path / "checkpoints") == [5, 12] and set(losses(tmp_path)) >= {1, 6, 11, 12}
-
-
-def test_goodput_of_a_run(tmp_path, monkeypatch):
-  train.train(short(), tmp_path)
-  row, = (row for row in strict_rows(tmp_path) if "goodput/steps" in row)
-  assert sum(row[f"goodput/{kind}"] for kind in KINDS) == pytest.approx(1)
-  assert all(row[f"goodput/{kind}"] > 0 for kind in ("steps", "start", "compile", "data", "save", "evaluation"))
-  assert row["goodput/restore"] < 0.01 and row["goodput/lost"] == 0 and row["goodput/starts"] == 1
 
 
 @pytest.mark.slow
