@@ -130,6 +130,15 @@ def test_keeps_the_last_and_never_rewrites_a_step(tmp_path):
   assert Checkpoints(tmp_path, keep=2).latest() == 10
 
 
+def test_a_step_loses_its_name_before_its_files(tmp_path, monkeypatch):
+  deleted, rmtree = [], shutil.rmtree
+  monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path, **how: (deleted.append(path.name), rmtree(path, **how)))
+  with Checkpoints(tmp_path, keep=1) as saved:
+    for step in (1, 2):
+      saved.save(step, initial(), {}, META)
+  assert len(deleted) == 1 and checkpoint.PARTIAL in deleted[0] and checkpoint.steps(tmp_path) == [2]
+
+
 def test_keeps_the_best_and_every_kth_besides_the_last(tmp_path):
   losses = {2: 5.0, 4: 1.0, 5: None, 6: 2.0, 8: float("nan"), 10: 3.0, 11: float("inf"), 12: 4.0, 13: None, 14: 4.5}
   with Checkpoints(tmp_path, keep=2, keep_best=3, keep_every=5) as saved:

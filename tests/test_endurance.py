@@ -175,6 +175,20 @@ def stop_at(monkeypatch, step, name="draw"):
   monkeypatch.setattr(train._Run, name, stopping)
 
 
+def test_resumed_equals_uninterrupted_and_other_data_are_refused(tmp_path, monkeypatch):
+  c = short()
+  train.train(c, tmp_path / "whole")
+  with monkeypatch.context() as patch, pytest.raises(SystemExit, match="143"):
+    stop_at(patch, 7)
+    train.train(c, tmp_path / "cut")
+  with monkeypatch.context() as patch, pytest.raises(ValueError, match="holds other shards"):
+    patch.setattr(data, "digest", lambda _: "of others")
+    train.train(c, tmp_path / "cut")
+  train.train(c, tmp_path / "cut")
+  assert kills.rows(tmp_path / "cut") == kills.rows(tmp_path / "whole")
+  chex.assert_trees_all_equal(final(c, tmp_path / "cut"), final(c, tmp_path / "whole"))
+
+
 def test_bad_steps_without_end_stop_the_run_and_the_checkpoints_are_good(tmp_path, monkeypatch):
   poison(monkeypatch, {i: np.nan for i in range(7, 13)})
   with pytest.raises(FloatingPointError, match="step 10: 2 bad steps in a row, and no checkpoint to roll back to. Try a smaller"):
