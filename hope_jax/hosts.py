@@ -52,7 +52,8 @@ def fail(error: Exception) -> NoReturn:
   if isinstance(error, jax.errors.JaxRuntimeError):
     text += " (if another process died, its last line says why)"
   try:
-    sys.stderr.write(f"process {os.environ['JAX_PROCESS_ID']} of {os.environ['JAX_NUM_PROCESSES']}: {text}\n")  # at once: others speak
+    # the line and its end at once: others speak too
+    sys.stderr.write(f"process {os.environ['JAX_PROCESS_ID']} of {os.environ['JAX_NUM_PROCESSES']}: {text}\n")
     sys.stderr.flush()
   finally:
     os._exit(1)

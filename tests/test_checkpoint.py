@@ -19,7 +19,7 @@ import optax
 import pytest
 
 from hope_jax import arrays, config, conversation, integrity, stored, weights
-from hope_jax.checkpoint import Checkpoints
+from hope_jax.checkpoint import Checkpoints, PARTIAL
 
 CONFIG = config.base()
 CONFIG.data.sources = ()
@@ -132,11 +132,11 @@ def test_keeps_the_last_and_never_rewrites_a_step(tmp_path):
 
 def test_a_step_loses_its_name_before_its_files(tmp_path, monkeypatch):
   deleted, rmtree = [], shutil.rmtree
-  monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path, **how: (deleted.append(path.name), rmtree(path, **how)))
+  monkeypatch.setattr(shutil, "rmtree", lambda path, **how: (deleted.append(path.name), rmtree(path, **how)))
   with Checkpoints(tmp_path, keep=1) as saved:
     for step in (1, 2):
       saved.save(step, initial(), {}, META)
-  assert len(deleted) == 1 and checkpoint.PARTIAL in deleted[0] and checkpoint.steps(tmp_path) == [2]
+  assert len(deleted) == 1 and PARTIAL in deleted[0] and integrity.steps(tmp_path) == [2]
 
 
 def test_keeps_the_best_and_every_kth_besides_the_last(tmp_path):
@@ -281,7 +281,7 @@ from pathlib import Path
 import jax, jax.numpy as jnp
 sys.path[:0] = json.loads(sys.argv[2])
 from test_checkpoint import META, TrainState
-from hope_jax.checkpoint import Checkpoints
+from hope_jax.checkpoint import Checkpoints, PARTIAL
 
 def limit(size):  # of one file: beyond it the kernel refuses the write, as a full disk does
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
