@@ -5,7 +5,9 @@
 A run has 60 steps, a level written in context, one stepped every fourth step, dropout, three evaluations and a checkpoint
 every 7 steps. A process is killed at a chosen moment, or at any time, and started again, until the run is complete; then
 the next run begins. Compared: every line of metrics.jsonl (without times and rates), and all that the last checkpoint
-holds. Exit status 1 if anything differs. The table: where it was killed, how far it had come, where it went on.
+holds: parameters, optimizer, random key, counters, the data's position. Training carries no fast state from step to step:
+every sequence of a batch starts fresh. Exit status 1 if anything differs. The table: where it was killed, how far it had come,
+where it went on.
 """
 
 import functools

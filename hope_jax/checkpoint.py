@@ -116,6 +116,7 @@ class Checkpoints:
       partial = self.directory / f"{step}{PARTIAL}"
       integrity.seal(partial, facts)
       os.rename(partial, self.directory / str(step))
+      integrity.sync(self.directory)  # before an older step is deleted
       self._retire()
 
   def _retire(self) -> None:

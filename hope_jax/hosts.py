@@ -26,6 +26,9 @@ DEAD = 30  # seconds without a sign of life, or without coming to the end when o
 def connect() -> None:
   """Joins the other processes, if the environment names any. Call before jax is used; ValueError, naming what is missing."""
   given = {name: os.environ[name] for name in NAMES if os.environ.get(name)}
+  for name in NAMES[1:]:
+    if not given.get(name, "0").isdecimal():
+      raise ValueError(f"{name}={given[name]} is no number: see launch/local.sh for what each process is told")
   if int(given.get("JAX_NUM_PROCESSES", 1)) == 1:
     return
   if missing := [name for name in NAMES if name not in given]:
@@ -34,6 +37,8 @@ def connect() -> None:
   jax.config.update("jax_enable_preemption_service", False)  # would catch SIGTERM before signals.py
   logging.getLogger("jax").setLevel(logging.WARNING)
   address, count, number = given.values()
+  if int(number) >= int(count):
+    raise ValueError(f"JAX_PROCESS_ID={number} of JAX_NUM_PROCESSES={count}: they are numbered from 0 to {int(count) - 1}")
   jax.distributed.initialize(address, int(count), int(number), cluster_detection_method="deactivate",
                              heartbeat_timeout_seconds=DEAD, shutdown_timeout_seconds=DEAD)
   sys.excepthook = _fail_unforeseen

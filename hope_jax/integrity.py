@@ -43,10 +43,19 @@ def seal(folder: str | Path, facts: dict) -> None:
   with ThreadPoolExecutor(THREADS) as pool:
     records = pool.map(lambda name: _written(folder / name), names)
     record = facts | {"files": dict(zip(names, records))}
-  with open(folder / SIDECAR, "w") as file:
-    file.write(_text(record))
-    file.flush()
-    os.fsync(file.fileno())
+  (folder / SIDECAR).write_text(_text(record))
+  sync(folder / SIDECAR)
+  for inner in {(folder / name).parent for name in names} | {folder}:
+    sync(inner)
+
+
+def sync(path: str | Path) -> None:
+  """Returns when the disk has a file's bytes, or a folder's names."""
+  number = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(number)
+  finally:
+    os.close(number)
 
 
 def read(folder: str | Path) -> dict:
@@ -137,9 +146,8 @@ def _names(folder: Path) -> list[str]:
 
 
 def _written(path: Path) -> dict:
-  with open(path, "rb") as file:
-    os.fsync(file.fileno())
-    return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+  sync(path)
+  return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _text(record: dict) -> str:

@@ -281,7 +281,7 @@ from pathlib import Path
 import jax, jax.numpy as jnp
 sys.path[:0] = json.loads(sys.argv[2])
 from test_checkpoint import META, TrainState
-from hope_jax.checkpoint import Checkpoints, PARTIAL
+from hope_jax.checkpoint import Checkpoints
 
 def limit(size):  # of one file: beyond it the kernel refuses the write, as a full disk does
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

@@ -18,17 +18,18 @@ from tests.test_checkpoint import TrainState, assert_same, initial
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def tiny():
+def tiny(kind):
   """(configuration, parameters, tokens) of a language model."""
   c = config.base()
   c.data.sources = ()
-  c.model.update(dict(kind="transformer", dim=16, layers=1, heads=2, vocab=32))
-  c.mixer.kind = "swiglu"
+  c.model.update(dict(kind=kind, dim=16, layers=1, heads=2, vocab=32))
+  c.mixer.update(dict(hidden=1.0, levels=(config.Level("fast", 4), config.Level("slow", 8)), in_context=kind == "hope_hybrid"))
+  c.selfmod.update(dict(chunk_generators=4, chunk_memory=4))
   return c, jax.jit(lambda: model.init_params(c, jax.random.key(3)))(), jnp.arange(16).reshape(2, 8)
 
 
-def logits(params):
-  c, _, tokens = tiny()
+def logits(kind, params):
+  c, _, tokens = tiny(kind)
   return np.asarray(jax.jit(model.build(c).apply)({"params": params}, tokens)[0], np.float32)
 
 
@@ -50,15 +51,15 @@ from pathlib import Path
 import jax, numpy as np
 from tests import test_checkpoint_devices as t
 from hope_jax.checkpoint import Checkpoints
-folder = Path(sys.argv[1])
-like = jax.eval_shape(lambda: t.whole_state(t.tiny()[1]))
+folder, kind = Path(sys.argv[1]), sys.argv[2]
+like = jax.eval_shape(lambda: t.whole_state(t.tiny(kind)[1]))
 with Checkpoints(folder / "one", keep=1) as saved, Checkpoints(folder / "eight", keep=2) as again:
   for step, axes in enumerate(((8,), (2, 2))):
     state, _, meta = saved.restore(1, t.spread(like, *axes))
     table = state.params["embed"]["embedding"]
     assert {s.data.size for s in table.addressable_shards} == {table.size // axes[-1]}, "not sharded"
     assert len(table.sharding.device_set) == np.prod(axes)
-    np.save(folder / f"logits_{step}.npy", t.logits(state.params))
+    np.save(folder / f"logits_{step}.npy", t.logits(kind, state.params))
     again.save(step, state, {}, meta)
 """
 
@@ -68,16 +69,17 @@ def whole_state(params):
 
 
 @pytest.mark.slow
-def test_saved_by_one_device_restored_by_eight_and_back(tmp_path):
-  c, params, _ = tiny()
+@pytest.mark.parametrize("kind", ["hope_hybrid", "hope_selfmod"])
+def test_saved_by_one_device_restored_by_eight_and_back(kind, tmp_path):
+  c, params, _ = tiny(kind)
   state = whole_state(params)
   with Checkpoints(tmp_path / "one", keep=1) as saved:
     saved.save(1, state, {}, {"config": config.to_json(c), "tokenizer": "none"})
-  child = subprocess.run([sys.executable, "-c", EIGHT, tmp_path], cwd=ROOT, capture_output=True, text=True,
+  child = subprocess.run([sys.executable, "-c", EIGHT, tmp_path, kind], cwd=ROOT, capture_output=True, text=True,
                          env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"})
   assert child.returncode == 0, child.stderr
   for step in range(2):
-    np.testing.assert_allclose(np.load(tmp_path / f"logits_{step}.npy"), logits(params), atol=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / f"logits_{step}.npy"), logits(kind, params), atol=1e-5)
     assert_same(Checkpoints(tmp_path / "eight", keep=2).restore(step, jax.eval_shape(lambda: state))[0], state)
     assert_same(weights.load(tmp_path / "eight", step=step)[0], params)
 
@@ -137,8 +139,9 @@ def test_two_processes_agree_on_what_is_good_and_what_failed(tmp_path):
   assert_same(Checkpoints(tmp_path, keep=2).restore(3, jax.eval_shape(initial))[0], initial())
 
 
-def test_another_type_is_converted_when_asked_for(tmp_path):
-  c, params, _ = tiny()
+@pytest.mark.parametrize("kind", ["hope_hybrid", pytest.param("hope_selfmod", marks=pytest.mark.slow)])
+def test_another_type_is_converted_when_asked_for(kind, tmp_path):
+  c, params, _ = tiny(kind)
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   for name, tree in (("full", params), ("half", half)):
     with Checkpoints(tmp_path / name, keep=1) as saved:
@@ -147,6 +150,6 @@ def test_another_type_is_converted_when_asked_for(tmp_path):
   assert to_half.pop("count").dtype == to_full.pop("count").dtype == jnp.int32
   assert_same(to_half, half)
   assert_same(to_full, jax.tree.map(lambda x: x.astype(jnp.float32), half))
-  np.testing.assert_allclose(logits(to_full), logits(params), atol=0.02 * np.abs(logits(params)).max())
+  np.testing.assert_allclose(logits(kind, to_full), logits(kind, params), atol=0.02 * np.abs(logits(kind, params)).max())
   placed = spread(params | {"count": jnp.int32(3)}, 1)
   assert weights.load(tmp_path / "full", placed, dtype=jnp.bfloat16)[0]["count"].sharding == placed["count"].sharding

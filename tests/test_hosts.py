@@ -171,3 +171,9 @@ def test_what_the_environment_does_not_say_is_named(monkeypatch):
   monkeypatch.setenv("JAX_PROCESS_ID", "0")
   with pytest.raises(ValueError, match="JAX_NUM_PROCESSES=2 without JAX_COORDINATOR_ADDRESS: set them, or start the"):
     hosts.connect()
+  monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+  for name, value, message in (("PROCESS_ID", "2", "JAX_PROCESS_ID=2 of JAX_NUM_PROCESSES=2: they are numbered from 0 to 1"),
+                               ("NUM_PROCESSES", "two", "JAX_NUM_PROCESSES=two is no number")):
+    monkeypatch.setenv(f"JAX_{name}", value)
+    with pytest.raises(ValueError, match=message):
+      hosts.connect()

@@ -227,6 +227,25 @@ def test_a_step_has_its_name_only_when_it_is_hashed_and_training_does_not_wait(t
   assert integrity.steps(tmp_path) == [1] and not integrity.check(tmp_path / "1")
 
 
+def test_the_disk_has_a_step_before_its_name_and_its_name_before_another_is_deleted(tmp_path, monkeypatch):
+  done = []
+  for module, name in ((os, "fsync"), (os, "rename"), (shutil, "rmtree")):
+    def spy(first, *rest, name=name, real=getattr(module, name), **how):
+      where = os.readlink(f"/proc/self/fd/{first}") if name == "fsync" else first
+      done.append((name, os.path.relpath(where, tmp_path)))
+      return real(first, *rest, **how)
+    monkeypatch.setattr(module, name, spy)
+  with Checkpoints(tmp_path, keep=1) as saved:
+    saved.save(1, state(1), {}, META)
+    saved.wait()
+    done.clear()
+    saved.save(2, state(2), {}, META)
+  named, deleted = done.index(("rename", "2.partial")), [kind for kind, _ in done].index("rmtree")
+  on_disk = {path for kind, path in done[:named] if kind == "fsync"}
+  assert {f"2.partial/{name}" for name in files(tmp_path / "2")} | {"2.partial", "2.partial/params"} <= on_disk
+  assert ("fsync", ".") in done[named:deleted]
+
+
 def test_a_failure_while_hashing_is_a_failed_save(tmp_path, monkeypatch):
   saved = Checkpoints(tmp_path, keep=1)
   saved.save(1, state(1), {}, META)
