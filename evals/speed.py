@@ -56,6 +56,7 @@ MEMORIZE = flags.DEFINE_list("memorize", [], "Reading with writes against readin
 SWEPT = flags.DEFINE_list("swept", ["selfmod_linear", "selfmod_mlp"], "Models of --lengths and --depths.")
 LENGTHS = flags.DEFINE_list("lengths", [], "Time per token at these sequence lengths.")
 BATCHES = flags.DEFINE_list("batches", [], "Only peak memory of the step, at these batches and --lengths; nothing runs.")
+CHUNK = flags.DEFINE_integer("chunk", 128, "Tokens between two writes, where a model writes in context.")
 LENGTH_BATCH = flags.DEFINE_integer("length_batch", 4, "Sequences in every batch of --lengths.")
 DEPTHS = flags.DEFINE_list("depths", [], "Time to compile at these numbers of layers.")
 ROUNDS = flags.DEFINE_integer("rounds", 8, "Turns of each model.", lower_bound=1)
@@ -77,7 +78,7 @@ def configuration(name: str, **changes):
   if periods:
     c.mixer.levels = tuple(configs.Level(f"every{period}", period) for period in periods)
     c.mixer.hidden, c.mixer.in_context, c.titan.hidden = 1.0, True, 1.0
-    c.teach.chunk = c.data.align = 128
+    c.teach.chunk = c.data.align = CHUNK.value
   for field, value in size.items():
     (c.data if field in ("seq", "batch") else c.model)[field] = value
   checks.validate(c)
