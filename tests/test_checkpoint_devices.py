@@ -139,7 +139,8 @@ def test_two_processes_agree_on_what_is_good_and_what_failed(tmp_path):
   assert_same(Checkpoints(tmp_path, keep=2).restore(3, jax.eval_shape(initial))[0], initial())
 
 
-@pytest.mark.parametrize("kind", ["hope_hybrid", pytest.param("hope_selfmod", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hope_hybrid", "hope_selfmod"])
 def test_another_type_is_converted_when_asked_for(kind, tmp_path):
   c, params, _ = tiny(kind)
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)

@@ -88,6 +88,7 @@ def test_a_bad_step_changes_nothing_but_the_counts(monkeypatch, name):
                                             jax.tree.leaves(before.params["blocks"]["attention"])))
 
 
+@pytest.mark.slow
 def test_a_guard_that_finds_nothing_changes_nothing():
   results = []
   for patience in (0, 3):

@@ -60,7 +60,8 @@ def test_every_kind_is_here():
   assert {tiny(name).model.kind for name in MODELS} == set(checks.CHOICES["model.kind"])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ("mlp", "adaptive") else name
+                                  for name in MODELS])
 def test_there_and_back_is_bit_equal(name):
   c = tiny(name)
   params = parameters(c)

@@ -92,6 +92,7 @@ def test_padding_and_cuts_of_the_prompt_change_nothing(name, monkeypatch):
   assert texts[0] == texts[1] == texts[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["window", "hope_selfmod"])
 def test_memory_does_not_grow(name):
   s, seen = stream(name), []

@@ -149,8 +149,8 @@ launch.run()
 """
 
 
-@pytest.mark.parametrize("error, known", [("OSError(5, 'Input/output error')", True),
-                                          pytest.param("KeyError('a bug')", False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("error, known", [("OSError(5, 'Input/output error')", True), ("KeyError('a bug')", False)])
 def test_an_error_in_one_process_ends_both_and_nobody_waits(run, tmp_path, error, known):
   both = two("-c", FAILING.format(error=error), *run[1])
   said = [process.communicate(timeout=100)[1] for process in both]

@@ -200,6 +200,7 @@ def test_delta_momentum_never_exceeds_the_largest_gradient(beta, scale, x64):
       assert np.linalg.norm(m - (1 - beta) * g, 2) <= beta * np.linalg.norm(before, 2) + 1e-12  # the factor's norm
 
 
+@pytest.mark.slow
 @every_rule
 def test_derivatives_are_finite_at_zero(name):
   def loss(arguments):  # the second update also depends on the state that the first one left

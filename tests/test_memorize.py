@@ -94,6 +94,7 @@ def test_streams_are_alone(kind):
     np.testing.assert_allclose(report.loss_B[b], own.loss_B[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_left_and_right_is_no_padding(kind):
   """Rule 5: streams that have learned something read prompts of other lengths, padded to one; batch 1 is not padded."""

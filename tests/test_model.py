@@ -28,6 +28,7 @@ SELFMOD = {
 }
 KINDS = ["transformer", "window", "mlp", "linear"]
 KINDS += [pytest.param(name, marks=pytest.mark.slow) for name in ("hope_attention", "mixed")]
+FEWER = [pytest.param(name, marks=pytest.mark.slow) if name == "mlp" else name for name in KINDS]
 
 
 def kind(name):
@@ -71,7 +72,7 @@ def feed(name, tokens, cuts, fast, segments=None):
   return jnp.concatenate(out, 1), fast
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "mlp" else name for name in KINDS])
+@pytest.mark.parametrize("name", FEWER)
 def test_any_split_into_calls_is_one_call(name):
   call, whole, _, fresh = setup(name)
   tokens, rng = text(), np.random.default_rng(3)
@@ -84,7 +85,7 @@ def test_any_split_into_calls_is_one_call(name):
     chex.assert_trees_all_close(got, (want, state), **CLOSE, custom_message=str(cuts))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", FEWER)
 def test_packed_padded_and_separate_documents_agree(name):
   _, whole, _, fresh = setup(name)
   lengths, rng = (7, 1, 10, 4), np.random.default_rng(0)

@@ -38,7 +38,7 @@ def walk(c, steps, gradients):
   return out
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 def test_slow_level_moves_once_per_period_by_its_mean_gradient(name):
   c = small(name=name, clip=1e9)
   noise = lambda i, params: jax.tree.map(

@@ -71,6 +71,7 @@ def check_state(arrays, prefix, state):
   return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem.removeprefix("selfmod_"))
 def test_reference_matches_pytorch(path, x64):
   arrays, rule, params = load(path)

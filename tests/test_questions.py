@@ -54,6 +54,7 @@ def test_a_sample_carries_on_or_starts_afresh():
   assert carried[1]["on"] == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_correct_answer_helps():
   without, leaking = (score(samples(), steps=4, leak=leak)[0] for leak in (False, True))
   assert column(leaking, "on").sum() < column(without, "on").sum() - 0.1

@@ -96,7 +96,7 @@ def stacked_params(c, original, streamed=False):
   return params
 
 
-@pytest.mark.parametrize("connection", ["sequential", "independent"])
+@pytest.mark.parametrize("connection", ["sequential", pytest.param("independent", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_transformer_becomes_levels(count, connection):
   stacked_params(stacked("transformer", count, connection=connection), ("transformer",), streamed=True)

@@ -205,6 +205,7 @@ def test_n_tokens_make_n_over_p_updates(x64, period, hold):
       close(jax.tree.map(np.add, params, pick(state.delta, b)), weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule, period, hold", [
     (rule, *{"preconditioned": (8, ""), "dmgd": (16, "tokens"), "delta_momentum": (16, "sums")}.get(rule, (4, "")))
     for rule in RULES])
