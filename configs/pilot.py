@@ -17,7 +17,6 @@ def get_config():
   c.model.heads = 8
   c.model.vocab = 32_768
   c.model.dtype = "bfloat16"
-  c.model.remat = "block"
   c.mixer.levels = (config.Level("fast", 1), config.Level("mid", 4), config.Level("slow", 32), config.Level("ultra", 128))
   c.mixer.hidden = 4.0
   c.mixer.in_context = True

@@ -68,7 +68,7 @@ def cases(table: str) -> list[dict]:
     return [case("pilot", label, **fields, **{"model.remat": policy})
             for label, fields in models.items() for policy in checks.CHOICES["model.remat"]]
   if table == "depths":
-    return [case("pilot", label, **fields, **{"model.layers": layers})
+    return [case("pilot", label, **fields, **{"model.layers": layers, "model.remat": "block"})
             for label, fields in {"hope_hybrid": {}, "hope_selfmod": SELFMOD, "transformer": TRANSFORMER}.items()
             for layers in (12, 32)]
   if table == "lengths":

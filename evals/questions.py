@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import arrays, checks, config as configs, generate, memorize, model as models, program, startup, written
+from hope_jax import arrays, config as configs, memorize, model as models, program, startup, written
 from hope_jax.intervals import both_ways
 from hope_jax.metrics import markdown
 
@@ -67,7 +67,7 @@ def ask(config, params, fast, samples: list[Sample]) -> list[float]:
 def score(config, params, samples: list[Sample], *, steps: int, batch: int, reset: bool, leak: bool) -> tuple[list[dict], dict]:
   """(a row for each sample, what each memory did: means over samples and layers). RuntimeError for one that did nothing."""
   fresh, rows, totals = (lambda size: models.init_fast(config, size)), [], []
-  batch, state = (batch, None) if reset else (1, fresh(1))
+  batch, state, enabled = batch if reset else 1, None if reset else fresh(1), written.enabled(config)
   with tqdm(total=len(samples), unit="question") as bar:
     for some in (samples[i:i + batch] for i in range(0, len(samples), batch)):
       off = ask(config, params, fresh(len(some)), some)
@@ -75,7 +75,9 @@ def score(config, params, samples: list[Sample], *, steps: int, batch: int, rese
       if leak:
         state, _ = memorize.replay(config, params, state, [s.prompt + s.answer for s in some], steps)
       on = ask(config, params, jax.tree.map(jnp.copy, memorize.forget_context(state)), some)
-      totals += [readings[-1].totals(written.enabled(config))] * len(some)
+      totals += [readings[-1].totals(enabled)] * len(some)
+      if "selfmod" in enabled:
+        memorize.check_moved(readings[-1].stats["selfmod"])
       rows += [{"tokens": len(s.answer), "off": a, "on": b} for s, a, b in zip(some, off, on)]
       bar.update(len(some))
   mean = {path: {key: float(np.mean([t[path][key] for t in totals])) for key in total} for path, total in totals[0].items()}
@@ -100,12 +102,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     raise app.UsageError(f"unexpected arguments {argv[1:]}: name the file with --questions=...")
   startup.prepare()
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
-    config, params, tokenizer = generate.load(f.checkpoint)
-    memorize.override(config, f)
-    checks.validate(config)
-    if not written.levels(config):
-      raise ValueError(f"{f.checkpoint} is a {config.model.kind} whose memories no teach signal writes: train one with "
-                       "mixer.in_context=True, or model.kind=hope_hybrid or titan_hybrid")
+    config, params, tokenizer = memorize.load(f)
     rows, memories = score(config, params, read(f.questions, tokenizer), steps=f.steps, batch=f.batch, reset=f.reset,
                            leak=f.use_correct_answer)
   column = lambda key: np.array([row[key] for row in rows])
@@ -123,8 +120,9 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     print("LEAKS THE ANSWER: it was memorized before the question was asked\n")
   print(markdown(["nats per token of the answer (95 %)", "memory off", "memory on", "gain"],
                  [[f"{len(rows)} questions", *map(show, result["nats_per_token"].values())]]))
-  print(markdown(["memory, a sample and layer", "updates", "chunks let through", "sum of moves"],
-                 [[path, f"{t['updates']:,.1f}", f"{t['gate_hits']:,.1f}", f"{t['moved']:.3g}"] for path, t in memories.items()]))
+  if memories:
+    print(markdown(["memory, a sample and layer", "updates", "chunks let through", "sum of moves"],
+                   [[path, f"{t['updates']:,.1f}", f"{t['gate_hits']:,.1f}", f"{t['moved']:.3g}"] for path, t in memories.items()]))
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = T
   fresh = lambda: models.init_fast(config, 1)
   reports = {"before": memorize(config, params, fresh(), [ids], write=False, progress=progress)[1]}
   fast, readings = replay(config, params, fresh(), [ids], steps, progress)
-  check_updates(readings[-1].totals(written.enabled(config)))
+  check(config, readings[-1])
   reports["read"], copy = readings[0], jax.tree.map(jnp.copy, forget_context(fast))
   return fast, reports | {"after": memorize(config, params, copy, [ids], write=False, progress=progress)[1]}
 
@@ -193,6 +193,21 @@ def describe(config, reports: dict[str, Report]) -> dict:
                        for name, stats in first.stats.items() if name != "selfmod"},
           "selfmod": {key: value.tolist() for key, value in first.stats.get("selfmod", {}).items()},
           "totals": first.totals()}
+
+
+def check(config, report: Report) -> None:
+  """RuntimeError, with the reason, if an enabled memory was not written while a text was read."""
+  enabled = written.enabled(config)
+  check_updates(report.totals(enabled))
+  if "selfmod" in enabled:
+    check_moved(report.stats["selfmod"])
+
+
+def check_moved(stats: dict) -> None:
+  """RuntimeError if self-modifying memories are where they started: `stats` of a report, or means of them."""
+  if not any(np.any(value) for name, value in stats.items() if name.startswith("moved/")):
+    raise RuntimeError("the self-modifying memories have not moved: their step size is 0 (see selfmod.eta_init), or "
+                       "restrict teach.paths to the memories you want")
 
 
 def check_updates(totals: dict) -> None:
@@ -231,17 +246,23 @@ def override(config, f: flags.FlagValues) -> None:
     config.teach.update({name: value for name, value in given.items() if value is not None})
 
 
+def load(f: flags.FlagValues):
+  """(config, params, tokenizer) of --checkpoint, with what the flags say of writing. ValueError if nothing is written."""
+  config, params, tokenizer = generate.load(f.checkpoint)
+  if not written.paths(config):
+    raise ValueError(f"{f.checkpoint} is a {config.model.kind} that writes nothing while it reads: train one with "
+                     "mixer.in_context=True, or model.kind=hope_selfmod, hope_hybrid or titan_hybrid")
+  override(config, f)
+  checks.validate(config)
+  return config, params, tokenizer
+
+
 def main(argv, f: flags.FlagValues = flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: name the file with --text=...")
   startup.prepare()
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
-    config, params, tokenizer = generate.load(f.checkpoint)
-    if not written.paths(config):
-      raise ValueError(f"{f.checkpoint} is a {config.model.kind} that writes nothing while it reads: train one with "
-                       "mixer.in_context=True, or model.kind=hope_selfmod, hope_hybrid or titan_hybrid")
-    override(config, f)
-    checks.validate(config)
+    config, params, tokenizer = load(f)
     if f.state is not None:
       conversation.steps(f.state)  # before the work, not after it
     text = Path(f.text).read_text()

@@ -157,6 +157,15 @@ def test_parameters_are_untouched_and_a_closed_gate_changes_nothing(kind):
   reader.check_updates(report.totals(written.enabled(tiny(kind, paths=("none",)))))
 
 
+def test_self_modifying_memories_that_stand_still_are_an_error():
+  c, none = tiny("hope_selfmod", paths=("selfmod",)), np.zeros((1, 8))
+  report = lambda moved: reader.Report(none, none > 0, {"selfmod": {"moved/mem": np.full((1, 2), moved), "eta": np.ones((1, 2))}})
+  with pytest.raises(RuntimeError, match="have not moved.*selfmod.eta_init"):
+    reader.check(c, report(0.0))
+  reader.check(c, report(0.1))
+  reader.check(tiny("hope_selfmod", paths=("none",)), report(0.0))
+
+
 @pytest.mark.slow
 def test_paths_and_layers():
   fast, report = read("hope_hybrid", texts(40), paths=("titan", "cms_mid"), layers=(1,))
