@@ -1,10 +1,19 @@
 """A conversation on disk: the fast state of its stream, which means nothing to another model than its own."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-from hope_jax import arrays, integrity, stored
+from ml_collections import ConfigDict
+
+from hope_jax import arrays, integrity, stored, written
 from hope_jax.checkpoint import Checkpoints
+
+
+def owner(config: ConfigDict, params: Any) -> dict:
+  """Whose a fast state is: the model's fingerprint, and the levels that it writes in context."""
+  levels = {written.path(name): dataclasses.asdict(level) for name, level in written.levels(config).items()}
+  return {"fingerprint": arrays.fingerprint(params), "levels": levels}
 
 
 def steps(directory: str | Path) -> list[int]:
@@ -18,25 +27,29 @@ def steps(directory: str | Path) -> list[int]:
 def save(directory: str | Path, fast: Any, meta: dict) -> None:
   """Replaces the one in `directory` once the new one is whole. Raises ValueError as `steps`.
 
-  `meta` holds at least {"fingerprint": arrays.fingerprint(params)}.
+  `meta` holds at least what `owner` says.
   """
-  if "fingerprint" not in meta:
-    raise ValueError("meta has no fingerprint; add meta['fingerprint'] = arrays.fingerprint(params)")
+  if missing := {"fingerprint", "levels"} - meta.keys():
+    raise ValueError(f"meta has no {' and no '.join(sorted(missing))}: add conversation.owner(config, params)")
   step = max(steps(directory), default=-1) + 1
   with Checkpoints(directory, keep=1) as saved:
     saved.write(step, {"fast": fast, "meta": meta}, {"model": meta["fingerprint"]})
 
 
-def load(directory: str | Path, like: Any, model: str) -> tuple[Any, dict]:
-  """(fast, meta) as saved, placed like `like`. `model`: the fingerprint of the parameters it goes on with.
+def load(directory: str | Path, like: Any, owner: dict) -> tuple[Any, dict]:
+  """(fast, meta) as saved, placed like `like`. `owner`: of the model that goes on with it.
 
   Raises FileNotFoundError when there is none, ValueError when it is damaged or another model's.
   """
   path = stored.good(directory)
   meta = stored.read(path, {"meta": None})["meta"]
-  if meta["fingerprint"] != model:
+  if meta["fingerprint"] != owner["fingerprint"]:
     raise ValueError(
         f"the fast state in {directory} belongs to another model: it was written by {meta['fingerprint']}, these "
-        f"parameters are {model}; load the checkpoint it was written with, or start a fresh conversation")
+        f"parameters are {owner['fingerprint']}; load the checkpoint it was written with, or start a fresh conversation")
+  if differ := [name for name in {**meta["levels"], **owner["levels"]} if meta["levels"].get(name) != owner["levels"].get(name)]:
+    has = lambda who: f"{differ[0]}={who['levels'].get(differ[0], 'nothing')}"
+    raise ValueError(f"the fast state in {directory} was written by other levels: it has {has(meta)}, this configuration has "
+                     f"{has(owner)}; set the same levels, or start a fresh conversation")
   arrays.check_architecture(stored.shapes(path, "fast"), like, "fast state")
   return stored.read(path, {"fast": like})["fast"], meta

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import arrays, conversation, model as models, program, startup, stored, weights
+from hope_jax import conversation, model as models, program, startup, stored, weights
 from hope_jax.startup import say
 from hope_jax.state import FastState, fast_bytes
 from hope_jax.tokenizer import StreamDecoder, Tokenizer
@@ -148,15 +148,18 @@ class Stream:
 
   def save(self, directory: str | Path) -> None:
     """Saves the conversation, replacing the one that is there."""
-    conversation.save(directory, self.fast, {"fingerprint": arrays.fingerprint(self.params), "pending": self.pending})
+    conversation.save(directory, self.fast, self._owner() | {"pending": self.pending})
 
   def load(self, directory: str | Path) -> None:
     """Goes on from a saved one. Raises FileNotFoundError when there is none, ValueError when it is another model's."""
     if not conversation.steps(directory):
       raise FileNotFoundError(f"no conversation in {directory}: save one there with /save {directory} (--interactive)")
     like = jax.eval_shape(lambda: models.init_fast(self.config, 1))
-    fast, meta = conversation.load(directory, like, arrays.fingerprint(self.params))
+    fast, meta = conversation.load(directory, like, self._owner())
     self.start(fast, meta["pending"])
+
+  def _owner(self) -> dict:
+    return conversation.owner(self.config, self.params)
 
 
 def answer(stream: Stream, tokenizer: Tokenizer, text: str, tokens: int) -> None:

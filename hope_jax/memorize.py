@@ -290,7 +290,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
            "bits_per_byte": {name: nats * to_bits for name, nats in losses.items()},
            "config": json.loads(configs.to_json(config))} | describe(config, reports)) + "\n")
     if f.state is not None:
-      conversation.save(f.state, fast, {"fingerprint": arrays.fingerprint(params), "pending": None})
+      conversation.save(f.state, fast, conversation.owner(config, params) | {"pending": None})
       say(f"saved in {f.state}: go on with python -m hope_jax.generate --checkpoint={f.checkpoint} --state={f.state}")
 
 

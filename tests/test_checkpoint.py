@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax import arrays, config, conversation, integrity, stored, weights
+from hope_jax import config, conversation, integrity, stored, weights
 from hope_jax.checkpoint import Checkpoints, PARTIAL
 
 CONFIG = config.base()
@@ -329,20 +329,22 @@ def test_full_disk_says_so_and_the_last_step_stays_good(tmp_path):
 
 def test_fast_state_comes_back_replaces_and_refuses_another_model(tmp_path):
   params = initial().params
-  mine, other = arrays.fingerprint(params), arrays.fingerprint(jax.tree.map(lambda x: x * 1.01, params))
-  assert mine == arrays.fingerprint(initial().params) != other
+  whose = lambda params: conversation.owner(CONFIG, params)
+  mine, other = whose(params), whose(jax.tree.map(lambda x: x * 1.01, params))
+  assert mine == whose(initial().params) != other
   first, second = (Stream(jnp.int32(n), {"layer_0": jnp.full((2, 3), n / 3)}) for n in (1, 2))
   for fast in (first, second):
-    conversation.save(tmp_path / "talk", fast, {"fingerprint": mine, "note": int(fast.clock)})
+    conversation.save(tmp_path / "talk", fast, mine | {"note": int(fast.clock)})
     restored, meta = conversation.load(tmp_path / "talk", jax.eval_shape(lambda: first), mine)
     assert_same(restored, fast)
     assert isinstance(restored, Stream) and meta["note"] == fast.clock
   assert len(os.listdir(tmp_path / "talk")) == 1
-  with pytest.raises(ValueError, match=f"another model: it was written by {mine}, these parameters are {other}"):
+  with pytest.raises(ValueError, match="another model: it was written by {}, these parameters are {}".format(
+      mine["fingerprint"], other["fingerprint"])):
     conversation.load(tmp_path / "talk", first, other)
   with pytest.raises(ValueError, match="checkpoint of another fast state"):
     conversation.load(tmp_path / "talk", first.replace(memory=None), mine)
-  with pytest.raises(ValueError, match="add meta.'fingerprint'. = arrays.fingerprint"):
+  with pytest.raises(ValueError, match="no fingerprint and no levels: add conversation.owner"):
     conversation.save(tmp_path / "talk", first, {})
   with pytest.raises(FileNotFoundError):
     conversation.load(tmp_path / "none", first, mine)

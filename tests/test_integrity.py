@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = b"a tokenizer"
 META = {"config": config.to_json(config.base()), "tokenizer": hashlib.sha256(TOKENIZER).hexdigest()}
 
+OWNER = {"fingerprint": "model", "levels": {}}
+
 
 def state(step):
   """Tells its step in every array."""
@@ -142,7 +144,7 @@ def test_without_a_good_step_the_error_names_the_files_and_nothing_is_moved(copy
 
 def test_a_conversation_that_is_damaged_is_refused(tmp_path, capsys):
   fast = {"clock": jnp.ones(3)}
-  conversation.save(tmp_path / "talk", fast, {"fingerprint": "model"})
+  conversation.save(tmp_path / "talk", fast, OWNER)
   assert verify(tmp_path / "talk", capsys)[0] == 0
   for name in files(tmp_path / "talk" / "0"):
     damaged = shutil.copytree(tmp_path / "talk", tmp_path / "damaged" / name.replace("/", "_"))
@@ -150,7 +152,7 @@ def test_a_conversation_that_is_damaged_is_refused(tmp_path, capsys):
     code, lines = verify(damaged, capsys)
     assert code == 1 and lines[1].startswith(f"  {name}: ")
     with pytest.raises(ValueError, match=f"no step in {damaged} is good: step 0: {name}: "):
-      conversation.load(damaged, fast, "model")
+      conversation.load(damaged, fast, OWNER)
 
 
 def test_verify_reads_a_run_its_checkpoints_or_one_step_and_names_every_file(copy, capsys):

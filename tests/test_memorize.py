@@ -205,18 +205,24 @@ def test_a_state_is_saved_and_goes_on(kind, tmp_path):
   want, _ = read(kind, [text])
   early, _ = read(kind, [text[:21]], final=False)
   assert int((early.held_BxC >= 0).sum()) == 5  # 16 learned from, 5 wait
-  conversation.save(tmp_path / "state", early, {"fingerprint": "tiny"})
+  own = conversation.owner(tiny(kind), parameters(kind))
+  conversation.save(tmp_path / "state", early, own)
   like = lambda c, batch: jax.eval_shape(lambda: model.init_fast(c, batch))
-  restored, _ = conversation.load(tmp_path / "state", like(tiny(kind), 1), "tiny")
+  restored, _ = conversation.load(tmp_path / "state", like(tiny(kind), 1), own)
   got, _ = read(kind, [text[21:]], fast=restored)
   chex.assert_trees_all_close(got, want, **CLOSE)
   other = tiny(kind)
   other.mixer.levels, other.titan.rule = other.mixer.levels[:2], "momentum"
+  longer = tiny(kind)  # arrays of the same shapes
+  longer.mixer.levels, longer.titan.period = (*longer.mixer.levels[:2], config.Level("slow", 32)), 8
   for state in (like(tiny(kind), 2), like(other, 1)):
     with pytest.raises(ValueError, match="checkpoint of another fast state"):
-      conversation.load(tmp_path / "state", state, "tiny")
+      conversation.load(tmp_path / "state", state, own)
+  for c in (other, longer):
+    with pytest.raises(ValueError, match="written by other levels: it has (titan|cms_slow)=.*set the same levels"):
+      conversation.load(tmp_path / "state", like(c, 1), conversation.owner(c, parameters(kind)))
   with pytest.raises(ValueError, match="belongs to another model"):
-    conversation.load(tmp_path / "state", like(tiny(kind), 1), "another")
+    conversation.load(tmp_path / "state", like(tiny(kind), 1), own | {"fingerprint": "another"})
 
 
 def test_generation_reads_what_waits(tmp_path):
