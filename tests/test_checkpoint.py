@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from orbax.checkpoint import v1 as ocp
 import pytest
 
 from hope_jax import config, conversation, integrity, stored, weights
@@ -128,6 +129,21 @@ def test_keeps_the_last_and_never_rewrites_a_step(tmp_path):
   assert saved.meta(10) == META
   (tmp_path / "tokenizer.model").write_text("beside the steps")
   assert Checkpoints(tmp_path, keep=2).latest() == 10
+
+
+def test_what_is_saved_may_be_donated_at_once(tmp_path, monkeypatch):
+  """A step that donates an array waits for whoever reads it: what is written lies elsewhere."""
+  where = lambda tree: {x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)
+                        if isinstance(x, jax.Array) and x.dtype == jnp.float32}
+  given, save = [], ocp.save_checkpointables_async
+  monkeypatch.setattr(ocp, "save_checkpointables_async", lambda path, items: (given.append(where(items)), save(path, items))[1])
+  states = [initial(), jax.tree.map(lambda x: x + 1 if x.dtype == jnp.float32 else x, initial())]
+  with Checkpoints(tmp_path, keep=2) as saved:
+    for step, state in enumerate(states):
+      saved.save(step, state, {}, META)
+      assert len(given[-1]) == len(where(state)) > 0 and not given[-1] & where(states)
+    for step, state in enumerate(states):
+      assert_same(saved.restore(step, jax.eval_shape(lambda: state))[0], state)
 
 
 def test_a_step_loses_its_name_before_its_files(tmp_path, monkeypatch):
