@@ -29,16 +29,16 @@ def connect() -> None:
   for name in NAMES[1:]:
     if not given.get(name, "0").isdecimal():
       raise ValueError(f"{name}={given[name]} is no number: see launch/local.sh for what each process is told")
-  if int(given.get("JAX_NUM_PROCESSES", 1)) == 1:
+  if not given or int(given.get("JAX_NUM_PROCESSES", 2)) == 1:
     return
   if missing := [name for name in NAMES if name not in given]:
-    raise ValueError(f"JAX_NUM_PROCESSES={given['JAX_NUM_PROCESSES']} without {' and '.join(missing)}: set them, or start the "
-                     "processes with launch/local.sh")
-  jax.config.update("jax_enable_preemption_service", False)  # would catch SIGTERM before signals.py
-  logging.getLogger("jax").setLevel(logging.WARNING)
+    known = ", ".join(f"{name}={value}" for name, value in given.items())
+    raise ValueError(f"{known} without {' and '.join(missing)}: set all three, or start the processes with launch/local.sh")
   address, count, number = given.values()
   if int(number) >= int(count):
     raise ValueError(f"JAX_PROCESS_ID={number} of JAX_NUM_PROCESSES={count}: they are numbered from 0 to {int(count) - 1}")
+  jax.config.update("jax_enable_preemption_service", False)  # would catch SIGTERM before signals.py
+  logging.getLogger("jax").setLevel(logging.WARNING)
   jax.distributed.initialize(address, int(count), int(number), cluster_detection_method="deactivate",
                              heartbeat_timeout_seconds=DEAD, shutdown_timeout_seconds=DEAD)
   sys.excepthook = _fail_unforeseen

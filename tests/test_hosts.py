@@ -169,8 +169,12 @@ def test_what_the_environment_does_not_say_is_named(monkeypatch):
   hosts.connect()
   monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
   monkeypatch.setenv("JAX_PROCESS_ID", "0")
-  with pytest.raises(ValueError, match="JAX_NUM_PROCESSES=2 without JAX_COORDINATOR_ADDRESS: set them, or start the"):
+  with pytest.raises(ValueError, match="JAX_NUM_PROCESSES=2, .* without JAX_COORDINATOR_ADDRESS: set all three, or start"):
     hosts.connect()
+  monkeypatch.delenv("JAX_NUM_PROCESSES")  # else every process would train alone, all in one folder
+  with pytest.raises(ValueError, match="JAX_PROCESS_ID=0 without JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES"):
+    hosts.connect()
+  monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
   monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
   for name, value, message in (("PROCESS_ID", "2", "JAX_PROCESS_ID=2 of JAX_NUM_PROCESSES=2: they are numbered from 0 to 1"),
                                ("NUM_PROCESSES", "two", "JAX_NUM_PROCESSES=two is no number")):
