@@ -72,10 +72,11 @@ def cases(table: str) -> list[dict]:
             for label, fields in {"hope_hybrid": {}, "hope_selfmod": SELFMOD, "transformer": TRANSFORMER}.items()
             for layers in (12, 32)]
   if table == "lengths":
-    return [case("pilot", label, **({"model.remat": "block"} | fields | {"data.batch": 1, "data.seq": length}))
-            for label, fields in LONG.items() for length in LENGTHS] + [
-                case(name, label, **LONG[label], **{"data.batch": 1, "data.seq": length}) for name in ("mid", "target")
-                for label in ("hope_hybrid, by chunks, window 2048", "hope_attention, by chunks") for length in LENGTHS[2:]]
+    long = lambda name, label, length: case(
+        name, label, **({"model.remat": "block"} | LONG[label] | {"data.batch": 1, "data.seq": length}))
+    return [long("pilot", label, length) for label in LONG for length in LENGTHS] + [
+        long(name, label, length) for name in ("mid", "target")
+        for label in ("hope_hybrid, by chunks, window 2048", "hope_attention, by chunks") for length in LENGTHS[2:]]
   raise ValueError(f"no table {table}: choose from meshes, remat, depths, lengths")
 
 
