@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checks, config as configs, evaluation, integrity, loader, program, sharding, startup, step as steps
+from hope_jax import checks, config as configs, evaluation, loader, program, sharding, startup, step as steps
 from hope_jax import weights, written
 from hope_jax.metrics import markdown
 
@@ -118,7 +118,7 @@ def main(argv):
       raise ValueError(f"--sequences={SEQUENCES.value} is no multiple of --batch={BATCH.value}: set it to "
                        f"{-(-SEQUENCES.value // BATCH.value) * BATCH.value}")
     folder = Path(CHECKPOINT.value) / "checkpoints"
-    params, config, _ = weights.load(folder, step=STEP.value)
+    params, config, meta = weights.load(folder, step=STEP.value)
     if config.data.task != "recall" or not config.data.recall_fillers:
       raise ValueError(f"{CHECKPOINT.value} was not trained with data.task=recall and data.recall_fillers: train "
                        "configs/recall_long.py")
@@ -132,7 +132,7 @@ def main(argv):
               "device": {"kind": jax.devices()[0].device_kind, "processor": platform.machine(),
                          "cores": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()},
               "versions": {"python": platform.python_version(), "jax": jax.__version__},
-              "step": STEP.value or integrity.steps(folder)[-1], "chance": chance,
+              "step": meta["step"], "chance": chance,
               "config": json.loads(configs.to_json(config)), "gaps": results}
     Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
     Path(OUTPUT.value).write_text(json.dumps(report, indent=1) + "\n")
