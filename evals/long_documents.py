@@ -224,30 +224,27 @@ def positions(rows: list[dict], at: np.ndarray, seed: int) -> list[dict]:
 
 def memories(rows: list[dict]) -> dict:
   """What each did, mean over documents and layers. RuntimeError, saying why, for one that was never written."""
-  columns = {path: {key: np.array([each["memories"][path][key] for each in rows]) for key in total}
-             for path, total in rows[0]["memories"].items()}
-  out = {path: {key: float(value.max() if key == "surprise_max" else value.mean()) for key, value in c.items()}
-         for path, c in columns.items()}
+  out = memorize.mean_totals([each["memories"] for each in rows])
   memorize.check_updates(out)
   return out
 
 
-def self_modifying(rows: list[dict], written: list[str]) -> dict:
+def self_modifying(rows: list[dict], paths: list[str]) -> dict:
   """Mean distances from the start and gates. RuntimeError where nothing has moved that was to be written."""
   means = {key: float(np.mean([each["selfmod"][key] for each in rows])) for key in rows[0]["selfmod"]}
-  if "selfmod" in written:
+  if "selfmod" in paths:
     memorize.check_moved(means)
   return means
 
 
-def summary(rows: list[dict], at: np.ndarray, seed: int, written: list[str]) -> dict:
+def summary(rows: list[dict], at: np.ndarray, seed: int, paths: list[str]) -> dict:
   """All scores with their intervals."""
   domains = {}
   for each in rows:
     domains.setdefault(f"{each['source']}/{each['domain']}", []).append(each)
   return scores(rows, seed) | {"domains": {name: scores(own, seed) for name, own in sorted(domains.items())},
                                "positions": positions(rows, at, seed), "memories": memories(rows),
-                               "selfmod": self_modifying(rows, written)}
+                               "selfmod": self_modifying(rows, paths)}
 
 
 def draw(result: dict):
@@ -309,8 +306,8 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> d
   """All that the file holds but its date and command."""
   on = change(config, f)
   off = switched_off(on, f.selfmod_always)
-  more = [path for path in written.enabled(on) if path not in written.enabled(off)]
-  if not more:
+  paths = [path for path in written.enabled(on) if path not in written.enabled(off)]
+  if not paths:
     raise ValueError(f"this {on.model.kind} writes nothing more with memory on than with memory off: add --in_context "
                      "--period=64 --lr=0.01 if its levels were trained without writes, or correct --paths and --layers")
   found = sources(f.documents, f.field, config.data.sources, config.data.val_fraction)
@@ -319,10 +316,10 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> d
   samples.sort(key=lambda sample: -len(sample.ids))  # so that a batch holds little padding
   cut = sum(sample.whole > f.tokens for sample in samples)
   say(f"{len(samples)} documents, {sum(len(sample.ids) - 1 for sample in samples):,} tokens; {cut} of them were cut to "
-      f"{f.tokens:,} tokens; written: {', '.join(more)}")
+      f"{f.tokens:,} tokens; written: {', '.join(paths)}")
   settings = {"checkpoint": f.checkpoint, "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest,
               "seed": f.seed, "skip": f.skip, "tokens_at_most": f.tokens, "min_tokens": f.min_tokens, "batch": f.batch,
-              "written": more, "chunk": memorize.size(on), "config": json.loads(configs.to_json(on))}
+              "written": paths, "chunk": memorize.size(on), "config": json.loads(configs.to_json(on))}
   chosen = [[sample.source, sample.name, sample.whole, sample.bytes] for sample in samples]
   kept = Partial(partial, settings | {"documents": chosen})
   at = edges(memorize.size(on), f.tokens)
@@ -332,7 +329,7 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> d
         kept.add(read(params, on, off, samples[first:first + f.batch], at))
       bar.update(len(kept.batches[number]))
   rows = [each for batch in kept.batches for each in batch]
-  return settings | {"cut": cut} | summary(rows, at, f.seed, more) | {"rows": rows}
+  return settings | {"cut": cut} | summary(rows, at, f.seed, paths) | {"rows": rows}
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -6,7 +6,8 @@ Every line of the file is {"text": ..., "prompt": ..., "answer": ...}; without "
 
     off  the prompt is read by a stream that knows nothing, and the answer is scored.
     on   first the text is memorized: read --steps times through the writes. The context that attention kept is then
-         dropped, so only what was learned can help. Nothing is written while a question is asked.
+         dropped, so only what was learned can help. No level is written while a question is asked (self-modifying
+         memories are, off and on: that is how they read).
 
 Every sample starts from a fresh state; with --noreset it starts from what the samples before it have taught. With
 --use_correct_answer the prompt and its answer are memorized after the text: an upper bound that LEAKS THE ANSWER, and the
@@ -41,7 +42,9 @@ class Sample(NamedTuple):
 def read(path: str, tokenizer) -> list[Sample]:
   """The samples of a file of JSON lines. ValueError names the line that is none."""
   samples = []
-  for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+  with open(path) as file:
+    lines = list(file)  # not splitlines, which ends lines within JSON's texts
+  for number, line in enumerate(lines, 1):
     try:
       entry = json.loads(line)
       prompt, answer = entry["prompt"], entry["answer"]
@@ -65,7 +68,10 @@ def ask(config, params, fast, samples: list[Sample]) -> list[float]:
 
 
 def score(config, params, samples: list[Sample], *, steps: int, batch: int, reset: bool, leak: bool) -> tuple[list[dict], dict]:
-  """(a row for each sample, what each memory did: means over samples and layers). RuntimeError for one that did nothing."""
+  """(a row for each sample, what each memory did: means over samples, readings and layers).
+
+  Raises RuntimeError for a memory that did nothing.
+  """
   fresh, rows, totals = (lambda size: models.init_fast(config, size)), [], []
   batch, state, enabled = batch if reset else 1, None if reset else fresh(1), written.enabled(config)
   with tqdm(total=len(samples), unit="question") as bar:
@@ -75,12 +81,12 @@ def score(config, params, samples: list[Sample], *, steps: int, batch: int, rese
       if leak:
         state, _ = memorize.replay(config, params, state, [s.prompt + s.answer for s in some], steps)
       on = ask(config, params, jax.tree.map(jnp.copy, memorize.forget_context(state)), some)
-      totals += [readings[-1].totals(enabled)] * len(some)
+      totals += [memorize.mean_totals([report.totals(enabled) for report in readings])] * len(some)
       if "selfmod" in enabled:
         memorize.check_moved(readings[-1].stats["selfmod"])
       rows += [{"tokens": len(s.answer), "off": a, "on": b} for s, a, b in zip(some, off, on)]
       bar.update(len(some))
-  mean = {path: {key: float(np.mean([t[path][key] for t in totals])) for key in total} for path, total in totals[0].items()}
+  mean = memorize.mean_totals(totals)
   memorize.check_updates(mean)
   return rows, mean
 
@@ -103,6 +109,8 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   startup.prepare()
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
     config, params, tokenizer = memorize.load(f)
+    if f.output is not None:
+      Path(f.output).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     rows, memories = score(config, params, read(f.questions, tokenizer), steps=f.steps, batch=f.batch, reset=f.reset,
                            leak=f.use_correct_answer)
   column = lambda key: np.array([row[key] for row in rows])
@@ -113,7 +121,6 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
             "nats_per_token": both_ways(column("off"), column("on"), column("tokens"), f.seed), "memories": memories,
             "config": json.loads(configs.to_json(config)), "rows": rows}
   if f.output is not None:
-    Path(f.output).parent.mkdir(parents=True, exist_ok=True)
     Path(f.output).write_text(json.dumps(result, indent=1) + "\n")
   show = lambda s: f"{s['value']:.4f} ({s['low']:.4f} to {s['high']:.4f})"
   if f.use_correct_answer:
@@ -121,7 +128,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   print(markdown(["nats per token of the answer (95 %)", "memory off", "memory on", "gain"],
                  [[f"{len(rows)} questions", *map(show, result["nats_per_token"].values())]]))
   if memories:
-    print(markdown(["memory, a sample and layer", "updates", "chunks let through", "sum of moves"],
+    print(markdown(["memory, a reading and layer", "updates", "chunks let through", "sum of moves"],
                    [[path, f"{t['updates']:,.1f}", f"{t['gate_hits']:,.1f}", f"{t['moved']:.3g}"] for path, t in memories.items()]))
 
 

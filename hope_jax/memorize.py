@@ -173,7 +173,7 @@ def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = T
   fresh = lambda: models.init_fast(config, 1)
   reports = {"before": memorize(config, params, fresh(), [ids], write=False, progress=progress)[1]}
   fast, readings = replay(config, params, fresh(), [ids], steps, progress)
-  check(config, readings[-1])
+  check(config, readings)
   reports["read"], copy = readings[0], jax.tree.map(jnp.copy, forget_context(fast))
   return fast, reports | {"after": memorize(config, params, copy, [ids], write=False, progress=progress)[1]}
 
@@ -195,12 +195,18 @@ def describe(config, reports: dict[str, Report]) -> dict:
           "totals": first.totals()}
 
 
-def check(config, report: Report) -> None:
-  """RuntimeError, with the reason, if an enabled memory was not written while a text was read."""
+def mean_totals(totals: Sequence[dict]) -> dict:
+  """Several Report.totals as one: their means, and the largest surprise of all."""
+  join = lambda key, values: float(np.max(values) if key == "surprise_max" else np.mean(values))
+  return {path: {key: join(key, [each[path][key] for each in totals]) for key in total} for path, total in totals[0].items()}
+
+
+def check(config, readings: Sequence[Report]) -> None:
+  """RuntimeError, with the reason, if an enabled memory was written in none of a text's readings."""
   enabled = written.enabled(config)
-  check_updates(report.totals(enabled))
+  check_updates(mean_totals([report.totals(enabled) for report in readings]))
   if "selfmod" in enabled:
-    check_moved(report.stats["selfmod"])
+    check_moved(readings[-1].stats["selfmod"])
 
 
 def check_moved(stats: dict) -> None:
@@ -247,7 +253,10 @@ def override(config, f: flags.FlagValues) -> None:
 
 
 def load(f: flags.FlagValues):
-  """(config, params, tokenizer) of --checkpoint, with what the flags say of writing. ValueError if nothing is written."""
+  """(config, params, tokenizer) of --checkpoint, with what the flags say of writing.
+
+  Raises ValueError for a model that writes nothing while it reads.
+  """
   config, params, tokenizer = generate.load(f.checkpoint)
   if not written.paths(config):
     raise ValueError(f"{f.checkpoint} is a {config.model.kind} that writes nothing while it reads: train one with "

@@ -161,9 +161,20 @@ def test_self_modifying_memories_that_stand_still_are_an_error():
   c, none = tiny("hope_selfmod", paths=("selfmod",)), np.zeros((1, 8))
   report = lambda moved: reader.Report(none, none > 0, {"selfmod": {"moved/mem": np.full((1, 2), moved), "eta": np.ones((1, 2))}})
   with pytest.raises(RuntimeError, match="have not moved.*selfmod.eta_init"):
-    reader.check(c, report(0.0))
-  reader.check(c, report(0.1))
-  reader.check(tiny("hope_selfmod", paths=("none",)), report(0.0))
+    reader.check(c, [report(0.0)])
+  reader.check(c, [report(0.1)])
+  reader.check(tiny("hope_selfmod", paths=("none",)), [report(0.0)])
+
+
+def test_a_memory_that_was_written_in_one_reading_was_written():
+  """A text that is known surprises less: the gate may be closed when it is read again."""
+  c, none = tiny("hope_attention", paths=("cms_mid",)), np.zeros((1, 8))
+  names = ("updates", "open", "moved", "surprise", "pending")
+  report = lambda opened, surprise: reader.Report(none, none > 0, {"mid": {
+      name: np.full((1, 2, 1), surprise if name == "surprise" else float(opened)) for name in names}})
+  reader.check(c, [report(True, 3.0), report(False, 1.0)])
+  with pytest.raises(RuntimeError, match="cms_mid made no update: no gate opened: the largest surprise was 2,"):
+    reader.check(c, [report(False, 2.0), report(False, 1.0)])
 
 
 @pytest.mark.slow

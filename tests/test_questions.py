@@ -28,6 +28,11 @@ def score(some, *, steps=1, batch=3, reset=True, leak=False, **teach):
   return program.score(tiny(KIND, **LOUD | teach), parameters(KIND), some, steps=steps, batch=batch, reset=reset, leak=leak)
 
 
+class Letters:
+  """A tokenizer."""
+  bos, encode = 0, staticmethod(lambda text: [ord(letter) for letter in text])
+
+
 def column(rows, key):
   return np.array([row[key] for row in rows])
 
@@ -83,10 +88,14 @@ def test_a_memory_that_was_not_written_is_an_error():
 def test_files_that_are_not_questions(tmp_path, line, message):
   good = '{"prompt": "a", "answer": "b"}'
   (tmp_path / "questions").write_text("\n".join([good] if line is None else [good, line]))
-  class Letters:
-    bos, encode = 0, staticmethod(lambda text: [ord(letter) for letter in text])
   with pytest.raises(ValueError, match=message):
     program.read(str(tmp_path / "questions"), Letters)
+
+
+def test_only_a_newline_ends_a_line(tmp_path):
+  lines = [{"prompt": f"a{letter}b", "answer": "c"} for letter in "\u2028\x85"]
+  (tmp_path / "questions").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+  assert [len(sample.prompt) for sample in program.read(str(tmp_path / "questions"), Letters)] == [4, 4]
 
 
 @pytest.mark.slow
