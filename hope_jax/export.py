@@ -197,7 +197,7 @@ def import_run(path: str | Path, workdir: str | Path) -> int:
   _copy_tokenizer(Path(path).parent, workdir, facts)
   (workdir / "config.json").write_text(facts["config"])
   weights.save(workdir / "checkpoints", int(facts["step"]), params,
-                         {"config": facts["config"], "tokenizer": facts["tokenizer"]})
+               {"config": facts["config"], "tokenizer": facts["tokenizer"]})
   return int(facts["step"])
 
 

@@ -54,7 +54,7 @@ def test_an_account_that_cannot_be_read_does_not_stop_a_run(tmp_path):
   assert Goodput(tmp_path / "goodput.json").summary()["starts"] == 2
 
 
-def test_goodput_of_a_run(tmp_path, monkeypatch):
+def test_goodput_of_a_run(tmp_path):
   train.train(short(), tmp_path)
   row, = (row for row in strict_rows(tmp_path) if "goodput/steps" in row)
   assert sum(row[f"goodput/{kind}"] for kind in KINDS) == pytest.approx(1)

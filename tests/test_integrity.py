@@ -24,7 +24,6 @@ from hope_jax.state import TrainState
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = b"a tokenizer"
 META = {"config": config.to_json(config.base()), "tokenizer": hashlib.sha256(TOKENIZER).hexdigest()}
-
 OWNER = {"fingerprint": "model", "levels": {}}
 
 
