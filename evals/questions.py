@@ -109,6 +109,9 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   startup.prepare()
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
     config, params, tokenizer = memorize.load(f)
+    if not written.enabled(config):
+      raise ValueError(f"nothing is memorized: correct --paths (known: {', '.join(written.paths(config))}) and --layers, or "
+                       "train with a level's lr above 0")
     if f.output is not None:
       Path(f.output).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     rows, memories = score(config, params, read(f.questions, tokenizer), steps=f.steps, batch=f.batch, reset=f.reset,

@@ -36,20 +36,21 @@ def save(directory: str | Path, fast: Any, meta: dict) -> None:
     saved.write(step, {"fast": fast, "meta": meta}, {"model": meta["fingerprint"]})
 
 
-def load(directory: str | Path, like: Any, owner: dict) -> tuple[Any, dict]:
-  """(fast, meta) as saved, placed like `like`. `owner`: of the model that goes on with it.
+def load(directory: str | Path, like: Any, own: dict) -> tuple[Any, dict]:
+  """(fast, meta) as saved, placed like `like`. `own`: the `owner` that goes on with it.
 
   Raises FileNotFoundError when there is none, ValueError when it is damaged or another model's.
   """
   path = stored.good(directory)
   meta = stored.read(path, {"meta": None})["meta"]
-  if meta["fingerprint"] != owner["fingerprint"]:
+  if meta["fingerprint"] != own["fingerprint"]:
     raise ValueError(
         f"the fast state in {directory} belongs to another model: it was written by {meta['fingerprint']}, these "
-        f"parameters are {owner['fingerprint']}; load the checkpoint it was written with, or start a fresh conversation")
-  if differ := [name for name in {**meta["levels"], **owner["levels"]} if meta["levels"].get(name) != owner["levels"].get(name)]:
-    has = lambda who: f"{differ[0]}={who['levels'].get(differ[0], 'nothing')}"
-    raise ValueError(f"the fast state in {directory} was written by other levels: it has {has(meta)}, this configuration has "
-                     f"{has(owner)}; set the same levels, or start a fresh conversation")
+        f"parameters are {own['fingerprint']}; load the checkpoint it was written with, or start a fresh conversation")
+  theirs, ours = meta.get("levels", {}), own["levels"]
+  if differ := [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]:
+    has = lambda levels: f"{differ[0]}={levels.get(differ[0], 'nothing')}"
+    raise ValueError(f"the fast state in {directory} was written by other levels: it has {has(theirs)}, this configuration has "
+                     f"{has(ours)}; set the same levels, or start a fresh conversation")
   arrays.check_architecture(stored.shapes(path, "fast"), like, "fast state")
   return stored.read(path, {"fast": like})["fast"], meta
