@@ -9,13 +9,11 @@ float32, so temporaries should be less on a GPU; there are no fused attention ke
 every program; tables that are not asked for stay in it as they are.
 """
 
-import datetime
 import importlib
 import json
 import math
 import os
 from pathlib import Path
-import shlex
 import subprocess
 import sys
 
@@ -23,7 +21,7 @@ from absl import app, flags
 import jax
 from tqdm import tqdm
 
-from hope_jax import checks, collectives, costs
+from hope_jax import checks, collectives, costs, program
 from hope_jax.metrics import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,8 +143,7 @@ def main(argv):
   with tqdm(total=sum(map(len, jobs.values())), unit="program") as bar:
     for table, entries in jobs.items():
       rows = []
-      report[table] = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "jax": jax.__version__,
-                       "command": shlex.join(["python", "evals/compiled.py", *sys.argv[1:]]), "rows": rows}
+      report[table] = {**program.stamp("evals/compiled.py"), "jax": jax.__version__, "rows": rows}
       for entry in entries:
         bar.set_postfix_str(f"{entry['config']}, {entry['label']}, {entry['mesh']}")
         rows.append(apart(entry, MINUTES.value))

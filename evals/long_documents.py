@@ -17,7 +17,6 @@ documents are read. An interrupted run goes on from the documents already scored
 """
 
 import dataclasses
-import datetime
 import functools
 import hashlib
 import heapq
@@ -25,8 +24,6 @@ import json
 import math
 from pathlib import Path
 import re
-import shlex
-import sys
 
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -363,9 +360,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   output, partial = Path(f.output), Path(f.output + ".partial")
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
     result = evaluate(*generate.load(f.checkpoint), f, partial)
-  stamp = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-           "command": shlex.join(["python", "evals/long_documents.py", *sys.argv[1:]])}
-  output.write_text(json.dumps(stamp | result, indent=1) + "\n")
+  output.write_text(json.dumps(program.stamp("evals/long_documents.py") | result, indent=1) + "\n")
   partial.unlink()
   print(tables(result))
   try:

@@ -14,11 +14,8 @@ Every sample starts from a fresh state; with --noreset it starts from what the s
 output says so. Intervals are of 95 %, over samples that are drawn with replacement, both readings of one together.
 """
 
-import datetime
 import json
 from pathlib import Path
-import shlex
-import sys
 from typing import NamedTuple
 
 from absl import app, flags
@@ -117,8 +114,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     rows, memories = score(config, params, read(f.questions, tokenizer), steps=f.steps, batch=f.batch, reset=f.reset,
                            leak=f.use_correct_answer)
   column = lambda key: np.array([row[key] for row in rows])
-  result = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", "evals/questions.py", *sys.argv[1:]]), "seed": f.seed,
+  result = {**program.stamp("evals/questions.py"), "seed": f.seed,
             "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest, "chunk": memorize.size(config),
             "leaks_the_answer": f.use_correct_answer, "reset": f.reset, "steps": f.steps, "samples": len(rows),
             "nats_per_token": both_ways(column("off"), column("on"), column("tokens"), f.seed), "memories": memories,

@@ -8,14 +8,11 @@ the validation split, which no training saw. "Off" is the same model with teach.
 95 %) count sequences, not queries, so they are wide rather than narrow: queries of one sequence are not independent.
 """
 
-import datetime
 import json
 import math
 import os
 from pathlib import Path
 import platform
-import shlex
-import sys
 import time
 
 from absl import app, flags
@@ -127,8 +124,7 @@ def main(argv):
   print(f"{config.data.recall_pairs} facts of {config.data.recall_keys} keys and values, "
         f"{config.data.recall_fillers} fillers; chance {100 * chance:.1f} %\n\n{table(config, results)}")
   if OUTPUT.value:
-    report = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-              "command": shlex.join(["python", "evals/recall_long.py", *sys.argv[1:]]),
+    report = {**program.stamp("evals/recall_long.py"),
               "device": {"kind": jax.devices()[0].device_kind, "processor": platform.machine(),
                          "cores": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()},
               "versions": {"python": platform.python_version(), "jax": jax.__version__},

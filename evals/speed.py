@@ -10,14 +10,11 @@ All models are compiled first: into an empty persistent cache, then once more fr
 every round, so that what slows the machine down slows all of them. Random tokens, one document a sequence.
 """
 
-import datetime
 import json
 import os
 from pathlib import Path
 import platform
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 
@@ -28,7 +25,8 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from hope_jax import checks, config as configs, costs, metrics, model as models, online, sharding, step as steps, written
+from hope_jax import checks, config as configs, costs, metrics, model as models, online, program, sharding, step as steps
+from hope_jax import written
 from hope_jax.metrics import markdown
 
 PRESETS = {  # vocabulary, width, layers, heads, sequence, batch, dtype
@@ -295,8 +293,7 @@ def main(argv):
     rates.append(metrics.matmul_rate(dtype))
     return max(rates)
 
-  report = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", "evals/speed.py", *sys.argv[1:]]),
+  report = {**program.stamp("evals/speed.py"),
             "device": {"kind": device.device_kind, "platform": device.platform, "processor": platform.machine(),
                        "devices": jax.device_count(), "cores": os.cpu_count(), "load_before": os.getloadavg()},
             "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in (jax, flax, optax)},

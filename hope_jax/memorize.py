@@ -11,13 +11,10 @@ Parameters never change.
 """
 
 from collections.abc import Sequence
-import datetime
 import functools
 import json
 import math
 from pathlib import Path
-import shlex
-import sys
 from typing import NamedTuple
 
 from absl import app, flags
@@ -292,9 +289,8 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     if f.output is not None:
       Path(f.output).parent.mkdir(parents=True, exist_ok=True)
       Path(f.output).write_text(json.dumps(
-          {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-           "command": shlex.join(["python", "-m", "hope_jax.memorize", *sys.argv[1:]]), "text": f.text,
-           "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest, "tokens": len(ids),
+          program.stamp("-m", "hope_jax.memorize") | {
+           "text": f.text, "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest, "tokens": len(ids),
            "steps": f.steps, "nats_per_token": losses,
            "bits_per_byte": {name: nats * to_bits for name, nats in losses.items()},
            "config": json.loads(configs.to_json(config))} | describe(config, reports)) + "\n")

@@ -40,6 +40,12 @@ def with_deltas(fast, delta):
   return fast.replace(layers=fast.layers.replace(levels=levels))
 
 
+def difference(weights, base):
+  """{level: tree, layers first} of two {level: [tree of each layer]}."""
+  stack = lambda *leaves: np.stack(leaves)
+  return {name: jax.tree.map(stack, *map(functools.partial(jax.tree.map, np.subtract), weights[name], base[name])) for name in base}
+
+
 @functools.cache
 def look(kind, chunk):
   """(params, state, tokens, labels, zeros of every token) -> (gradient of the loss in them, (nats, state, titan's (a, M(a))))."""
@@ -78,8 +84,7 @@ def loop(kind, chunk, params, text):
   held, updates, nats = {name: [[] for _ in layers] for name in base}, dict.fromkeys(base, 0), []
   for first in range(0, len(text), chunk):
     now = slice(first, first + chunk)
-    delta = {name: jax.tree.map(lambda *leaves: np.stack(leaves)[:, None], *[
-        jax.tree.map(np.subtract, w, p) for w, p in zip(weights[name], base[name])]) for name in base}
+    delta = jax.tree.map(lambda d: d[:, None], difference(weights, base))
     fast = with_deltas(fast, delta)
     own = {"levels": jax.tree.map(lambda d: np.zeros((len(tokens[now]), *d.shape)), delta),
            "block": np.zeros((len(tokens[now]), len(layers), 1, 1, c.model.dim))}
@@ -104,9 +109,7 @@ def loop(kind, chunk, params, text):
           weights[name][i] = jax.tree.map(np.add, weights[name][i], moved)
           held[name][i] = []
           updates[name] += i == 0
-  learned = {name: jax.tree.map(lambda *leaves: np.stack(leaves), *[
-      jax.tree.map(np.subtract, w, p) for w, p in zip(weights[name], base[name])]) for name in base}
-  return np.array(nats), learned, updates, fast
+  return np.array(nats), difference(weights, base), updates, fast
 
 
 @pytest.mark.parametrize("chunk", [1, 8])
