@@ -19,9 +19,14 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
 
-from hope_jax import checkpoint, checks, config as configs, integrity, program, startup, step as steps
-from hope_jax.metrics import markdown
-from hope_jax.state import TrainState
+from hope_jax.checkpoints import sidecar
+from hope_jax import config as configs
+from hope_jax.checkpoints import checkpoint
+from hope_jax.model import checks
+from hope_jax.runtime import program, startup
+from hope_jax.training import steps
+from hope_jax.reports.tables import markdown
+from hope_jax.model.state import TrainState
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Model whose training state is saved.")
 GIB = flags.DEFINE_float("gib", 1.0, "Without --config: size of the state, a third each for parameters and two moments.",
@@ -102,8 +107,8 @@ def measure(folder: Path, rounds: int) -> tuple[dict[str, list[tuple[float, floa
         saved.wait()
       path = folder / str(step)
       with times.measure("hash, files in the system's cache"):
-        integrity.check(path)
-      for name, run in (("read alone, cold", lambda: read(path)), ("hash, cold", lambda: integrity.check(path))):
+        sidecar.check(path)
+      for name, run in (("read alone, cold", lambda: read(path)), ("hash, cold", lambda: sidecar.check(path))):
         drop_cache(path)
         with times.measure(name):
           run()

@@ -21,8 +21,10 @@ from absl import app, flags
 import jax
 from tqdm import tqdm
 
-from hope_jax import checks, collectives, costs, program
-from hope_jax.metrics import markdown
+from hope_jax.model import checks
+from hope_jax.runtime import program
+from hope_jax.training import collectives, costs
+from hope_jax.reports.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30

@@ -29,21 +29,28 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checkpoint, config as configs, evaluation, integrity, metrics, sharding, startup, step as steps, train
+from hope_jax.checkpoints import sidecar
+from hope_jax.reports import tables
+from hope_jax import config as configs
+from hope_jax.checkpoints import checkpoint
+from hope_jax.model import sharding
+from hope_jax.runtime import metrics, startup
+from hope_jax.scoring import validation
+from hope_jax.training import loop, steps
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = flags.DEFINE_integer("kills", 20, "How many.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 STEPS, SAVE_EVERY = 60, 7
 MOMENTS = {  # what is called then, and the most seconds from there to the kill
-    "before the first save": (train._Run, "log", 0.0),
-    "compiling": (train._Run, "compile", 0.5),
+    "before the first save": (loop._Run, "log", 0.0),
+    "compiling": (loop._Run, "compile", 0.5),
     "saving": (checkpoint.Checkpoints, "save", 0.06),
     "writing metrics": (metrics.Metrics, "write", 0.001),
-    "evaluating": (evaluation, "evaluate", 0.03),
+    "evaluating": (validation, "evaluate", 0.03),
     "between data and step": (sharding, "place_batch", 0.0),
     "restoring": (checkpoint.Checkpoints, "restore", 0.04),
-    "any time": (train._Run, "train", 3.0),
+    "any time": (loop._Run, "train", 3.0),
 }
 
 
@@ -76,7 +83,7 @@ def child(workdir: str, moment: str = "", count: int = 1, delay: float = 0.0) ->
       return call(*args, **kwargs)
 
     setattr(owner, name, struck)
-  train.train(c, workdir)
+  loop.train(c, workdir)
 
 
 def start(workdir: Path, *moment) -> tuple[int, str, float]:
@@ -110,7 +117,7 @@ def kill(workdir: Path, moment: str, count: int, delay: float) -> dict | None:
 
 def last(workdir: Path) -> int:
   """The step that the next process restores; 0: none."""
-  return max(integrity.steps(workdir / "checkpoints"), default=0)
+  return max(sidecar.steps(workdir / "checkpoints"), default=0)
 
 
 def rows(workdir: Path) -> list[dict]:
@@ -166,7 +173,7 @@ def main(_):
     shutil.rmtree(folder)
   head = ["killed while", "run", "from step", "came to", "goes on from", "steps lost", "half a checkpoint left"]
   lost = [max(k["reached"] - k["resumes"], 0) for k in table]
-  print(metrics.markdown(head, [[k["moment"], k["run"], k["began"], k["reached"], k["resumes"], steps, "yes" if k["half"] else ""]
+  print(tables.markdown(head, [[k["moment"], k["run"], k["began"], k["reached"], k["resumes"], steps, "yes" if k["half"] else ""]
                                 for k, steps in zip(table, lost)]))
   print(f"{len(table)} kills of runs of {STEPS} steps ({number} in all), a checkpoint every {SAVE_EVERY}: "
         f"{sum(lost) / len(lost):.1f} steps lost on average, {max(lost)} at most; a process lived "

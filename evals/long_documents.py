@@ -30,10 +30,17 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import arrays, checks, config as configs, corpus, generate, memorize, model as models, program, startup, written
-from hope_jax.intervals import both_ways
-from hope_jax.metrics import markdown
-from hope_jax.startup import say
+from hope_jax.reading import opening
+from hope_jax.reading import study
+from hope_jax.scoring import memorization
+from hope_jax import config as configs
+from hope_jax.checkpoints import arrays
+from hope_jax.data import corpus
+from hope_jax.model import checks, lm, plan
+from hope_jax.runtime import program, startup
+from hope_jax.scoring.intervals import both_ways
+from hope_jax.reports.tables import markdown
+from hope_jax.runtime.startup import say
 
 
 
@@ -123,7 +130,7 @@ def choose(found: list[tuple], tokenizer, *, tokens: int, min_tokens: int, skip:
 def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
   """The configuration, with what the flags say of writing. ValueError for a flag that would have no effect."""
   config = config.copy_and_resolve_references()
-  memorize.override(config, f)
+  memorization.override(config, f)
   if f.mode is not None:
     config.teach.mode = f.mode
   if f.in_context:
@@ -132,7 +139,7 @@ def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
     config.mixer.in_context = True
   titan = config.model.kind in configs.HYBRIDS
   levels = list(config.mixer.levels) if config.mixer.kind == "cms" and config.mixer.in_context else []
-  names = ["titan"] * titan + [written.path(entry.name) for entry in levels]
+  names = ["titan"] * titan + [plan.path(entry.name) for entry in levels]
   for field, parse, texts in (("period", int, f.period), ("rule", str, f.rule), ("lr", float, f.lr)):
     if texts is None:
       continue
@@ -147,7 +154,7 @@ def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
   if levels:
     config.mixer.levels = tuple(levels)
   checks.validate(config)
-  if f.period and len(written.levels(config)) < len(names):
+  if f.period and len(plan.of(config).levels) < len(names):
     raise ValueError(f"--period: a level is written in context if its period is at most data.seq={config.data.seq}")
   return config
 
@@ -155,7 +162,7 @@ def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
 def switched_off(config, selfmod: bool):
   """The configuration for reading with memory off; `selfmod`: self-modifying memories still write."""
   config = config.copy_and_resolve_references()
-  config.teach.paths = ("selfmod",) if selfmod and "selfmod" in written.enabled(config) else ("none",)
+  config.teach.paths = ("selfmod",) if selfmod and "selfmod" in plan.of(config).enabled else ("none",)
   return config
 
 
@@ -168,22 +175,22 @@ def edges(chunk: int, tokens: int) -> np.ndarray:
 def read(params, on, off, samples: list[Sample], at: np.ndarray) -> list[dict]:
   """One batch, both ways: a row of the file for each document. `at`: edges of the bins."""
   texts = [sample.ids for sample in samples]
-  fresh = lambda config: models.init_fast(config, len(texts))
-  reports = {"off": memorize.memorize(off, params, fresh(off), texts, write=False)[1],
-             "on": memorize.memorize(on, params, fresh(on), texts)[1]}
+  fresh = lambda config: lm.init_fast(config, len(texts))
+  reports = {"off": study.memorize(off, params, fresh(off), texts, write=False)[1],
+             "on": study.memorize(on, params, fresh(on), texts)[1]}
   return [row(on, sample, {name: one_stream(on, report, b, len(sample.ids)) for name, report in reports.items()}, at)
           for b, sample in enumerate(samples)]
 
 
-def one_stream(config, report: memorize.Report, b: int, tokens: int) -> memorize.Report:
+def one_stream(config, report: study.Report, b: int, tokens: int) -> study.Report:
   """Of one text of a batch, without the padding after it. Statistics of self-modifying memories are the batch's."""
-  chunks = -(-tokens // memorize.size(config))
+  chunks = -(-tokens // study.size(config))
   cut = lambda stats: {key: value[:chunks, :, b:b + 1] for key, value in stats.items()}
   stats = {name: values if name == "selfmod" else cut(values) for name, values in report.stats.items()}
-  return memorize.Report(report.nats_BxT[b:b + 1, :tokens], report.labels_BxT[b:b + 1, :tokens], stats)
+  return study.Report(report.nats_BxT[b:b + 1, :tokens], report.labels_BxT[b:b + 1, :tokens], stats)
 
 
-def row(config, sample: Sample, reports: dict[str, memorize.Report], at: np.ndarray) -> dict:
+def row(config, sample: Sample, reports: dict[str, study.Report], at: np.ndarray) -> dict:
   """All numbers of a document. A token's position: tokens of text before it."""
   losses = {name: report.nats_BxT[report.labels_BxT].astype(np.float64) for name, report in reports.items()}
   count = len(sample.ids) - 1
@@ -194,7 +201,7 @@ def row(config, sample: Sample, reports: dict[str, memorize.Report], at: np.ndar
           "whole": sample.whole, "bytes": sample.bytes, "nats": nats,
           "bits_per_byte": {name: value / math.log(2) / sample.bytes for name, value in nats.items()},
           "bins": {"tokens": by_bin(np.ones(count))} | {name: by_bin(nats_N) for name, nats_N in losses.items()},
-          "memories": on.totals(written.enabled(config)),
+          "memories": on.totals(plan.of(config).enabled),
           "selfmod": {key: float(np.mean(value[-1])) for key, value in on.stats.get("selfmod", {}).items()}}
 
 
@@ -221,8 +228,8 @@ def positions(rows: list[dict], at: np.ndarray, seed: int) -> list[dict]:
 
 def memories(rows: list[dict]) -> dict:
   """What each did, mean over documents and layers. RuntimeError, saying why, for one that was never written."""
-  out = memorize.mean_totals([each["memories"] for each in rows])
-  memorize.check_updates(out)
+  out = study.mean_totals([each["memories"] for each in rows])
+  study.check_updates(out)
   return out
 
 
@@ -230,7 +237,7 @@ def self_modifying(rows: list[dict], paths: list[str]) -> dict:
   """Mean distances from the start and gates. RuntimeError where nothing has moved that was to be written."""
   means = {key: float(np.mean([each["selfmod"][key] for each in rows])) for key in rows[0]["selfmod"]}
   if "selfmod" in paths:
-    memorize.check_moved(means)
+    study.check_moved(means)
   return means
 
 
@@ -303,7 +310,7 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> d
   """All that the file holds but its date and command."""
   on = change(config, f)
   off = switched_off(on, f.selfmod_always)
-  paths = [path for path in written.enabled(on) if path not in written.enabled(off)]
+  paths = [path for path in plan.of(on).enabled if path not in plan.of(off).enabled]
   if not paths:
     raise ValueError(f"this {on.model.kind} writes nothing more with memory on than with memory off: add --in_context "
                      "--period=64 --lr=0.01 if its levels were trained without writes, or correct --paths and --layers")
@@ -316,10 +323,10 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> d
       f"{f.tokens:,} tokens; written: {', '.join(paths)}")
   settings = {"checkpoint": f.checkpoint, "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest,
               "seed": f.seed, "skip": f.skip, "tokens_at_most": f.tokens, "min_tokens": f.min_tokens, "batch": f.batch,
-              "written": paths, "chunk": memorize.size(on), "config": json.loads(configs.to_json(on))}
+              "written": paths, "chunk": study.size(on), "config": json.loads(configs.to_json(on))}
   chosen = [[sample.source, sample.name, sample.whole, sample.bytes] for sample in samples]
   kept = Partial(partial, settings | {"documents": chosen})
-  at = edges(memorize.size(on), f.tokens)
+  at = edges(study.size(on), f.tokens)
   with tqdm(total=len(samples), desc="score", unit="document") as bar:
     for number, first in enumerate(range(0, len(samples), f.batch)):
       if number == len(kept.batches):
@@ -346,7 +353,7 @@ def define_flags(values: flags.FlagValues) -> None:
   yes("in_context", False, "Write CMS levels that were trained without writes.")
   yes("selfmod_always", False, "Self-modifying memories write with memory off, too.")
   string("mode", None, "Of periods below the chunk: chunked | exact. Default: as trained.")
-  memorize.define_teach_flags(values)
+  memorization.define_flags(values)
   each = "one for the Titan memory and all CMS levels, or one each. Default: as trained."
   several("period", None, f"Tokens between updates: {each}")
   several("rule", None, f"Inner optimizer: {each}")
@@ -359,7 +366,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   startup.prepare()
   output, partial = Path(f.output), Path(f.output + ".partial")
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
-    result = evaluate(*generate.load(f.checkpoint), f, partial)
+    result = evaluate(*opening.load(f.checkpoint), f, partial)
   output.write_text(json.dumps(program.stamp("evals/long_documents.py") | result, indent=1) + "\n")
   partial.unlink()
   print(tables(result))

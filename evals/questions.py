@@ -24,9 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import arrays, config as configs, memorize, model as models, program, startup, written
-from hope_jax.intervals import both_ways
-from hope_jax.metrics import markdown
+from hope_jax.reading import study
+from hope_jax.scoring import memorization
+from hope_jax import config as configs
+from hope_jax.checkpoints import arrays
+from hope_jax.model import lm, plan
+from hope_jax.runtime import program, startup
+from hope_jax.scoring.intervals import both_ways
+from hope_jax.reports.tables import markdown
 
 
 class Sample(NamedTuple):
@@ -59,7 +64,7 @@ def read(path: str, tokenizer) -> list[Sample]:
 
 def ask(config, params, fast, samples: list[Sample]) -> list[float]:
   """Nats of each stream's answer, after its prompt; `fast` is donated."""
-  report = memorize.memorize(config, params, fast, [sample.prompt + sample.answer for sample in samples], write=False)[1]
+  report = study.memorize(config, params, fast, [sample.prompt + sample.answer for sample in samples], write=False)[1]
   return [float(nats_T[known_T][-len(sample.answer):].astype(np.float64).sum())
           for nats_T, known_T, sample in zip(report.nats_BxT, report.labels_BxT, samples)]
 
@@ -69,22 +74,22 @@ def score(config, params, samples: list[Sample], *, steps: int, batch: int, rese
 
   Raises RuntimeError for a memory that did nothing.
   """
-  fresh, rows, totals = (lambda size: models.init_fast(config, size)), [], []
-  batch, state, enabled = batch if reset else 1, None if reset else fresh(1), written.enabled(config)
+  fresh, rows, totals = (lambda size: lm.init_fast(config, size)), [], []
+  batch, state, enabled = batch if reset else 1, None if reset else fresh(1), plan.of(config).enabled
   with tqdm(total=len(samples), unit="question") as bar:
     for some in (samples[i:i + batch] for i in range(0, len(samples), batch)):
       off = ask(config, params, fresh(len(some)), some)
-      state, readings = memorize.replay(config, params, fresh(len(some)) if reset else state, [s.text for s in some], steps)
+      state, readings = study.replay(config, params, fresh(len(some)) if reset else state, [s.text for s in some], steps)
       if leak:
-        state, _ = memorize.replay(config, params, state, [s.prompt + s.answer for s in some], steps)
-      on = ask(config, params, jax.tree.map(jnp.copy, memorize.forget_context(state)), some)
-      totals += [memorize.mean_totals([report.totals(enabled) for report in readings])] * len(some)
+        state, _ = study.replay(config, params, state, [s.prompt + s.answer for s in some], steps)
+      on = ask(config, params, jax.tree.map(jnp.copy, study.forget_context(state)), some)
+      totals += [study.mean_totals([report.totals(enabled) for report in readings])] * len(some)
       if "selfmod" in enabled:
-        memorize.check_moved(readings[-1].stats["selfmod"])
+        study.check_moved(readings[-1].stats["selfmod"])
       rows += [{"tokens": len(s.answer), "off": a, "on": b} for s, a, b in zip(some, off, on)]
       bar.update(len(some))
-  mean = memorize.mean_totals(totals)
-  memorize.check_updates(mean)
+  mean = study.mean_totals(totals)
+  study.check_updates(mean)
   return rows, mean
 
 
@@ -97,7 +102,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_integer("seed", 0, "Of the intervals.", flag_values=values)
   flags.DEFINE_bool("reset", True, "Every sample starts afresh; --noreset: from what those before it taught.", flag_values=values)
   flags.DEFINE_bool("use_correct_answer", False, "Memorize the answer, too: an upper bound.", flag_values=values)
-  memorize.define_teach_flags(values)
+  memorization.define_flags(values)
 
 
 def main(argv, f: flags.FlagValues = flags.FLAGS):
@@ -105,9 +110,9 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     raise app.UsageError(f"unexpected arguments {argv[1:]}: name the file with --questions=...")
   startup.prepare()
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
-    config, params, tokenizer = memorize.load(f)
-    if not written.enabled(config):
-      raise ValueError(f"nothing is memorized: correct --paths (known: {', '.join(written.paths(config))}) and --layers, or "
+    config, params, tokenizer = memorization.load(f)
+    if not plan.of(config).enabled:
+      raise ValueError(f"nothing is memorized: correct --paths (known: {', '.join(plan.of(config).paths)}) and --layers, or "
                        "train with a level's lr above 0")
     if f.output is not None:
       Path(f.output).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
@@ -115,7 +120,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
                            leak=f.use_correct_answer)
   column = lambda key: np.array([row[key] for row in rows])
   result = {**program.stamp("evals/questions.py"), "seed": f.seed,
-            "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest, "chunk": memorize.size(config),
+            "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest, "chunk": study.size(config),
             "leaks_the_answer": f.use_correct_answer, "reset": f.reset, "steps": f.steps, "samples": len(rows),
             "nats_per_token": both_ways(column("off"), column("on"), column("tokens"), f.seed), "memories": memories,
             "config": json.loads(configs.to_json(config)), "rows": rows}

@@ -21,9 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import checks, config as configs, evaluation, loader, program, sharding, startup, step as steps
-from hope_jax import weights, written
-from hope_jax.metrics import markdown
+from hope_jax import config as configs
+from hope_jax.checkpoints import weights
+from hope_jax.data import loader
+from hope_jax.model import checks, plan, sharding
+from hope_jax.runtime import program, startup
+from hope_jax.scoring import validation
+from hope_jax.training import steps
+from hope_jax.reports.tables import markdown
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.", required=True)
 STEP = flags.DEFINE_integer("step", None, "Which of its checkpoints; default: the last.")
@@ -81,7 +86,7 @@ def evaluate(config, params, bar: tqdm) -> tuple[dict, list[dict]]:
 
 def measure(config, params) -> list[dict]:
   """One entry a gap. RuntimeError when memories that should write do not, or the others do."""
-  gaps, ways = [int(gap) for gap in GAPS.value], ("on", "off") if written.paths(config) else ("none",)
+  gaps, ways = [int(gap) for gap in GAPS.value], ("on", "off") if plan.of(config).paths else ("none",)
   out = []
   with tqdm(total=len(gaps) * len(ways) * (SEQUENCES.value // BATCH.value), unit="batch") as bar:
     for gap in gaps:
@@ -90,7 +95,7 @@ def measure(config, params) -> list[dict]:
         bar.set_postfix_str(f"gap {gap}, memory {way}")
         out[-1][way], moved = evaluate(at_gap(config, gap, way == "on"), params, bar)
         if way == "on":
-          evaluation.check_updates(moved)
+          validation.check_updates(moved)
         elif any(max(m.values(), default=0) > 0 for m in moved):
           raise RuntimeError(f"gap {gap}: a memory moved although nothing may be written")
   return out

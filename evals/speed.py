@@ -25,9 +25,12 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from hope_jax import checks, config as configs, costs, metrics, model as models, online, program, sharding, step as steps
-from hope_jax import written
-from hope_jax.metrics import markdown
+from hope_jax import config as configs
+from hope_jax.model import checks, lm, plan, sharding
+from hope_jax.reading import reader
+from hope_jax.runtime import metrics, program
+from hope_jax.training import costs, steps
+from hope_jax.reports.tables import markdown
 
 PRESETS = {  # vocabulary, width, layers, heads, sequence, batch, dtype
     "small": dict(vocab=4096, dim=256, layers=4, heads=4, seq=512, batch=4, dtype="float32"),
@@ -249,24 +252,24 @@ def reading() -> tuple[list, str]:
     c = configuration(name)
     devices = sharding.mesh(c)
     shape = (c.data.batch, c.data.seq)
-    params = jax.jit(lambda key: models.init_params(c, key), out_shardings=sharding.replicated(devices))(jax.random.key(0))
+    params = jax.jit(lambda key: lm.init_params(c, key), out_shardings=sharding.replicated(devices))(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), shape, 0, c.model.vocab)
     batch = {"tokens": tokens, "labels": jnp.roll(tokens, -1, 1), "segments": jnp.ones_like(tokens)}
     batch = jax.device_put(batch, sharding.by_stream(devices))
 
     @jax.jit
     def forward(params, batch):
-      logits, _, _ = models.build(c).apply({"params": params}, batch["tokens"], None, batch["segments"], aligned=True)
-      return online.token_losses(logits, batch["labels"]).sum()
+      logits, _, _ = lm.build(c).apply({"params": params}, batch["tokens"], None, batch["segments"], aligned=True)
+      return reader.token_losses(logits, batch["labels"]).sum()
 
     @jax.jit
     def memorize(params, fast, batch):
       def read(fast, piece):
-        loss, fast, _ = online.chunk(c, params, fast, piece, online.strength(c))
+        loss, fast, _ = reader.chunk(c, params, fast, piece, reader.strength(c))
         return fast, loss["nats_BxC"].sum()
-      return jax.lax.scan(read, fast, online.scan_chunks(c, batch))
+      return jax.lax.scan(read, fast, reader.scan_chunks(c, batch))
 
-    fast, seconds = sharding.place_fast(models.init_fast(c, c.data.batch), devices), {"forward": [], "memorize": []}
+    fast, seconds = sharding.place_fast(lm.init_fast(c, c.data.batch), devices), {"forward": [], "memorize": []}
     calls = {"forward": lambda: forward(params, batch), "memorize": lambda: memorize(params, fast, batch)}
     for i in range(ROUNDS.value + 1):
       for what, call in calls.items():
@@ -275,7 +278,7 @@ def reading() -> tuple[list, str]:
         seconds[what] += [time.perf_counter() - began] if i else []
     fastest = {what: shape[0] * shape[1] / min(s) for what, s in seconds.items()}
     flops = {"forward": costs.count_flops(forward, params, batch), "memorize": costs.count_flops(memorize, params, fast, batch)}
-    out.append({"model": name, "chunk": written.chunk(c), "seconds": seconds, "tokens_per_s": fastest, "flops": flops})
+    out.append({"model": name, "chunk": plan.of(c).chunk, "seconds": seconds, "tokens_per_s": fastest, "flops": flops})
     rows.append([name, f"{fastest['forward']:,.0f}", f"{fastest['memorize']:,.0f}",
                  f"{fastest['memorize'] / fastest['forward']:.3f}", f"{flops['forward'] / flops['memorize']:.3f}"])
   return out, markdown(["model", "forward tokens/s", "memorize tokens/s", "ratio, fastest of each", "ratio of FLOPs"], rows)

@@ -27,9 +27,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import arrays, config as configs, integrity, linear_memory, mlp_memory, model as models
-from hope_jax import program, rule as rules, startup, stored, weights
-from hope_jax.startup import say
+from hope_jax.checkpoints import sidecar
+from hope_jax import config as configs
+from hope_jax.checkpoints import arrays, stored, weights
+from hope_jax.memory import linear_memory, mlp_memory, write_rule
+from hope_jax.model import lm
+from hope_jax.runtime import program, startup
+from hope_jax.runtime.startup import say
 
 VERSION = "1"
 METADATA = {"hope_jax", "config", "tokenizer", "step", "fingerprint"}
@@ -72,7 +76,7 @@ def parts(path: str, config) -> tuple[dict[str, tuple], bool]:
       break
   else:
     raise ValueError(f"no export rule for parameter {path}: add its name to hope_jax.export.RULES")
-  name, rule = match.expand(replacement), rules.from_config(config.selfmod)
+  name, rule = match.expand(replacement), write_rule.from_config(config.selfmod)
   if "{layer}" not in name:
     return {name: ()}, transposed
   memories = {"{vector}": {memory: i for i, memory in enumerate(mlp_memory.vectors(rule))},
@@ -99,7 +103,7 @@ def tensors(params, config) -> dict[str, np.ndarray]:
 
 def parameters(named: dict[str, np.ndarray], config):
   """Inverse of `tensors`, in the types of fresh parameters. ValueError if a tensor is missing, extra or of another shape."""
-  like = jax.eval_shape(lambda: models.init_params(config, jax.random.key(0)))
+  like = jax.eval_shape(lambda: lm.init_params(config, jax.random.key(0)))
   wanted, built = {}, []
   for path, leaf in arrays.leaves(like).items():
     (places, transposed), array = parts(path, config), np.empty(leaf.shape, leaf.dtype)
@@ -149,10 +153,10 @@ def _copy_tokenizer(source: Path, target: Path, meta: dict) -> None:
     return
   if not source.is_file():
     raise FileNotFoundError(f"no {source}: put the tokenizer.model there that the model was trained with")
-  stored.check_tokenizer(meta, integrity.sha256(source))
+  stored.check_tokenizer(meta, sidecar.sha256(source))
   if not target.exists():
     shutil.copy(source, target)
-  elif integrity.sha256(target) != meta["tokenizer"]:
+  elif sidecar.sha256(target) != meta["tokenizer"]:
     raise ValueError(f"{target} is another model's tokenizer: choose another folder")
 
 
@@ -191,7 +195,7 @@ def import_run(path: str | Path, workdir: str | Path) -> int:
   """
   workdir = Path(workdir)
   params, _, facts = read(path)
-  if integrity.steps(workdir / "checkpoints"):
+  if sidecar.steps(workdir / "checkpoints"):
     raise FileExistsError(f"{workdir} has a checkpoint already: choose another --workdir")
   workdir.mkdir(parents=True, exist_ok=True)
   _copy_tokenizer(Path(path).parent, workdir, facts)

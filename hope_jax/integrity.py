@@ -1,181 +1,27 @@
-"""Is a saved step what was written? The sidecar that each step carries, and the program that checks it.
+"""Are saved steps what was written?
 
     python -m hope_jax.integrity verify runs/smoke     a run, its checkpoints, one step, or a saved conversation
 
-One line for each step, then one for each file that differs, is missing, truncated or extra; exit status 1 if there is any.
-The sidecar, integrity.json, lies in the step's folder:
-
-    files     {name: {"bytes", "sha256"}} of every other file in the folder
-    sha256    of all else in the sidecar
-    and the facts that checkpoint.py adds: step, metric; digests of the code, configuration, tokenizer and random key
-
-It is written last, before the folder gets its name: a step without it is not whole.
+One line for each step, then one for each file that differs, is missing, truncated or extra; exit status 1 if there is
+any. What is checked against: checkpoints/sidecar.py.
 """
 
-from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
-import hashlib
-import itertools
-import json
-import os
 from pathlib import Path
 import sys
 
 from absl import app
 
-from hope_jax import program
-
-SIDECAR = "integrity.json"
-THREADS = 8  # files hashed at once; hashing and reading run without the interpreter's lock
-
-
-def steps(directory: str | Path) -> list[int]:
-  """The steps in a directory, ascending; empty when there is no such directory."""
-  directory = Path(directory)
-  names = os.listdir(directory) if directory.is_dir() else []
-  return sorted(int(n) for n in names if n.isdecimal() and (directory / n).is_dir())
-
-
-def seal(folder: str | Path, facts: dict) -> None:
-  """Hashes every file of a step, sees that the disk has them, and writes the sidecar. Returns when it is on disk too."""
-  folder = Path(folder)
-  names = _names(folder)
-  with ThreadPoolExecutor(THREADS) as pool:
-    records = pool.map(lambda name: _written(folder / name), names)
-    record = facts | {"files": dict(zip(names, records))}
-  (folder / SIDECAR).write_text(_text(record))
-  sync(folder / SIDECAR)
-  for inner in {(folder / name).parent for name in names} | {folder}:
-    sync(inner)
-
-
-def sync(path: str | Path) -> None:
-  """Returns when the disk has a file's bytes, or a folder's names."""
-  number = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(number)
-  finally:
-    os.close(number)
-
-
-def read(folder: str | Path) -> dict:
-  """The sidecar of a step. Raises ValueError when it is missing or damaged."""
-  try:
-    data = (Path(folder) / SIDECAR).read_bytes()
-  except FileNotFoundError:
-    raise ValueError(f"{SIDECAR}: is missing: the step was copied in part, or saved by a version without it") from None
-  except OSError as error:
-    raise ValueError(f"{SIDECAR}: cannot be read: {error.strerror}") from None
-  try:
-    record = json.loads(data)
-    del record["sha256"]
-    intact = _text(record).encode() == data
-  except (ValueError, KeyError, TypeError):
-    intact = False
-  if not intact:
-    raise ValueError(f"{SIDECAR}: differs from what was written")
-  return record
-
-
-def check(folder: str | Path, parts: Collection[str] | None = None) -> list[str]:
-  """What is wrong with a step, as "file: what" with names relative to its folder; nothing: it is as it was written.
-
-  parts: look only into these subfolders, and at the files beside them; None: all. Reads every byte of what it looks at.
-  """
-  folder = Path(folder)
-  try:
-    files = read(folder)["files"]
-  except ValueError as error:
-    return [str(error)]
-  names = sorted(name for name in files.keys() | set(_names(folder)) - {SIDECAR}
-                 if parts is None or "/" not in name or name.split("/")[0] in parts)
-  with ThreadPoolExecutor(THREADS) as pool:
-    found = pool.map(lambda name: _fault(folder / name, files.get(name)), names)
-    return [f"{name}: {fault}" for name, fault in zip(names, found) if fault]
-
-
-def newest_good(directory: Path, parts: Collection[str] | None = None) -> tuple[int, dict[int, list[str]]]:
-  """(the newest good step, {later step: its faults}). ValueError when none is good."""
-  damaged = {}
-  for step in reversed(steps(directory)):
-    faults = check(directory / str(step), parts)
-    if not faults:
-      return step, damaged
-    damaged[step] = faults
-  raise ValueError(f"no step in {directory} is good: " + "; ".join(f"step {n}: {brief(f)}" for n, f in damaged.items())
-                   + "; bring one back from a copy or choose another folder")
-
-
-def brief(faults: list[str]) -> str:
-  """What `check` found, in part of a line."""
-  return faults[0] + (f", and {len(faults) - 1} more" if len(faults) > 1 else "")
-
-
-def set_aside(path: Path) -> Path:
-  """Renames a damaged step to <step>.damaged, or -1, -2 and so on when there is one; returns where it is now."""
-  names = (path.with_name(f"{path.name}.damaged{'-' + str(n) if n else ''}") for n in itertools.count())
-  free = next(name for name in names if not name.exists())
-  os.rename(path, free)
-  return free
-
-
-def metric(path: Path) -> float | None:
-  """Validation loss of a step; None where it is not known."""
-  try:
-    return read(path).get("metric")
-  except ValueError:
-    return None
-
-
-def sha256(path: str | Path) -> str:
-  """Of a file, in hex."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def code_version() -> str:
-  """SHA-256 over the names and texts of this package's sources."""
-  digest = hashlib.sha256()
-  for path in sorted(Path(__file__).parent.glob("*.py")):
-    digest.update(f"{path.name} {sha256(path)}\n".encode())
-  return digest.hexdigest()
-
-
-def _names(folder: Path) -> list[str]:
-  return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-
-
-def _written(path: Path) -> dict:
-  sync(path)
-  return {"bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-def _text(record: dict) -> str:
-  dump = lambda value: json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
-  return dump(record | {"sha256": hashlib.sha256(dump(record).encode()).hexdigest()})
-
-
-def _fault(path: Path, record: dict | None) -> str:
-  if record is None:
-    return "is extra, it was not written with the step"
-  try:
-    size = path.stat().st_size
-    if size != record["bytes"]:
-      return f"{'is truncated' if size < record['bytes'] else 'has grown'}: {size:,} of {record['bytes']:,} bytes"
-    return "" if sha256(path) == record["sha256"] else "differs from what was written"
-  except FileNotFoundError:
-    return "is missing"
-  except OSError as error:
-    return f"cannot be read: {error.strerror}"
+from hope_jax.checkpoints import sidecar
+from hope_jax.runtime import program
 
 
 def _folders(path: Path) -> list[Path]:
   """The steps that a path stands for. Raises FileNotFoundError when there is none."""
   if (path / "checkpoints").is_dir():
     path = path / "checkpoints"
-  if (path / SIDECAR).exists():
+  if (path / sidecar.SIDECAR).exists():
     return [path]
-  if found := steps(path):
+  if found := sidecar.steps(path):
     return [path / str(step) for step in found]
   if path.is_dir() and path.name.isdecimal():
     return [path]  # without a sidecar: `check` says so
@@ -188,9 +34,9 @@ def _beside(workdir: Path, newest: dict) -> tuple[list[str], list[str]]:
   tokenizer, config = workdir / "tokenizer.model", workdir / "config.json"
   if newest["tokenizer"] != "none" and not tokenizer.exists():
     faults.append("tokenizer.model: is missing")
-  elif newest["tokenizer"] != "none" and sha256(tokenizer) != newest["tokenizer"]:
+  elif newest["tokenizer"] != "none" and sidecar.sha256(tokenizer) != newest["tokenizer"]:
     faults.append(f"tokenizer.model: differs from the one that step {newest['step']} was trained with")
-  if config.exists() and sha256(config) != newest["config"]:
+  if config.exists() and sidecar.sha256(config) != newest["config"]:
     notes.append(f"config.json: is not that of step {newest['step']}: edited, or the run was started again with another")
   return faults, notes
 
@@ -202,12 +48,12 @@ def main(argv):
   with program.one_line(FileNotFoundError):
     folders = _folders(path)
   for folder in folders:
-    faults = check(folder)
+    faults = sidecar.check(folder)
     if faults:
       print(f"{folder}: DAMAGED, {len(faults)} file(s)", *faults, sep="\n  ")
       damaged = True
     else:
-      newest = read(folder)
+      newest = sidecar.read(folder)
       total = sum(file["bytes"] for file in newest["files"].values())
       print(f"{folder}: good, {len(newest['files'])} files, {total / 1e6:,.1f} MB, code {newest['code'][:12]}")
   if newest and (path / "checkpoints").is_dir():

@@ -13,7 +13,9 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from hope_jax import checks, costs, hosts, program, startup, train
+from hope_jax.model import checks
+from hope_jax.runtime import hosts, program, startup
+from hope_jax.training import costs, loop
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; --config.any.field=value changes one field.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -35,7 +37,7 @@ def main(argv):
     elif WORKDIR.value is None:
       raise ValueError("no --workdir: name the folder of the run, e.g. --workdir=runs/smoke")
     else:
-      train.train(CONFIG.value, WORKDIR.value, INIT_FROM.value)
+      loop.train(CONFIG.value, WORKDIR.value, INIT_FROM.value)
   except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
     hosts.fail(error)
   except KeyboardInterrupt:  # before the first step, or a second one: signals.py

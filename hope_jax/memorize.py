@@ -1,225 +1,21 @@
-"""Test-time memorization: a text is read through the same writes as in training, and what was learned is kept (spec s. 10).
+"""Learns a text at test time, and says what was learned.
 
     python -m hope_jax.memorize --checkpoint=runs/smoke --text=notes.txt --state=out/
     python -m hope_jax.generate --checkpoint=runs/smoke --state=out/ --prompt="..."
-
-    fast, report = memorize(config, params, models.init_fast(config, batch), texts)      # lists of token ids, one a stream
-
-What is written, where and how strongly is config.teach. Texts may come in pieces of any length (`final=False`): a chunk is
-learned from when it is whole, so the outcome does not depend on how a text was cut. Memory does not grow with the text.
-Parameters never change.
 """
 
-from collections.abc import Sequence
-import functools
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 from absl import app, flags
-import jax
-import jax.numpy as jnp
-import numpy as np
-from tqdm import tqdm
 
-from hope_jax import arrays, checks, config as configs, conversation, generate, model as models, online, program, startup, written
-from hope_jax.attention import emptied
-from hope_jax.startup import say
-from hope_jax.state import FastState
-
-FETCH = 16  # chunks between two looks at what happened
-
-
-class Report(NamedTuple):
-  """What happened while a text was read, chunk by chunk: N chunks, L layers, B streams."""
-  nats_BxT: np.ndarray  # loss of every token learned from, as it was read; 0 at padding
-  labels_BxT: np.ndarray  # bool: a token that was predicted
-  stats: dict  # {level: {updates, open, moved, surprise, teach, pending: (N, L, B)}}
-
-  @property
-  def loss_B(self) -> np.ndarray:
-    """Nats per predicted token."""
-    return self.nats_BxT.sum(1) / np.maximum(self.labels_BxT.sum(1), 1)
-
-  def totals(self, paths: Sequence[str] | None = None) -> dict:
-    """{path: {...}} of these paths, or all; means over layers and streams.
-
-    updates, gate_hits, moved: summed over chunks. pending: after the last one. surprise: mean over chunks too, and the largest.
-    """
-    total = lambda a: float(np.mean(np.sum(a, 0)))
-    return {written.path(level): {"updates": total(s["updates"]), "gate_hits": total(s["open"]), "moved": total(s["moved"]),
-                                  "pending": float(np.mean(s["pending"][-1])), "surprise": float(np.mean(s["surprise"])),
-                                  "surprise_max": float(np.max(s["surprise"]))}
-            for level, s in self.stats.items() if level != "selfmod" and (paths is None or written.path(level) in paths)}
-
-
-def size(config) -> int:
-  """Tokens read at once: the chunk of the writes, or the grid of memories that write themselves."""
-  return written.chunk(config) if written.levels(config) else max(models.chunk_grid(config), config.teach.chunk)
-
-
-def pieces(config, fast: FastState, texts: Sequence[Sequence[int]], final: bool):
-  """((N, B, C) int32 arrays tokens, labels, segments; ends (N, B); the tokens that wait, (B, C)): texts after what waits.
-
-  A chunk is whole when the token after it is known: it is the last one's label.
-  """
-  width, batch = size(config), len(texts)
-  waiting = np.full((batch, width), -1) if fast.held_BxC is None else np.asarray(fast.held_BxC)
-  rows = [np.concatenate([old[old >= 0], np.asarray(new, np.int64)]) for old, new in zip(waiting, texts)]
-  offsets = np.asarray(fast.count_B) % width  # a stream that was read on without writing goes on inside a chunk
-  reach = [len(row) + at - (not final) for row, at in zip(rows, offsets)]
-  counts = [max(-(-n // width) if final else n // width, 0) for n in reach]
-  shape = (batch, max(counts, default=0) * width)
-  out = {"tokens": np.zeros(shape, np.int32), "labels": np.full(shape, -1, np.int32), "segments": np.zeros(shape, np.int32)}
-  ends, rest = np.zeros((batch, max(counts, default=0)), bool), np.full((batch, width), -1, np.int32)
-  for b, (row, at, number) in enumerate(zip(rows, offsets, counts)):
-    now = min(len(row), max(number * width - at, 0))
-    out["tokens"][b, at:at + now] = row[:now]
-    out["labels"][b, at:at + now][:len(row) - 1] = row[1:now + 1]
-    out["segments"][b, at:at + now] = max(int(fast.segment_B[b]), 1)
-    rest[b, :len(row) - now] = row[now:]
-    if final and number:
-      ends[b, number - 1] = True
-  split = lambda a: np.moveaxis(a.reshape(batch, -1, width), 1, 0)
-  return jax.tree.map(split, out) | {"ends": ends.T}, rest
-
-
-@functools.lru_cache
-def _program(config, write: bool):
-  """(params, fast, one chunk of every stream) -> (fast, {"nats_BxC", "stats"}); `fast` is donated."""
-  def read(params, fast, piece):
-    if write and written.levels(config):
-      out, fast, _ = online.chunk(config, params, fast, piece, online.strength(config))
-      return fast, {"nats_BxC": out["nats_BxC"], "stats": out["stats"]}
-    logits, fast, stats = models.build(config).apply(
-        {"params": params}, piece["tokens"], fast, piece["segments"], aligned=True)
-    return fast, {"nats_BxC": online.token_losses(logits, piece["labels"]), "stats": {"selfmod": stats} if stats else {}}
-
-  return jax.jit(read, donate_argnums=1)
-
-
-def memorize(config, params, fast: FastState, texts: Sequence[Sequence[int]], *, final: bool = True, write: bool = True,
-             progress: bool = False) -> tuple[FastState, Report]:
-  """Reads one text per stream and learns from it.
-
-  Args:
-    fast: the streams as they are; it is donated.
-    texts: token ids, one sequence a stream, of any lengths.
-    final: the texts end here: what waits is learned from, unfinished periods are used or dropped
-      (teach.flush_partial). Otherwise the last tokens wait in the state for the rest of their chunk, where a model has
-      anything to learn from it.
-    write: False: only read, with what has been learned so far (self-modifying memories write: that is how they read).
-
-  Raises ValueError for texts without a pair to learn from, ids outside the vocabulary, another number of streams;
-  FloatingPointError for a loss that is not finite.
-  """
-  batch, vocab = fast.segment_B.shape[0], config.model.vocab
-  if len(texts) != batch:
-    raise ValueError(f"{len(texts)} texts for a state of {batch} streams: give one text a stream, or init_fast(config, "
-                     f"{len(texts)})")
-  waits = np.zeros(batch, int) if fast.held_BxC is None else np.sum(np.asarray(fast.held_BxC) >= 0, 1)
-  for b, text in enumerate(texts):
-    if final and len(text) + waits[b] < 2:
-      raise ValueError(f"text {b} has {len(text) + waits[b]} tokens: there is nothing to learn from fewer than 2")
-    if len(text) and not (0 <= min(text) and max(text) < vocab):
-      raise ValueError(f"text {b} has a token outside the vocabulary of {vocab}: encode with the run's tokenizer")
-  chunks, rest = pieces(config, fast, texts, final or fast.held_BxC is None)
-  read, outs = _program(models.frozen(config), write), []
-  for i in tqdm(range(len(chunks["tokens"])), unit="chunk", disable=not progress):
-    fast, out = read(params, fast, jax.tree.map(lambda a: a[i], chunks))
-    outs.append(out)
-    if i % FETCH == FETCH - 1:  # so that nothing piles up on the device
-      outs = jax.device_get(outs)
-  outs = jax.device_get(outs) or [{"nats_BxC": np.zeros((batch, 0)), "stats": {}}]
-  joined = jax.tree.map(lambda *a: np.stack(a), *outs)
-  rows = lambda a: np.moveaxis(a, 0, 1).reshape(batch, -1)
-  if fast.held_BxC is not None:
-    fast = fast.replace(held_BxC=jnp.asarray(rest))
-  if not np.isfinite(joined["nats_BxC"]).all():
-    raise FloatingPointError("the loss is not finite while memories are written: try a smaller lr of the levels, a smaller "
-                             "teach.scale, teach.clip > 0, or the rule nl_l2_precond")
-  return fast, Report(rows(joined["nats_BxC"]), rows(chunks["labels"] >= 0), joined["stats"])
-
-
-def forget_context(fast: FastState) -> FastState:
-  """The streams with what they have learned, and without the keys and values that attention keeps."""
-  cache = fast.layers.cache
-  return fast if cache is None else fast.replace(layers=fast.layers.replace(cache=emptied(cache)))
-
-
-def replay(config, params, fast: FastState, texts: Sequence[Sequence[int]], steps: int = 1,
-           progress: bool = False) -> tuple[FastState, list[Report]]:
-  """One text per stream, read `steps` times, each time without the context that attention kept of the time before.
-
-  `fast` is donated: models.init_fast for every sample (reset), or what an earlier call returned (carried).
-  """
-  reports = []
-  for _ in range(steps):
-    fast, report = memorize(config, params, forget_context(fast), texts, progress=progress)
-    reports.append(report)
-  return fast, reports
-
-
-def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = True):
-  """One text, read `steps` times: (fast, {"before", "read", "after": Report}).
-
-  before: read without writing. read: as the first reading went. after: read again without writing and without the
-  context that attention kept, so that only what was learned can help.
-  """
-  fresh = lambda: models.init_fast(config, 1)
-  reports = {"before": memorize(config, params, fresh(), [ids], write=False, progress=progress)[1]}
-  fast, readings = replay(config, params, fresh(), [ids], steps, progress)
-  check(config, readings)
-  reports["read"], copy = readings[0], jax.tree.map(jnp.copy, forget_context(fast))
-  return fast, reports | {"after": memorize(config, params, copy, [ids], write=False, progress=progress)[1]}
-
-
-def describe(config, reports: dict[str, Report]) -> dict:
-  """A study of one text as JSON, by the chunks of the first reading: losses summed over a chunk, memories by layer."""
-  first, entries = reports["read"], written.levels(config)
-  chunks = first.nats_BxT.shape[1] // size(config)
-  # token by token, not column by column: a text that is read again starts inside a chunk
-  by_chunk = lambda a_N: np.bincount(np.arange(len(a_N)) // size(config), a_N, chunks).tolist()
-  losses = {name: report.nats_BxT[report.labels_BxT].astype(np.float64) for name, report in reports.items()}
-  ones = np.ones(len(losses["read"]))
-  return {"chunk": size(config), "threshold": config.teach.threshold, "predicted": by_chunk(ones),
-          "nats": {name: by_chunk(nats_N) for name, nats_N in losses.items()},
-          "memories": {written.path(name): {"period": entries[name].period}
-                       | {key: value[..., 0].tolist() for key, value in stats.items()}
-                       for name, stats in first.stats.items() if name != "selfmod"},
-          "selfmod": {key: value.tolist() for key, value in first.stats.get("selfmod", {}).items()},
-          "totals": first.totals()}
-
-
-def mean_totals(totals: Sequence[dict]) -> dict:
-  """Several Report.totals as one: their means, and the largest surprise of all."""
-  join = lambda key, values: float(np.max(values) if key == "surprise_max" else np.mean(values))
-  return {path: {key: join(key, [each[path][key] for each in totals]) for key in total} for path, total in totals[0].items()}
-
-
-def check(config, readings: Sequence[Report]) -> None:
-  """RuntimeError, with the reason, if an enabled memory was written in none of a text's readings."""
-  enabled = written.enabled(config)
-  check_updates(mean_totals([report.totals(enabled) for report in readings]))
-  if "selfmod" in enabled:
-    check_moved(readings[-1].stats["selfmod"])
-
-
-def check_moved(stats: dict) -> None:
-  """RuntimeError if self-modifying memories are where they started: `stats` of a report, or means of them."""
-  if not any(np.any(value) for name, value in stats.items() if name.startswith("moved/")):
-    raise RuntimeError("the self-modifying memories have not moved: their step size is 0 (see selfmod.eta_init), or "
-                       "restrict teach.paths to the memories you want")
-
-
-def check_updates(totals: dict) -> None:
-  """RuntimeError, with the reason, if one of these memories (Report.totals) was not written."""
-  for path, total in totals.items():
-    if not total["updates"]:
-      why = (f"no gate opened: the largest surprise was {total['surprise_max']:.3g}, lower teach.threshold"
-             if not total["gate_hits"] else "no period ended: the text is shorter than one, or teach.flush_partial is off")
-      raise RuntimeError(f"memory {path} made no update: {why}; or restrict teach.paths to the memories you want")
+from hope_jax import config as configs
+from hope_jax.checkpoints import arrays
+from hope_jax.reading import conversation, study
+from hope_jax.runtime import program, startup
+from hope_jax.runtime.startup import say
+from hope_jax.scoring import memorization
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -228,39 +24,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("state", None, "Folder for what was learned; generate --state=... goes on from it.", flag_values=values)
   flags.DEFINE_string("output", None, "All numbers, chunk by chunk, as JSON; report.py draws them.", flag_values=values)
   flags.DEFINE_integer("steps", 1, "Times the text is read.", lower_bound=1, flag_values=values)
-  define_teach_flags(values)
-
-
-def define_teach_flags(values: flags.FlagValues) -> None:
-  """What `override` reads."""
-  flags.DEFINE_list("paths", None, "Memories to write: titan, cms_<level>, selfmod. Default: as trained.", flag_values=values)
-  flags.DEFINE_list("layers", None, "Layers to write in. Default: as trained.", flag_values=values)
-  flags.DEFINE_float("threshold", None, "Surprise from which a chunk is written. Default: as trained.", flag_values=values)
-  flags.DEFINE_float("scale", None, "Of the teach signal. Default: as trained.", flag_values=values)
-
-
-def override(config, f: flags.FlagValues) -> None:
-  """Sets the fields of config.teach for which a flag was given."""
-  if unknown := [layer for layer in f.layers or () if not layer.isdecimal()]:
-    raise ValueError(f"--layers={unknown[0]}: layers are numbers from 0 to {config.model.layers - 1}")
-  given = {"paths": f.paths and tuple(f.paths), "layers": f.layers and tuple(map(int, f.layers)),
-           "threshold": f.threshold, "scale": f.scale}
-  with config.unlocked():
-    config.teach.update({name: value for name, value in given.items() if value is not None})
-
-
-def load(f: flags.FlagValues):
-  """(config, params, tokenizer) of --checkpoint, with what the flags say of writing.
-
-  Raises ValueError for a model that writes nothing while it reads.
-  """
-  config, params, tokenizer = generate.load(f.checkpoint)
-  if not written.paths(config):
-    raise ValueError(f"{f.checkpoint} is a {config.model.kind} that writes nothing while it reads: train one with "
-                     "mixer.in_context=True, or model.kind=hope_selfmod, hope_hybrid or titan_hybrid")
-  override(config, f)
-  checks.validate(config)
-  return config, params, tokenizer
+  memorization.define_flags(values)
 
 
 def main(argv, f: flags.FlagValues = flags.FLAGS):
@@ -268,14 +32,14 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     raise app.UsageError(f"unexpected arguments {argv[1:]}: name the file with --text=...")
   startup.prepare()
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
-    config, params, tokenizer = load(f)
+    config, params, tokenizer = memorization.load(f)
     if f.state is not None:
       conversation.steps(f.state)  # before the work, not after it
     text = Path(f.text).read_text()
     ids = [tokenizer.bos, *tokenizer.encode(text)]
     if len(ids) < 3:
       raise ValueError(f"{f.text} holds {len(ids) - 1} tokens: there is nothing to learn from fewer than 2")
-    fast, reports = study(config, params, ids, f.steps)
+    fast, reports = study.study(config, params, ids, f.steps)
     report = reports["read"]
     losses = {name: float(each.loss_B[0]) for name, each in reports.items()}
     to_bits = (len(ids) - 1) / math.log(2) / len(text.encode())
@@ -293,7 +57,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
            "text": f.text, "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest, "tokens": len(ids),
            "steps": f.steps, "nats_per_token": losses,
            "bits_per_byte": {name: nats * to_bits for name, nats in losses.items()},
-           "config": json.loads(configs.to_json(config))} | describe(config, reports)) + "\n")
+           "config": json.loads(configs.to_json(config))} | study.describe(config, reports)) + "\n")
     if f.state is not None:
       conversation.save(f.state, fast, conversation.owner(config, params) | {"pending": None})
       say(f"saved in {f.state}: go on with python -m hope_jax.generate --checkpoint={f.checkpoint} --state={f.state}")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import level
+from hope_jax.memory import level
 
 HEADS = 2
 NORM_EPSILON = level.EPSILON["layer"]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.level import init
+from hope_jax.memory.level import init
 
 WIDTH, HIDDEN, CHUNK, STREAMS, CHUNKS = 6, 5, 8, 3, 4
 EPSILON = {"rms": 1e-6, "layer": 1e-5}

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 import reference_selfmod as reference
-from hope_jax import linear_memory, mlp_memory
-from hope_jax.rule import Rule
+from hope_jax.memory import linear_memory, mlp_memory
+from hope_jax.memory.write_rule import Rule
 
 OPTIONS = {
     "mlp": {}, "linear": dict(memory="linear"), "mlp_dot": dict(objective="dot"),
@@ -55,7 +55,7 @@ def named(rule: Rule, weights: dict) -> dict:
 
 def to_reference(rule: Rule, params: dict) -> dict:
   """The reference's parameters."""
-  from hope_jax import selfmod
+  from hope_jax.model import selfmod
   memory = selfmod.memories(rule)
   out = named(rule, memory.weights(rule, params, memory.fresh(rule, params)))
   return out | {name: params[name] for name in ("w_q", "b_eta", "b_alpha") if name in params}

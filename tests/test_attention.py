@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import attention
-from hope_jax import layout as layouts
+from hope_jax.model import attention, slots
 
 BATCH, TOKENS, HEADS, WIDTH, BASE = 3, 19, 2, 6, 100.0
 CLOSE = dict(atol=2e-5, rtol=1e-5)
@@ -21,14 +20,14 @@ CLOSE = dict(atol=2e-5, rtol=1e-5)
 def setup(window):
   module = attention.Attention(HEADS, 1, window, BASE, jnp.float32)
   x = np.random.default_rng(0).standard_normal((BATCH, TOKENS, HEADS * WIDTH)).astype(np.float32)
-  lay = layouts.arrange(jnp.ones((BATCH, TOKENS), int), jnp.zeros(BATCH, int), jnp.zeros(BATCH, int), 0)
+  lay = slots.arrange(jnp.ones((BATCH, TOKENS), int), jnp.zeros(BATCH, int), jnp.zeros(BATCH, int), 0)
   params = module.init(jax.random.key(1), x, attention.empty_cache(BATCH, 0, HEADS, WIDTH, jnp.float32), lay)["params"]
   rng = np.random.default_rng(1)
   params = jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape, np.float32), params)
 
   @jax.jit
   def run(x, cache, segments, segment, count):
-    lay = layouts.arrange(segments, segment, count, 0)
+    lay = slots.arrange(segments, segment, count, 0)
     y, cache = module.apply({"params": params}, x, cache, lay)
     return y, cache, lay.segment_B, lay.count_B
   return run, jax.tree.map(np.float64, params), x
@@ -87,7 +86,7 @@ def test_bands_are_the_masked_whole(window, total):
   segments = jnp.asarray(np.sort(rng.integers(1, 4, (BATCH, total))))
   @jax.jit
   def both(q, k, v):
-    lay = layouts.arrange(segments, jnp.zeros(BATCH, int), jnp.zeros(BATCH, int), 0)
+    lay = slots.arrange(segments, jnp.zeros(BATCH, int), jnp.zeros(BATCH, int), 0)
     at = lay.position_BxS, lay.document_BxS
     mask = attention.visible(*at, *at, lay.valid_BxS, window)
     return attention.attend_banded(q, k, v, lay, window), attention.attend(q, k, v, mask)

@@ -19,8 +19,11 @@ import optax
 from orbax.checkpoint import v1 as ocp
 import pytest
 
-from hope_jax import config, conversation, integrity, stored, weights
-from hope_jax.checkpoint import Checkpoints, PARTIAL
+from hope_jax.checkpoints import sidecar
+from hope_jax import config, integrity
+from hope_jax.checkpoints import stored, weights
+from hope_jax.reading import conversation
+from hope_jax.checkpoints.checkpoint import Checkpoints, PARTIAL
 
 CONFIG = config.base()
 CONFIG.data.sources = ()
@@ -125,7 +128,7 @@ def test_keeps_the_last_and_never_rewrites_a_step(tmp_path):
     for step in (2, 9, 10):
       assert saved.save(step, state, {}, META)
     assert not saved.save(10, state, {}, META | {"best_val": 0})
-  assert integrity.steps(tmp_path) == [9, 10]  # by number, not by name
+  assert sidecar.steps(tmp_path) == [9, 10]  # by number, not by name
   assert saved.meta(10) == META
   (tmp_path / "tokenizer.model").write_text("beside the steps")
   assert Checkpoints(tmp_path, keep=2).latest() == 10
@@ -152,7 +155,7 @@ def test_a_step_loses_its_name_before_its_files(tmp_path, monkeypatch):
   with Checkpoints(tmp_path, keep=1) as saved:
     for step in (1, 2):
       saved.save(step, initial(), {}, META)
-  assert len(deleted) == 1 and PARTIAL in deleted[0] and integrity.steps(tmp_path) == [2]
+  assert len(deleted) == 1 and PARTIAL in deleted[0] and sidecar.steps(tmp_path) == [2]
 
 
 def test_keeps_the_best_and_every_kth_besides_the_last(tmp_path):
@@ -162,9 +165,9 @@ def test_keeps_the_best_and_every_kth_besides_the_last(tmp_path):
       saved.save(step, initial(), {}, META, loss)
       if step == 6:
         saved.wait()
-        assert integrity.steps(tmp_path) == [2, 4, 5, 6]
-  assert integrity.steps(tmp_path) == [4, 5, 6, 10, 13, 14]
-  assert integrity.read(tmp_path / "6")["metric"] == 2 and integrity.read(tmp_path / "13")["metric"] is None
+        assert sidecar.steps(tmp_path) == [2, 4, 5, 6]
+  assert sidecar.steps(tmp_path) == [4, 5, 6, 10, 13, 14]
+  assert sidecar.read(tmp_path / "6")["metric"] == 2 and sidecar.read(tmp_path / "13")["metric"] is None
 
 
 def test_parameters_alone(tmp_path):
@@ -267,7 +270,7 @@ def test_training_may_go_on_when_a_save_fails(tmp_path, capsys):
     assert len(said) == 2 and "saving step 2 in" in said[0] and "training goes on without it (1 failed so far)" in said[0]
     assert "saving step 3 in" in said[1] and "step 1 is whole and a restart goes on from it" in said[1]
     assert saved.save(4, initial(), {}, META, on_error="warn")
-  assert integrity.steps(saved.directory) == [4] and not list(saved.directory.glob("*.partial*"))
+  assert sidecar.steps(saved.directory) == [4] and not list(saved.directory.glob("*.partial*"))
 
 
 @pytest.mark.parametrize("all_of_it", [False, True])
@@ -276,7 +279,7 @@ def test_a_directory_deleted_during_a_save_is_said_and_the_next_save_works(tmp_p
     shutil.rmtree(folder.parent if all_of_it else folder)
     seal(folder, facts)
 
-  seal = integrity.seal
+  seal = sidecar.seal
   with Checkpoints(tmp_path / "checkpoints", keep=2) as saved:
     saved.save(1, initial(), {}, META)
     saved.wait()
@@ -287,7 +290,7 @@ def test_a_directory_deleted_during_a_save_is_said_and_the_next_save_works(tmp_p
       saved.wait()
     monkeypatch.setattr(integrity, "seal", seal)
     saved.save(3, initial(), {}, META)
-  assert integrity.steps(saved.directory) == ([3] if all_of_it else [1, 3])
+  assert sidecar.steps(saved.directory) == ([3] if all_of_it else [1, 3])
   assert saved.newest_good() == 3
 
 
@@ -297,7 +300,7 @@ from pathlib import Path
 import jax, jax.numpy as jnp
 sys.path[:0] = json.loads(sys.argv[2])
 from test_checkpoint import META, TrainState
-from hope_jax.checkpoint import Checkpoints
+from hope_jax.checkpoints.checkpoint import Checkpoints
 
 def limit(size):  # of one file: beyond it the kernel refuses the write, as a full disk does
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

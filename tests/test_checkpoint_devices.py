@@ -12,8 +12,11 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax import config, integrity, model, weights
-from hope_jax.checkpoint import Checkpoints
+from hope_jax.checkpoints import sidecar
+from hope_jax import config
+from hope_jax.checkpoints import weights
+from hope_jax.model import lm
+from hope_jax.checkpoints.checkpoint import Checkpoints
 from tests.test_checkpoint import TrainState, assert_same, initial
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,12 +28,12 @@ def tiny(kind):
   c.model.update(dict(kind=kind, dim=16, layers=1, heads=2, vocab=32))
   c.mixer.update(dict(hidden=1.0, levels=(config.Level("fast", 4), config.Level("slow", 8)), in_context=kind == "hope_hybrid"))
   c.selfmod.update(dict(chunk_generators=4, chunk_memory=4))
-  return c, jax.jit(lambda: model.init_params(c, jax.random.key(3)))(), jnp.arange(16).reshape(2, 8)
+  return c, jax.jit(lambda: lm.init_params(c, jax.random.key(3)))(), jnp.arange(16).reshape(2, 8)
 
 
 def logits(kind, params):
   c, _, tokens = tiny(kind)
-  return np.asarray(jax.jit(model.build(c).apply)({"params": params}, tokens)[0], np.float32)
+  return np.asarray(jax.jit(lm.build(c).apply)({"params": params}, tokens)[0], np.float32)
 
 
 def spread(tree, *axes):
@@ -50,7 +53,7 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from tests import test_checkpoint_devices as t
-from hope_jax.checkpoint import Checkpoints
+from hope_jax.checkpoints.checkpoint import Checkpoints
 folder, kind = Path(sys.argv[1]), sys.argv[2]
 like = jax.eval_shape(lambda: t.whole_state(t.tiny(kind)[1]))
 with Checkpoints(folder / "one", keep=1) as saved, Checkpoints(folder / "eight", keep=2) as again:
@@ -87,12 +90,10 @@ def test_saved_by_one_device_restored_by_eight_and_back(kind, tmp_path):
 TWO = """
 import errno, os, sys
 import jax
-from hope_jax import hosts
 hosts.connect()
 from tests import test_checkpoint_devices as t
 from tests.test_checkpoint import META, initial
-from hope_jax import integrity
-from hope_jax.checkpoint import Checkpoints
+from hope_jax.checkpoints.checkpoint import Checkpoints
 from pathlib import Path
 folder, first = Path(sys.argv[1]), jax.process_index() == 0
 like = t.spread(jax.eval_shape(initial), 2)
@@ -113,7 +114,7 @@ with Checkpoints(folder, keep=2) as saved:
   if first:
     def full(*_):
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    integrity.seal = full
+    sidecar.seal = full
   saved.save(4, restored, {}, META, on_error="warn")  # not where others wait for what is missing
   try:
     saved.wait()
@@ -135,7 +136,7 @@ def test_two_processes_agree_on_what_is_good_and_what_failed(tmp_path):
   assert first.returncode == 1, said
   assert "process 0 of 2: OSError" in said and "no space left" in said
   assert "step 3 is damaged" in said and "step 3 is damaged" not in second.communicate()[1]
-  assert integrity.steps(tmp_path) == [2, 3]
+  assert sidecar.steps(tmp_path) == [2, 3]
   assert_same(Checkpoints(tmp_path, keep=2).restore(3, jax.eval_shape(initial))[0], initial())
 
 

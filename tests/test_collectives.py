@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hope_jax import collectives
+from hope_jax.training import collectives
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """HloModule jit_step, is_scheduled=true, num_partitions=8

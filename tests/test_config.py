@@ -8,7 +8,9 @@ import jax
 import pytest
 
 from configs import mid, online, pilot, recall, recall_long, smoke, target
-from hope_jax import checks, config, costs
+from hope_jax import config
+from hope_jax.model import checks
+from hope_jax.training import costs
 
 
 def changed(**fields):

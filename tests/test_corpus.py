@@ -7,7 +7,7 @@ import random
 import pytest
 from ml_collections import ConfigDict
 
-from hope_jax import corpus
+from hope_jax.data import corpus
 
 
 def source(kind, path="", field="text", domains=""):

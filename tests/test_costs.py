@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hope_jax import config, costs, model, state, step as steps
+from hope_jax import config
+from hope_jax.model import lm, state
+from hope_jax.training import costs, steps
 
 # compiling is most of the time: the backend need not optimise
 M, N, K, T = 3, 5, 7, 11
@@ -110,7 +112,7 @@ def small(kind, memory="mlp"):
 
 @functools.cache
 def initial(*kind):
-  return jax.jit(lambda key: model.init_params(small(*kind), key))(jax.random.key(0))
+  return jax.jit(lambda key: lm.init_params(small(*kind), key))(jax.random.key(0))
 
 
 KINDS = [("transformer",), ("hope_attention",), ("hope_selfmod", "mlp"), ("hope_selfmod", "linear")]
@@ -138,7 +140,7 @@ def test_recomputation_saves_memory_costs_products_and_changes_no_gradient(kind)
   c.data.update(dict(seq=64, align=64, batch=16))
   if kind == "hope_hybrid":
     c.mixer.update(dict(in_context=True, levels=(config.Level("fast", 4), config.Level("slow", 64))))
-  params = jax.jit(lambda key: model.init_params(c, key))(jax.random.key(0))
+  params = jax.jit(lambda key: lm.init_params(c, key))(jax.random.key(0))
   tokens = jax.random.randint(jax.random.key(1), (16, 64), 0, 40)
   batch = {"tokens": tokens, "labels": jnp.roll(tokens, -1, 1), "segments": jnp.ones_like(tokens)}
   flops, peaks, values = [], [], []
@@ -166,13 +168,13 @@ def test_counts_are_those_of_real_arrays(kind):
   c = small(*kind)
   count = sum(p.size for p in jax.tree.leaves(initial(*kind)))
   assert costs.parameter_table(c).splitlines()[-1].split()[:2] == ["total", f"{count:,}"]
-  assert costs.fast_bytes(c) == state.fast_bytes(model.init_fast(c, 2))
+  assert costs.fast_bytes(c) == state.fast_bytes(lm.init_fast(c, 2))
 
 
 def test_fast_state_does_not_grow():
   c = small("hope_selfmod", "linear")
-  params, fast = initial("hope_selfmod", "linear"), model.init_fast(c, 2)
-  read = jax.jit(lambda tokens, fast: model.build(c).apply({"params": params}, tokens, fast)[1])
+  params, fast = initial("hope_selfmod", "linear"), lm.init_fast(c, 2)
+  read = jax.jit(lambda tokens, fast: lm.build(c).apply({"params": params}, tokens, fast)[1])
   for _ in range(3):
     fast = read(jnp.ones((2, 12), jnp.int32), fast)
     assert state.fast_bytes(fast) == costs.fast_bytes(c)

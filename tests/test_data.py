@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from hope_jax import config, corpus, data, loader, shard as shards
-from hope_jax.windows import Windows
+from hope_jax import config
+from hope_jax.data import corpus, tokenized, loader, shard
+from hope_jax.data.windows import Windows
 
 
 def small(folder, name="built"):
@@ -40,17 +41,17 @@ def built(tmp_path_factory):
     for path, text in ((f"words/{'prose' if i % 3 else 'lists'}/{i}.txt", prose), (f"numbers/{i}.txt", numbers)):
       (folder / path).parent.mkdir(parents=True, exist_ok=True)
       (folder / path).write_text(text)
-  data.build(small(folder))
+  tokenized.build(small(folder))
   return folder
 
 
 def windows(c, source="words", split="train", **kwargs):
-  return Windows(data.build(c), source, split, c.data.seq, c.data.align, **dict(dict(seed=0), **kwargs))
+  return Windows(tokenized.build(c), source, split, c.data.seq, c.data.align, **dict(dict(seed=0), **kwargs))
 
 
-def shard(c, source, split):
+def documents_of(c, source, split):
   """The documents' token lists."""
-  tokens, offsets = (np.load(data.build(c) / f"{source}.{split}.{part}.npy") for part in ("tokens", "offsets"))
+  tokens, offsets = (np.load(tokenized.build(c) / f"{source}.{split}.{part}.npy") for part in ("tokens", "offsets"))
   return [tokens[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
@@ -60,13 +61,13 @@ def rows(iterator, batches):
 
 def test_shards_are_the_documents_in_order(built):
   c = small(built)
-  tok = data.tokenizer(c)
-  manifest = json.loads((data.build(c) / "manifest.json").read_text())
+  tok = tokenized.tokenizer(c)
+  manifest = json.loads((tokenized.build(c) / "manifest.json").read_text())
   for source in c.data.sources:
     documents = list(corpus.read(source))
     for split in corpus.SPLITS:
       of_split = [d for d in documents if corpus.split_of(d.name, 0.2) == split]
-      stored = shard(c, source.name, split)
+      stored = documents_of(c, source.name, split)
       assert [tok.decode(ids) for ids in stored] == [d.text for d in of_split]
       assert all(ids[0] == tok.bos and ids[-1] == tok.eos for ids in stored)
       counts = [n[split] for n in manifest["domains"][source.name].values()]
@@ -127,7 +128,7 @@ def test_evaluation_is_fixed_whole_and_takes_turns(built):
   assert names[:4] == ["words/lists", "words/prose", "numbers/numbers", "words/lists"]
   assert all(batch["tokens"].shape == (5, 64) for _, batch in whole)
   supervised = sum((batch["labels"] >= 0).sum() for _, batch in whole)
-  documents = shard(c, "words", "validation") + shard(c, "numbers", "validation")
+  documents = documents_of(c, "words", "validation") + documents_of(c, "numbers", "validation")
   assert supervised == sum(len(ids) - 1 for ids in documents)
   last_names, last = whole[-1]
   assert "" in last_names
@@ -137,30 +138,30 @@ def test_evaluation_is_fixed_whole_and_takes_turns(built):
 
 def test_built_again_it_is_the_same_bytes(built):
   c = small(built, "again")
-  first, second = data.build(small(built)), data.build(c)
+  first, second = tokenized.build(small(built)), tokenized.build(c)
   assert {p.name: p.read_bytes() for p in first.iterdir()} == {p.name: p.read_bytes() for p in second.iterdir()}
-  assert "words/prose " in data.table(c)
+  assert "words/prose " in tokenized.table(c)
 
 
 def test_a_build_that_fails_leaves_nothing(built):
   c = small(built, "failed/built")
   c.model.vocab = 50_000
   with pytest.raises(ValueError, match="model.vocab 50000 is more than the text supports"):
-    data.build(c)
+    tokenized.build(c)
   assert not list((built / "failed").iterdir())
 
 
 def test_two_builders_at_once_share_the_first_ones_folder(built, monkeypatch):
-  c, write = small(built, "raced"), data._write
+  c, write = small(built, "raced"), tokenized._write
 
   def late(partial, config):
     write(partial, config)
-    shutil.copytree(data.build(small(built)), c.data.dir)
+    shutil.copytree(tokenized.build(small(built)), c.data.dir)
 
-  monkeypatch.setattr(data, "_write", late)
-  data.build(c)
+  monkeypatch.setattr(tokenized, "_write", late)
+  tokenized.build(c)
   assert not list(built.glob(".raced.*"))
-  monkeypatch.setattr(data, "_write", None)
+  monkeypatch.setattr(tokenized, "_write", None)
   assert next(loader.train_batches(c))["tokens"].shape == (4, 64)
 
 
@@ -174,24 +175,24 @@ def test_a_folder_that_does_not_fit_the_config_is_refused(built):
   fails("built with vocab 400, the config says 500; set them alike", lambda c: c.model.update(vocab=500))
   fails("val_fraction 0.2, the config says 0.3", lambda c: c.data.update(val_fraction=0.3))
   fails("built with sources .*numbers", lambda c: c.data.update(sources=c.data.sources[:1]))
-  fails("data.seq 100 is not a multiple of data.align 16; set data.seq to 96", lambda c: c.data.update(seq=100))
+  fails("data.seq 100 is not a multiple of tokenized.align 16; set tokenized.seq to 96", lambda c: c.data.update(seq=100))
   fails("training windows are fewer than one batch of 5000", lambda c: c.data.update(batch=5000))
-  fails("unknown data.task 'txt'", lambda c: c.data.update(task="txt"))
+  fails("unknown tokenized.task 'txt'", lambda c: c.data.update(task="txt"))
   fails("weight -1.0 is not positive", lambda c: c.data.sources[0].update(weight=-1.0))
   fails("give each a name of its own", lambda c: c.data.sources[0].update(name="numbers"))
   fails("holds no readable manifest.json", lambda c: c.data.update(dir=str(built / "words")))
   weighted = small(built)
   weighted.data.sources[0].weight = 9.0  # mixes batches, so the shards still fit
-  data.build(weighted)
+  tokenized.build(weighted)
 
 
 def test_a_damaged_folder_is_refused(built):
   def fails(match, damage, verify=False):
     c = small(built, "damaged")
-    shutil.copytree(data.build(small(built)), c.data.dir)
+    shutil.copytree(tokenized.build(small(built)), c.data.dir)
     damage(built / "damaged")
     with pytest.raises(ValueError, match=match):
-      data.build(c, verify)
+      tokenized.build(c, verify)
     shutil.rmtree(c.data.dir)
 
   def truncate(folder):
@@ -203,7 +204,7 @@ def test_a_damaged_folder_is_refused(built):
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
 
   def other_tokenizer(folder):
-    data.train_tokenizer(["other text " * 9, "abcdefghijklmnop"] * 99, folder / "tokenizer.model", 284)
+    tokenized.train_tokenizer(["other text " * 9, "abcdefghijklmnop"] * 99, folder / "tokenizer.model", 284)
 
   fails("truncated shard .*numbers.validation.tokens.npy: .* delete the folder and rebuild it", truncate)
   fails("truncated shard .*words.train.offsets.npy: 0 bytes", lambda f: (f / "words.train.offsets.npy").unlink())
@@ -215,25 +216,25 @@ def test_a_damaged_folder_is_refused(built):
 def test_too_few_documents_for_a_split(built):
   c = small(built, "whole")
   c.data.val_fraction = 0.0
-  with pytest.raises(ValueError, match="no validation document; raise data.val_fraction"):
+  with pytest.raises(ValueError, match="no validation document; raise tokenized.val_fraction"):
     loader.eval_batches(c, 1)
   c = small(built, "none")
   c.data.val_fraction = 0.9999
   with pytest.raises(ValueError, match="source words: every document fell into the validation split; lower"):
-    data.build(c)
+    tokenized.build(c)
 
 
 def copied(built, name):
   """A config and its first source's shard, in a folder that may be damaged."""
   c = small(built, name)
-  shutil.copytree(data.build(small(built)), c.data.dir)
+  shutil.copytree(tokenized.build(small(built)), c.data.dir)
   return c, built / name / "words.train.tokens.npy"
 
 
 def test_shards_that_are_away_for_a_while_are_waited_for(built, monkeypatch):
   c, path = copied(built, "away")
   expected = rows(loader.train_batches(c), 60)
-  monkeypatch.setattr(shards, "RETRIES", (0.05,) * 100)
+  monkeypatch.setattr(shard, "RETRIES", (0.05,) * 100)
   batches = loader.train_batches(c)
   got = rows(batches, 5)
   state = batches.get_state()
@@ -247,7 +248,7 @@ def test_shards_that_are_away_for_a_while_are_waited_for(built, monkeypatch):
 def test_shards_that_stay_away_end_in_an_error_and_the_position_is_not_lost(built, monkeypatch):
   c, path = copied(built, "lost")
   expected = rows(loader.train_batches(c), 60)
-  monkeypatch.setattr(shards, "RETRIES", (0.01,))
+  monkeypatch.setattr(shard, "RETRIES", (0.01,))
   batches, got = loader.train_batches(c), []
   hidden = path.with_suffix(".hidden")
   with pytest.raises(OSError, match="words.train.tokens.npy could not be read for 0 s: No such file"):
@@ -264,10 +265,10 @@ def test_shards_that_stay_away_end_in_an_error_and_the_position_is_not_lost(buil
 
 def test_a_read_that_is_cut_short_is_tried_again_and_never_zeros(tmp_path, monkeypatch):
   np.save(tmp_path / "t.npy", np.arange(1, 11, dtype=np.uint16))
-  shard, pread, cuts = shards.Shard(tmp_path / "t.npy"), os.pread, [1]
-  monkeypatch.setattr(shards, "RETRIES", (0.0,))
+  file, pread, cuts = shard.Shard(tmp_path / "t.npy"), os.pread, [1]
+  monkeypatch.setattr(shard, "RETRIES", (0.0,))
   monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, size, at)[:-cuts.pop() if size == 6 and cuts else None])
-  read = lambda: shard.read(np.array([0, 8, 12]), 3).tolist()
+  read = lambda: file.read(np.array([0, 8, 12]), 3).tolist()
   assert read() == [[1, 2, 3], [9, 10, 0], [0, 0, 0]] and not cuts  # 0 beyond the end
   cuts += [1, 1]
   with pytest.raises(OSError, match="t.npy could not be read for 0 s: fewer bytes were read than there are"):
@@ -287,13 +288,13 @@ def test_a_shard_replaced_while_it_is_read_is_an_error(built):
 
 def test_shards_built_anew_do_not_fit_a_checkpoints_position(built):
   c, _ = copied(built, "anew")
-  meta = {"data": data.digest(c), "config": config.to_json(c)}
-  data.check_unchanged(c, meta)
+  meta = {"data": tokenized.digest(c), "config": config.to_json(c)}
+  tokenized.check_unchanged(c, meta)
   manifest = built / "anew" / "manifest.json"
   stored = json.loads(manifest.read_text())
   stored["files"]["words.train.tokens.npy"]["sha256"] = "0" * 64
   manifest.write_text(json.dumps(stored))
-  with pytest.raises(ValueError, match="anew holds other shards .*put them back, or build the new ones in another data.dir"):
-    data.check_unchanged(c, meta)
+  with pytest.raises(ValueError, match="anew holds other shards .*put them back, or build the new ones in another tokenized.dir"):
+    tokenized.check_unchanged(c, meta)
   c.data.dir = str(built / "built")  # other data by intention
-  data.check_unchanged(c, meta | {"data": "another"})
+  tokenized.check_unchanged(c, meta | {"data": "another"})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import delta
+from hope_jax.memory import delta_rule
 
 ROWS, WIDTH, TOKENS = 5, 4, 11
 
@@ -26,7 +26,7 @@ def keys(kind, size, width=8):
 
 @pytest.mark.parametrize("size", [1, 2, 5, 24, 64])
 def test_inverse_is_numpys_for_the_worst_correlated_keys(size):
-  inverse = jax.jit(jax.vmap(delta.unit_lower_inverse))
+  inverse = jax.jit(jax.vmap(delta_rule.unit_lower_inverse))
   lowers = []
   for kind in ("random", "identical", "alternating"):
     for step in (0.5, 1.0):  # 1: step ||x||^2 at its limit
@@ -41,7 +41,7 @@ def test_gradients_of_solve_are_those_of_a_dense_solver(x64):
   rng = np.random.default_rng(0)
   lower, right = np.tril(0.5 * rng.standard_normal((7, 7)), -1), rng.standard_normal((3, 7))
   weight = rng.standard_normal((3, 7))
-  ours = lambda lower, right: jnp.sum(weight * delta.solve(lower, delta.unit_lower_inverse(lower), right))
+  ours = lambda lower, right: jnp.sum(weight * delta_rule.solve(lower, delta_rule.unit_lower_inverse(lower), right))
   dense = lambda lower, right: jnp.sum(weight * jnp.linalg.solve(jnp.eye(7) + lower, right.T).T)
   got, want = (jax.jit(jax.value_and_grad(f, (0, 1)))(lower, right) for f in (ours, dense))
   np.testing.assert_allclose(got[0], want[0], rtol=1e-12)
@@ -78,15 +78,15 @@ def padded(c, fill=0.0):
 
 @jax.jit
 def write(a):
-  decay = delta.decay(a["log_alpha"])
-  lower = delta.couple(a["x"], a["step"], decay)
-  return delta.write(a["w"], a["x"], a["w"] @ a["x"], a["rate"] * a["f"], a["step"], decay, lower,
-                     delta.unit_lower_inverse(lower))
+  decay = delta_rule.decay(a["log_alpha"])
+  lower = delta_rule.couple(a["x"], a["step"], decay)
+  return delta_rule.write(a["w"], a["x"], a["w"] @ a["x"], a["rate"] * a["f"], a["step"], decay, lower,
+                     delta_rule.unit_lower_inverse(lower))
 
 
 @jax.jit
 def write_decayed(a):
-  return delta.write_decayed(a["w"], a["x"], a["rate"] * a["f"], delta.decay(a["log_alpha"]))
+  return delta_rule.write_decayed(a["w"], a["x"], a["rate"] * a["f"], delta_rule.decay(a["log_alpha"]))
 
 
 @functools.partial(jax.jit, static_argnames=("beta", "rank_one", "second"))
@@ -94,7 +94,7 @@ def write_momentum(a, beta, rank_one, second):
   kept = jnp.where(a["real"], 1.0, 0.0)
   pairs = [(kept * a["f"], a["x"])] + ([(kept * a["f2"], a["z"])] if second else [])
   log_beta = jnp.where(a["real"], jnp.log(beta), 0.0) if beta else None
-  return delta.write_momentum(a["w"], a["m"], a["x"], pairs, a["step"] if rank_one else None, a["rate"], a["log_alpha"],
+  return delta_rule.write_momentum(a["w"], a["m"], a["x"], pairs, a["step"] if rank_one else None, a["rate"], a["log_alpha"],
                               log_beta)
 
 

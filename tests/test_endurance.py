@@ -16,7 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, config as configs, data, guard, integrity, launch, loader, step as steps, train, weights
+from hope_jax.checkpoints import sidecar
+from hope_jax import config as configs, launch
+from hope_jax.checkpoints import checkpoint, weights
+from hope_jax.data import loader
+from hope_jax.data import tokenized
+from hope_jax.training import spikes, loop, steps
 from test_train import losses, poison
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,21 +55,21 @@ def strict_rows(workdir):
 
 
 def test_verdicts_and_the_mean_norm_of_what_was_applied():
-  state, applied, mean = guard.fresh(), [], 0.0
+  state, applied, mean = spikes.fresh(), [], 0.0
   rng = np.random.default_rng(0)
   for i in range(300):
     norm = {30: 60.0, 31: np.nan, 32: np.inf, 5: 60.0, 40: -np.inf}.get(i, rng.uniform(5, 10))
     loss = np.nan if i == 50 else 1.0
-    good, state = jax.jit(guard.judge, static_argnums=3)(state, jnp.float32(loss), jnp.float32(norm), 5.0)
+    good, state = jax.jit(spikes.judge, static_argnums=3)(state, jnp.float32(loss), jnp.float32(norm), 5.0)
     assert bool(good) == (i not in (30, 31, 32, 40, 50)), i  # at step 5 nothing is known yet
     if good:
       applied.append(norm)
-      mean = np.mean(applied) if len(applied) <= guard.REMEMBERED else mean + (norm - mean) / guard.REMEMBERED
+      mean = np.mean(applied) if len(applied) <= spikes.REMEMBERED else mean + (norm - mean) / spikes.REMEMBERED
     np.testing.assert_allclose(state.norm, mean, rtol=1e-4)
     assert int(state.in_a_row) == {30: 1, 31: 2, 32: 3, 40: 1, 50: 1}.get(i, 0)
   assert (int(state.applied), int(state.skipped), int(state.rollbacks)) == (295, 5, 0)
-  assert not guard.judge(state, jnp.float32(jnp.nan), jnp.float32(1), 0.0)[0]
-  assert guard.judge(state, jnp.float32(1), jnp.float32(1e9), 0.0)[0]
+  assert not spikes.judge(state, jnp.float32(jnp.nan), jnp.float32(1), 0.0)[0]
+  assert spikes.judge(state, jnp.float32(1), jnp.float32(1e9), 0.0)[0]
 
 
 @pytest.mark.slow
@@ -105,7 +110,7 @@ def test_a_spike_is_skipped(tmp_path, monkeypatch):
   c = short(steps=30, rollback_after=3, eval_every=30, save_every=30)
   c.optim.skip_above = 5.0
   poison(monkeypatch, {25: 100.0})
-  train.train(c, tmp_path)
+  loop.train(c, tmp_path)
   counts = final(c, tmp_path)[0].guard
   assert (int(counts.applied), int(counts.skipped), int(counts.rollbacks)) == (29, 1, 0)
   assert set(range(1, 31)) - set(losses(tmp_path)) == {25}
@@ -115,7 +120,7 @@ def test_a_spike_is_skipped(tmp_path, monkeypatch):
 def test_too_many_bad_steps_go_back_to_a_checkpoint_and_on_to_new_data(tmp_path, monkeypatch, capsys):
   c = short(rollback_after=2)
   poison(monkeypatch, {7: np.nan, 8: np.inf, 10: np.nan})
-  train.train(c, tmp_path / "run")
+  loop.train(c, tmp_path / "run")
   said = capsys.readouterr().err
   assert "step 8: rolled back to the parameters of step 5; the data go on" in said and "3 steps skipped, 1 rollbacks" in said
 
@@ -143,7 +148,7 @@ def test_a_rollback_passes_over_a_damaged_checkpoint(tmp_path, monkeypatch, caps
       (saved.directory / "4" / "params" / "_METADATA").unlink()
     return meta(saved, step)
   monkeypatch.setattr(checkpoint.Checkpoints, "meta", damaged)
-  train.train(c, tmp_path)
+  loop.train(c, tmp_path)
   said = capsys.readouterr().err
   assert "not rolled back to step 4" in said and "params/_METADATA: is missing" in said
   assert "step 8: rolled back to the parameters of step 2" in said
@@ -154,38 +159,38 @@ def test_a_rollback_passes_over_a_damaged_checkpoint(tmp_path, monkeypatch, caps
 def test_skips_and_rollbacks_are_the_same_after_a_restart(tmp_path, monkeypatch, log_every, until):
   c = short(rollback_after=2, log_every=log_every)
   poison(monkeypatch, {7: np.nan, 8: np.inf, 10: np.nan})
-  train.train(c, tmp_path / "whole")
+  loop.train(c, tmp_path / "whole")
   stop_at(monkeypatch, until)
   with pytest.raises(SystemExit, match="143"):
-    train.train(c, tmp_path / "cut")
+    loop.train(c, tmp_path / "cut")
   monkeypatch.undo()
   poison(monkeypatch, {7: np.nan, 8: np.inf, 10: np.nan})
-  train.train(c, tmp_path / "cut")
+  loop.train(c, tmp_path / "cut")
   chex.assert_trees_all_equal(final(c, tmp_path / "cut"), final(c, tmp_path / "whole"))
   assert kills.rows(tmp_path / "cut") == kills.rows(tmp_path / "whole")
 
 
 def stop_at(monkeypatch, step, name="draw"):
   """SIGTERM when a function of the run is called at this step."""
-  call = getattr(train._Run, name)
+  call = getattr(loop._Run, name)
   def stopping(self, i, *rest):
     if i == step:
       os.kill(os.getpid(), signal.SIGTERM)
     return call(self, i, *rest)
 
-  monkeypatch.setattr(train._Run, name, stopping)
+  monkeypatch.setattr(loop._Run, name, stopping)
 
 
 def test_resumed_equals_uninterrupted_and_other_data_are_refused(tmp_path, monkeypatch):
   c = short()
-  train.train(c, tmp_path / "whole")
+  loop.train(c, tmp_path / "whole")
   with monkeypatch.context() as patch, pytest.raises(SystemExit, match="143"):
     stop_at(patch, 7)
-    train.train(c, tmp_path / "cut")
+    loop.train(c, tmp_path / "cut")
   with monkeypatch.context() as patch, pytest.raises(ValueError, match="holds other shards"):
-    patch.setattr(data, "digest", lambda _: "of others")
-    train.train(c, tmp_path / "cut")
-  train.train(c, tmp_path / "cut")
+    patch.setattr(tokenized, "digest", lambda _: "of others")
+    loop.train(c, tmp_path / "cut")
+  loop.train(c, tmp_path / "cut")
   assert kills.rows(tmp_path / "cut") == kills.rows(tmp_path / "whole")
   chex.assert_trees_all_equal(final(c, tmp_path / "cut"), final(c, tmp_path / "whole"))
 
@@ -193,23 +198,23 @@ def test_resumed_equals_uninterrupted_and_other_data_are_refused(tmp_path, monke
 def test_bad_steps_without_end_stop_the_run_and_the_checkpoints_are_good(tmp_path, monkeypatch):
   poison(monkeypatch, {i: np.nan for i in range(7, 13)})
   with pytest.raises(FloatingPointError, match="step 10: 2 bad steps in a row, and no checkpoint to roll back to. Try a smaller"):
-    train.train(short(rollback_after=2), tmp_path)
-  for step in integrity.steps(tmp_path / "checkpoints"):
+    loop.train(short(rollback_after=2), tmp_path)
+  for step in sidecar.steps(tmp_path / "checkpoints"):
     chex.assert_tree_all_finite(weights.load(tmp_path / "checkpoints", step=step)[0])
 
 
 @pytest.mark.slow
 def test_a_signal_in_an_evaluation_gives_it_up_and_the_resumed_run_makes_it_once(tmp_path, monkeypatch):
   c = short()
-  train.train(c, tmp_path / "whole")
+  loop.train(c, tmp_path / "whole")
   for step in (6, 12):
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="143"):
       stop_at(patch, step, "evaluate")
-      train.train(c, tmp_path / "cut")
-    assert integrity.steps(tmp_path / "cut" / "checkpoints")[-1] == step
+      loop.train(c, tmp_path / "cut")
+    assert sidecar.steps(tmp_path / "cut" / "checkpoints")[-1] == step
     assert not any("validation/loss" in row for row in kills.rows(tmp_path / "cut") if row["step"] == step)
   for _ in range(2):  # the second leaves a finished run as it is
-    train.train(c, tmp_path / "cut")
+    loop.train(c, tmp_path / "cut")
     assert kills.rows(tmp_path / "cut") == kills.rows(tmp_path / "whole")
     assert sum("goodput/steps" in row for row in strict_rows(tmp_path / "cut")) == 1
 
@@ -217,19 +222,19 @@ def test_a_signal_in_an_evaluation_gives_it_up_and_the_resumed_run_makes_it_once
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signals_save_and_end_with_their_status(tmp_path, monkeypatch, number):
   c = short()
-  call = train._Run.draw
+  call = loop._Run.draw
   def draw(self, i, before):
     if i == 2:
       for each in (number, signal.SIGTERM, signal.SIGUSR1):  # what a scheduler sends after the first changes nothing
         os.kill(os.getpid(), each)
     return call(self, i, before)
 
-  monkeypatch.setattr(train._Run, "draw", draw)
+  monkeypatch.setattr(loop._Run, "draw", draw)
   before = signal.getsignal(number)
   with pytest.raises(SystemExit) as stopped:
-    train.train(c, tmp_path)
+    loop.train(c, tmp_path)
   assert stopped.value.code == 128 + number and signal.getsignal(number) == before
-  assert integrity.steps(tmp_path / "checkpoints") == [3] and set(losses(tmp_path)) == {1, 2, 3}
+  assert sidecar.steps(tmp_path / "checkpoints") == [3] and set(losses(tmp_path)) == {1, 2, 3}
 
 
 def test_ctrl_c_before_the_first_step_ends_without_a_traceback(monkeypatch):
@@ -239,7 +244,7 @@ def test_ctrl_c_before_the_first_step_ends_without_a_traceback(monkeypatch):
   for flag, value in {"CONFIG": short(), "WORKDIR": "run", "INIT_FROM": None, "DRY_RUN": False}.items():
     monkeypatch.setattr(launch, flag, types.SimpleNamespace(value=value))
   monkeypatch.setattr(launch.startup, "prepare", lambda *_, **__: None)
-  monkeypatch.setattr(train, "train", interrupted)
+  monkeypatch.setattr(loop, "train", interrupted)
   with pytest.raises(SystemExit) as stopped:
     launch.main(["launch"])
   assert stopped.value.code == 128 + signal.SIGINT
@@ -248,19 +253,19 @@ def test_ctrl_c_before_the_first_step_ends_without_a_traceback(monkeypatch):
 @pytest.mark.slow
 def test_same_seed_same_losses(tmp_path):
   for name in "ab":
-    train.train(short(), tmp_path / name)
+    loop.train(short(), tmp_path / name)
   assert kills.rows(tmp_path / "a") == kills.rows(tmp_path / "b")
   chex.assert_trees_all_equal(final(short(), tmp_path / "a"), final(short(), tmp_path / "b"))
   c = short()
   c.seed = 1
-  train.train(c, tmp_path / "c")
+  loop.train(c, tmp_path / "c")
   assert losses(tmp_path / "c") != losses(tmp_path / "a")
 
 
 @pytest.mark.slow
 def test_data_that_cannot_be_read_end_the_run_without_losing_a_step(tmp_path, monkeypatch):
   c = short()
-  train.train(c, tmp_path / "whole")
+  loop.train(c, tmp_path / "whole")
   batches = loader.train_batches
 
   class Failing:
@@ -281,15 +286,14 @@ def test_data_that_cannot_be_read_end_the_run_without_losing_a_step(tmp_path, mo
 
   with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
     patch.setattr(loader, "train_batches", lambda *_: Failing())
-    train.train(c, tmp_path / "cut")
-  assert integrity.steps(tmp_path / "cut" / "checkpoints") == [5, 8]
-  train.train(c, tmp_path / "cut")
+    loop.train(c, tmp_path / "cut")
+  assert sidecar.steps(tmp_path / "cut" / "checkpoints") == [5, 8]
+  loop.train(c, tmp_path / "cut")
   assert kills.rows(tmp_path / "cut") == kills.rows(tmp_path / "whole")
 
 
 FULL_DISK = """
 import resource, signal, sys
-from hope_jax import checkpoint, metrics, train
 from tests.test_endurance import short
 
 def limit(size):  # of one file: beyond it the kernel refuses the write, as a full disk does
@@ -312,7 +316,7 @@ def writing(self, step, values):
   write(self, step, values)
 metrics.Metrics.write = writing
 try:
-  train.train(c, sys.argv[1])
+  loop.train(c, sys.argv[1])
 except OSError as error:
   sys.exit(str(error))
 """
@@ -326,10 +330,10 @@ def test_what_cannot_be_logged_on_a_full_disk_is_said_and_training_goes_on_or_st
   assert f"step 7 cannot be logged in {tmp_path}: File too large; " in said[0]
   if on_error == "stop":
     assert child.returncode == 1 and "free some space" in said[0] and "Traceback" not in child.stderr.partition(said[0])[0]
-    assert integrity.steps(tmp_path / "checkpoints") == [5]
+    assert sidecar.steps(tmp_path / "checkpoints") == [5]
   else:
     assert child.returncode == 0 and said[0].endswith("training goes on without it")
-    assert integrity.steps(tmp_path / "checkpoints") == [5, 12] and set(losses(tmp_path)) >= {1, 6, 11, 12}
+    assert sidecar.steps(tmp_path / "checkpoints") == [5, 12] and set(losses(tmp_path)) >= {1, 6, 11, 12}
 
 
 @pytest.mark.slow
@@ -347,9 +351,9 @@ def test_killed_at_any_moment_equals_never_killed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("moment, saved", [("compile", False), ("evaluate", True), ("save", True), ("log", True)])
 def test_a_process_that_gets_sigterm_ends_in_time(tmp_path, moment, saved):
-  code = ("import os, sys; from evals import kills; from hope_jax import train; call = getattr(train._Run, sys.argv[2])\n"
+  code = ("import os, sys; from evals import kills; from hope_jax.training import loop; call = getattr(loop._Run, sys.argv[2])\n"
           "def told(*args): print('now', flush=True); return call(*args)\n"
-          "setattr(train._Run, sys.argv[2], told); kills.child(sys.argv[1])")
+          "setattr(loop._Run, sys.argv[2], told); kills.child(sys.argv[1])")
   process = subprocess.Popen([sys.executable, "-c", code, tmp_path, moment], cwd=ROOT, stdout=subprocess.PIPE, text=True,
                              env={**os.environ, "PYTHONPATH": str(ROOT)})
   process.stdout.readline()
@@ -358,4 +362,4 @@ def test_a_process_that_gets_sigterm_ends_in_time(tmp_path, moment, saved):
   process.stdout.read()
   assert process.wait() == (128 + signal.SIGTERM if saved else -signal.SIGTERM)
   assert time.monotonic() - began < 30
-  assert bool(integrity.steps(tmp_path / "checkpoints")) == saved
+  assert bool(sidecar.steps(tmp_path / "checkpoints")) == saved

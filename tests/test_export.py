@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from hope_jax import arrays, checks, config, export, generate, integrity, linear_memory, mlp_memory, model, stack
-from hope_jax import rule as rules, tokenizer, train, weights
+from hope_jax.checkpoints import sidecar
+from hope_jax.reading import opening
+from hope_jax import config, export
+from hope_jax.checkpoints import arrays, weights
+from hope_jax.data import tokenizer
+from hope_jax.memory import linear_memory, mlp_memory, write_rule
+from hope_jax.model import checks, lm
+from hope_jax.training import loop, stack
 
 VOCAB = 23
 MODELS = {  # every kind, and every option that adds or changes a parameter
@@ -41,7 +47,7 @@ def parameters(c, seed=0):
   """Noise: no two numbers are the same."""
   noise = np.random.default_rng(seed)
   return jax.tree.map(lambda s: jnp.asarray(0.3 * noise.standard_normal(s.shape), s.dtype),
-                      jax.eval_shape(lambda: model.init_params(c, jax.random.key(0))))
+                      jax.eval_shape(lambda: lm.init_params(c, jax.random.key(0))))
 
 
 def make_run(folder, name="transformer", step=7, tokenizer_text=b"pieces"):
@@ -114,7 +120,7 @@ def test_names_and_shapes():
 def test_a_memory_has_its_own_name(name):
   """By what the memories themselves call each other."""
   c = tiny(name)
-  params, rule = parameters(c), rules.from_config(c.selfmod)
+  params, rule = parameters(c), write_rule.from_config(c.selfmod)
   named, kind = export.tensors(params, c), linear_memory if c.selfmod.memory == "linear" else mlp_memory
   for layer in range(2):
     for head in range(2):
@@ -156,7 +162,7 @@ def test_a_reader_of_the_names_computes_the_logits(tmp_path):
   export.write(tmp_path / "run", tmp_path / "out" / "m.safetensors")
   named = safetensors.numpy.load_file(tmp_path / "out" / "m.safetensors")
   tokens = np.random.default_rng(1).integers(0, VOCAB, 12)
-  call = jax.jit(lambda p: model.build(c).apply({"params": p}, tokens[None])[0][0])
+  call = jax.jit(lambda p: lm.build(c).apply({"params": p}, tokens[None])[0][0])
   np.testing.assert_allclose(read_by_name(named, c, tokens), call(params), atol=1e-4, rtol=1e-4)
   export.import_run(tmp_path / "out" / "m.safetensors", tmp_path / "in")
   loaded, read, _ = weights.load(tmp_path / "in" / "checkpoints")
@@ -171,9 +177,9 @@ def test_an_imported_run(tmp_path):
   assert export.write(tmp_path / "run", file) == export.import_run(file, imported) == 7
   assert [p.name for p in tmp_path.glob("*") if p.is_file()] == ["m.safetensors"]
   assert file.stat().st_mode == (imported / "config.json").stat().st_mode
-  assert integrity.check(imported / "checkpoints" / "7") == [] and config.load(imported / "config.json") == c
+  assert sidecar.check(imported / "checkpoints" / "7") == [] and config.load(imported / "config.json") == c
   with pytest.raises(ValueError, match=r"step 7 is parameters alone, .* another --workdir and --init_from=\S*in$"):
-    train.train(c, imported)
+    loop.train(c, imported)
   start, _ = stack.load(c, imported)
   chex.assert_trees_all_equal(start, params)
   c.selfmod.eta_init = 0.2
@@ -188,11 +194,11 @@ def test_generate_loads_an_imported_run(tmp_path):
   run.mkdir()
   tokenizer.train(["the cat sat on the mat and the dog ran to the cat\n" * 20], run / "tokenizer.model", 280)
   c.model.vocab, c.data.task = 280, "text"
-  params, digest = parameters(c), integrity.sha256(run / "tokenizer.model")
+  params, digest = parameters(c), sidecar.sha256(run / "tokenizer.model")
   weights.save(run / "checkpoints", 2, params, {"config": config.to_json(c), "tokenizer": digest})
   export.write(run, file)
   export.import_run(file, tmp_path / "in")
-  read, loaded, words = generate.load(tmp_path / "in")
+  read, loaded, words = opening.load(tmp_path / "in")
   assert read == c and words.digest == digest
   chex.assert_trees_all_equal(loaded, params)
 

@@ -17,9 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checkpoint, checks, config, generate, integrity, memorize, model, stored, tokenizer
-from hope_jax.generate import Stream
-from hope_jax.state import TrainState, fast_bytes
+from hope_jax.checkpoints import sidecar
+from hope_jax.reading import opening
+from hope_jax.reading.stream import nucleus
+from hope_jax import config, generate, memorize
+from hope_jax.checkpoints import checkpoint, stored
+from hope_jax.data import tokenizer
+from hope_jax.model import checks, lm
+from hope_jax.reading.stream import Stream
+from hope_jax.model.state import TrainState, fast_bytes
 
 VOCAB, CONTEXT = 29, 40
 PROMPT = np.random.default_rng(5).integers(0, VOCAB, 29).tolist()
@@ -50,7 +56,7 @@ def parameters(c, seed=1):
   def draw(path, shape):
     mean, spread = "scale" in str(path[-1]), 0.02 if "embed" in str(path) else 0.5
     return jnp.asarray(rng.normal(mean, spread, shape.shape), jnp.float32)
-  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: model.init_params(c, jax.random.key(0))))
+  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: lm.init_params(c, jax.random.key(0))))
 
 
 @functools.cache
@@ -76,7 +82,7 @@ def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(name):
   c, params = setup(name)
   prompts = [PROMPT[i:i + n] for i, n in enumerate((2, 3, 9, 16, 12, 11))]
   texts = np.array([ids + write(stream(name), ids, CONTEXT - len(ids)) for ids in prompts])  # beyond the window
-  logits = jax.jit(lambda t: model.build(c).apply({"params": params}, t)[0])(texts)
+  logits = jax.jit(lambda t: lm.build(c).apply({"params": params}, t)[0])(texts)
   for ids, text, likeliest in zip(prompts, texts, jnp.argmax(logits, -1)):
     np.testing.assert_array_equal(text[len(ids):], likeliest[len(ids) - 1:-1])
   assert len(np.unique(texts[:, 16:])) > 6
@@ -123,7 +129,7 @@ def test_little_top_p_is_greedy():
 
 def test_nucleus_draws_from_the_likeliest_in_proportion():
   p = jnp.array([0.1, 0.4, 0.02, 0.3, 0.18])
-  draw = lambda t, top: jax.vmap(lambda k: generate.nucleus(jnp.log(p) + 50, k, t, top))(
+  draw = lambda t, top: jax.vmap(lambda k: nucleus(jnp.log(p) + 50, k, t, top))(
       jax.random.split(jax.random.key(0), 20_000))
   for t, top, kept in ((1.0, 1.0, [0, 1, 2, 3, 4]), (1.0, 0.75, [1, 3, 4]), (1.0, 0.69, [1, 3]), (0.5, 0.8, [1, 3]),
                        (1e-6, 1.0, [1])):
@@ -241,32 +247,32 @@ def cli(here, monkeypatch):
 
 
 def test_a_run_is_loaded_with_its_tokenizer(run, tmp_path):
-  c, params, tok = generate.load(run)
+  c, params, tok = opening.load(run)
   assert c == tiny("hope_selfmod", 320) and tok.size == 320
   chex.assert_trees_all_equal(params, parameters(c))
   with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}/checkpoints .*train one with"):
-    generate.load(tmp_path)
+    opening.load(tmp_path)
   other = shutil.copytree(run, tmp_path / "other")
   tokenizer.train(["abc abd abe\n"] * 99, other / "tokenizer.model", 269)
   with pytest.raises(ValueError, match="the tokenizer does not match the checkpoint"):
-    generate.load(other)
+    opening.load(other)
   (other / "tokenizer.model").unlink()
   with pytest.raises(ValueError, match="no tokenizer at"):
-    generate.load(other)
+    opening.load(other)
   meta = json.loads(json.dumps(stored.read_meta(run / "checkpoints"))) | {"tokenizer": "none"}
   with checkpoint.Checkpoints(other / "checkpoints", keep=1) as saved:
     saved.save(8, TrainState(jnp.int32(8), params, (), jax.random.key(0)), {}, meta)
   with pytest.raises(ValueError, match="was not trained on text and has no tokenizer: choose a run with data.task"):
-    generate.load(other)
+    opening.load(other)
 
 
 @pytest.mark.slow
 def test_the_program_writes_what_the_stream_writes(run, cli):
-  c, params, tok = generate.load(run)
+  c, params, tok = opening.load(run)
   ids = [tok.bos, *tok.encode("value9 = 日")]
   text, said = cli("--prompt=value9 = 日", "--tokens=20", "--temperature=0", "--endless")
   assert text == tok.decode(write(Stream(c, params, never=[tok.eos]), ids, 20), "replace") + "\n"
-  size = fast_bytes(model.init_fast(c, 1))
+  size = fast_bytes(lm.init_fast(c, 1))
   assert f"[{len(ids)} tokens read, 20 written, " in said and f"{size:,} bytes of state" in said
   sampled = [cli("--prompt=value9 =", "--tokens=20", "--endless", f"--seed={seed}")[0] for seed in (1, 1, 2)]
   assert sampled[0] == sampled[1] != sampled[2]
@@ -286,7 +292,7 @@ def test_a_conversation_over_several_programs(cli, run, tmp_path):
   for wanted in ("'/sav x' is not a command: use one of /save DIR", "'/load' is not a command", "no conversation in",
                  "holds a run's checkpoints, not a conversation: choose another directory"):
     assert wanted in said
-  assert said.count("holds a run's checkpoints") == 2 and integrity.steps(steps) == [7]
+  assert said.count("holds a run's checkpoints") == 2 and sidecar.steps(steps) == [7]
 
 
 @pytest.fixture
@@ -297,7 +303,7 @@ def learn(here):
 
 @pytest.mark.slow
 def test_a_memorized_text_is_where_generation_goes_on(run, cli, learn, tmp_path):
-  c, params, tok = generate.load(run)
+  c, params, tok = opening.load(run)
   (tmp_path / "notes").write_text("value9 = 日")
   printed, said = learn(f"--text={tmp_path / 'notes'}", f"--state={tmp_path / 'out'}")
   losses = dict(line.split()[:2] for line in printed.splitlines())

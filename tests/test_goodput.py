@@ -2,8 +2,8 @@
 
 import pytest
 
-from hope_jax import train
-from hope_jax.goodput import KINDS, Goodput
+from hope_jax.training import loop
+from hope_jax.runtime.goodput import KINDS, Goodput
 from test_endurance import short, strict_rows
 
 
@@ -55,7 +55,7 @@ def test_an_account_that_cannot_be_read_does_not_stop_a_run(tmp_path):
 
 
 def test_goodput_of_a_run(tmp_path):
-  train.train(short(), tmp_path)
+  loop.train(short(), tmp_path)
   row, = (row for row in strict_rows(tmp_path) if "goodput/steps" in row)
   assert sum(row[f"goodput/{kind}"] for kind in KINDS) == pytest.approx(1)
   assert all(row[f"goodput/{kind}"] > 0 for kind in ("steps", "start", "compile", "data", "save", "evaluation"))

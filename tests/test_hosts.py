@@ -13,7 +13,10 @@ import time
 import numpy as np
 import pytest
 
-from hope_jax import config, hosts, integrity, train
+from hope_jax.checkpoints import sidecar
+from hope_jax import config
+from hope_jax.runtime import hosts
+from hope_jax.training import loop
 from test_endurance import short
 from test_train import losses
 
@@ -85,8 +88,8 @@ def children(process):
 @pytest.mark.slow
 def test_local_trains_as_one_process_and_the_first_writes(run, tmp_path):
   c, flags = run
-  train.train(c, tmp_path / "before")
-  train.train(c, tmp_path / "one", tmp_path / "before")
+  loop.train(c, tmp_path / "before")
+  loop.train(c, tmp_path / "one", tmp_path / "before")
   both = local(*flags, f"--init_from={tmp_path / 'before'}")
   said = both.stderr.read()
   assert both.wait() == 0, said
@@ -106,7 +109,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(run, tmp_path, told)
   both[told].send_signal(signal.SIGTERM)
   said = [process.communicate(timeout=60)[1] for process in both]
   assert [process.returncode for process in both] == [143, 143], said
-  step, = integrity.steps(tmp_path / "run" / "checkpoints")
+  step, = sidecar.steps(tmp_path / "run" / "checkpoints")
   assert f"stopped by SIGTERM: step {step} is saved" in said[0] and "stopped" not in said[1]
   assert max(losses(tmp_path / "run")) == step
   again = local(*flags, f"--config.train.steps={step + 2}")
@@ -141,13 +144,12 @@ def test_an_error_that_a_restart_does_not_mend_is_said_in_whole_lines(run):
 
 FAILING = """
 import os
-from hope_jax import launch, train
-draw = train._Run.draw
+draw = loop._Run.draw
 def failing(self, i, before):
   if i == 7 and os.environ["JAX_PROCESS_ID"] == "1":
     raise {error}
   return draw(self, i, before)
-train._Run.draw = failing
+loop._Run.draw = failing
 launch.run()
 """
 
@@ -161,7 +163,7 @@ def test_an_error_in_one_process_ends_both_and_nobody_waits(run, tmp_path, error
   assert "process 1 of 2: " + ("OSError: [Errno 5]" if known else "KeyError: 'a bug'") in said[1]
   assert ("Traceback" in said[1]) != known
   assert "process 0 of 2: JaxRuntimeError" in said[0] and "if another process died, its last line says why" in said[0]
-  assert integrity.steps(tmp_path / "run" / "checkpoints") == [5]
+  assert sidecar.steps(tmp_path / "run" / "checkpoints") == [5]
 
 
 def test_what_the_environment_does_not_say_is_named(monkeypatch):

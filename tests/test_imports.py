@@ -1,48 +1,64 @@
-"""Who may import whom: the package is layers, and the memories know nothing of models, data or files."""
+"""Who may import whom: arrows between folders go one way, and the memories know nothing of models, data or files."""
 
 import ast
 from pathlib import Path
+import re
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hope_jax"
-ORDER = (
-    "products", "delta", "rule", "linear_memory", "mlp_memory",  # the self-modifying memories
-    "inner", "level", "teach", "layout", "layers", "state", "config", "written", "write", "titan", "sharding", "checks", "optim",
-    "selfmod", "attention", "cms", "model", "online", "guard", "step",
-    "program", "startup", "hosts", "integrity", "corpus", "tokenizer", "recall", "shard", "windows", "data", "loader", "ngram",
-    "arrays", "stored", "checkpoint", "weights", "conversation", "stack", "export", "metrics", "intervals", "report", "collectives",
-    "costs", "generate", "memorize", "evaluation", "goodput", "signals", "train", "launch")
-MEMORIES = ORDER[:5]
+# each folder imports those before it; inside a folder there is no circle
+FOLDERS = ("config", "runtime", "memory", "checkpoints", "data", "model", "reading", "scoring", "training", "reports")
 WITHOUT_JAX = (
-    "config", "written", "program", "integrity", "corpus", "tokenizer", "ngram", "intervals", "report", "shard", "windows",
-    "data", "goodput", "signals")
+    "config", "runtime.program", "runtime.goodput", "runtime.signals", "checkpoints.sidecar", "data.corpus",
+    "data.tokenizer", "data.shard", "data.windows", "data.tokenized", "scoring.bigram", "scoring.intervals", "reports.tables",
+    "reports.memorized")
+MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")
+           if path.name != "__init__.py"}
+
+
+def folder(name: str) -> str:
+  """Where a module lies; a program's folder is ""."""
+  return name.split(".")[0] if "." in name or name == "config" else ""
 
 
 def imports(name):
   """(modules of this package, other packages) that a file imports."""
   inside, outside = set(), set()
-  for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
+  for node in ast.walk(ast.parse(MODULES[name].read_text())):
     if isinstance(node, ast.Import):
       outside |= {alias.name.split(".")[0] for alias in node.names}
-    elif isinstance(node, ast.ImportFrom) and node.module == "hope_jax":
-      inside |= {alias.name for alias in node.names}
-    elif isinstance(node, ast.ImportFrom) and node.module.startswith("hope_jax."):
-      inside.add(node.module.split(".")[1])
+    elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "hope_jax":
+      start = node.module.removeprefix("hope_jax").strip(".")
+      inside |= {start} if start in MODULES else {f"{start}.{alias.name}".strip(".") for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
       outside.add(node.module.split(".")[0])
   return inside, outside
 
 
-def test_every_file_has_its_place():
-  assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(ORDER)
+def reached(name, seen=()):
+  """All modules that a file imports, directly or through others of its folder. AssertionError for a circle."""
+  assert name not in seen, f"a circle of imports: {' -> '.join([*seen, name])}"
+  own = imports(name)[0]
+  return own.union(*(reached(other, (*seen, name)) for other in own if folder(other) == folder(name)))
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_imports_only_from_above(name):
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_one_way(name):
   inside, outside = imports(name)
-  assert inside <= set(ORDER[:ORDER.index(name)])
-  if name in MEMORIES:
-    assert outside <= {"jax", "dataclasses", "itertools", "typing"}
+  assert inside <= MODULES.keys()
+  reached(name)
+  if folder(name):
+    allowed = FOLDERS[:FOLDERS.index(folder(name)) + 1]
+    assert {folder(other) for other in inside} <= set(allowed)
+  if folder(name) == "memory":
+    assert outside <= {"jax", "optax", "flax", "dataclasses", "itertools", "typing"}
   if name in WITHOUT_JAX:
     assert not outside & {"jax", "flax", "optax"}
+
+
+@pytest.mark.parametrize("name", sorted({folder(name) for name in MODULES} - {"", "config"}))
+def test_a_folder_lists_its_files(name):
+  text = ast.get_docstring(ast.parse((PACKAGE / name / "__init__.py").read_text()), clean=False)
+  listed = re.findall(r"^    (\w+)    ?", text, re.MULTILINE)
+  assert sorted(listed) == sorted(module.split(".")[1] for module in MODULES if folder(module) == name)

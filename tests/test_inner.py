@@ -16,12 +16,12 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax import inner
+from hope_jax.memory import inner_rules
 
 PARITY = pathlib.Path(__file__).parent / "parity"
 THEIRS = {"preconditioned": "preconditioned", "dmgd": "dmgd", "nl_l2_precond": "nl_l2_projector", "plain": "momentum"}
 LR = 0.3
-every_rule = pytest.mark.parametrize("name", inner.RULES)
+every_rule = pytest.mark.parametrize("name", inner_rules.RULES)
 
 
 def tree(seed, scale=1.0, dtype=None):
@@ -36,12 +36,12 @@ def tokens(seed):
 
 
 def inputs_of(x_NxI, params):
-  return {"up": {"kernel": inner.summarise(x_NxI, params["up"]["kernel"])}, "norm": {"scale": None}}
+  return {"up": {"kernel": inner_rules.summarise(x_NxI, params["up"]["kernel"])}, "norm": {"scale": None}}
 
 
 def walk(name, gradients, xs=None, params=None, lr=LR, **options):
   """-> (updates of every step, state, parameters); xs None is no inputs."""
-  tx, params = inner.make(name, lr, **options), tree(0) if params is None else params
+  tx, params = inner_rules.make(name, lr, **options), tree(0) if params is None else params
   state, out = tx.init(params), []
   for i, g in enumerate(gradients):
     updates, state = tx.update(g, state, params, inputs=None if xs is None else inputs_of(xs[i], params))
@@ -99,11 +99,11 @@ def test_rule_equals_a_loop_by_hand(name, seen, x64):
 
 def replay(name, gradients, context=None):
   """-> (m after every step, last state), for gradients in torch's layout."""
-  tx = inner.make(name, 1.0, beta=0.9, beta2=0.999, eps=1e-8)
+  tx = inner_rules.make(name, 1.0, beta=0.9, beta2=0.999, eps=1e-8)
   state, out = tx.init(jnp.zeros(gradients[0].T.shape)), []
   for i, g in enumerate(gradients):
     kernel = jnp.zeros(g.T.shape)
-    seen = None if context is None else inner.Inputs(jnp.array(context[i]), jnp.array(1.0), kernel)
+    seen = None if context is None else inner_rules.Inputs(jnp.array(context[i]), jnp.array(1.0), kernel)
     updates, state = tx.update(jnp.array(g.T), state, inputs=seen)
     out.append(-np.asarray(updates).T)
   return np.stack(out), state
@@ -136,18 +136,18 @@ def test_muon_is_newton_schulz_and_theirs_is_a_tanh(x64):
 
 def test_inputs_add_up_over_tokens(x64):
   x, kernel = tokens(1), tree(0)["up"]["kernel"]
-  whole = inner.summarise(x, kernel)
-  parts = jax.tree.map(jnp.add, inner.summarise(x[:2], kernel), inner.summarise(x[2:], kernel))
+  whole = inner_rules.summarise(x, kernel)
+  parts = jax.tree.map(jnp.add, inner_rules.summarise(x[:2], kernel), inner_rules.summarise(x[2:], kernel))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), whole, parts)
-  masked = inner.summarise(x.at[2].set(jnp.nan), kernel, jnp.array([1, 1, 0, 1, 1]))
-  left_out = inner.summarise(jnp.delete(x, 2, 0), kernel)
+  masked = inner_rules.summarise(x.at[2].set(jnp.nan), kernel, jnp.array([1, 1, 0, 1, 1]))
+  left_out = inner_rules.summarise(jnp.delete(x, 2, 0), kernel)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), masked, left_out)
 
 
 @pytest.mark.parametrize("name, beta", [("sgd", 0), ("momentum", 0.0), ("momentum", 0.5), ("momentum", 0.9)])
 def test_ema_weights_are_the_updates_that_happen(name, beta, x64):
   gradients = [tree(i) for i in range(1, 6)]
-  weights = jax.jit(lambda happens_G: inner.ema_weights(beta, happens_G))
+  weights = jax.jit(lambda happens_G: inner_rules.ema_weights(beta, happens_G))
   for happens in ([0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [0, 1, 1, 0], [1, 0, 1, 1]):
     before, start, _ = walk(name, gradients[:1], beta=beta)  # m_0 is not zero
     updates, state, _ = walk(name, gradients[:1] + [g for g, h in zip(gradients[1:], happens) if h], beta=beta)
@@ -167,7 +167,7 @@ def test_linear_rules_are_linear_in_the_gradients(name, x64):
   both, xs = [jax.tree.map(jnp.add, *pair) for pair in zip(a, b)], [tokens(1), tokens(2)]
   first, second, sum_of = (walk(name, g, xs)[0] for g in (a, b, both))
   error = max(float(jnp.abs(x + y - z).max()) for x, y, z in zip(*map(jax.tree.leaves, (first, second, sum_of))))
-  assert (error < 1e-12) == (name in inner.LINEAR)
+  assert (error < 1e-12) == (name in inner_rules.LINEAR)
 
 
 @pytest.mark.parametrize("lr", [1e-3, 1.0, 1e6])
@@ -186,7 +186,7 @@ def test_dgd_never_grows_a_kernel(lr, scale):
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("beta", [0.0, 0.3, 0.9])
 def test_delta_momentum_never_exceeds_the_largest_gradient(beta, scale, x64):
-  tx, largest, state = inner.make("delta_momentum", 1.0, beta=beta), {}, None
+  tx, largest, state = inner_rules.make("delta_momentum", 1.0, beta=beta), {}, None
   for i in range(20):
     g = tree(i % 3, scale)
     state = tx.init(g) if state is None else state
@@ -205,7 +205,7 @@ def test_delta_momentum_never_exceeds_the_largest_gradient(beta, scale, x64):
 def test_derivatives_are_finite_at_zero(name):
   def loss(arguments):  # the second update also depends on the state that the first one left
     gradients, x, params, state, lr, total = *arguments, 0.0
-    tx = inner.make(name, lr)
+    tx = inner_rules.make(name, lr)
     for _ in range(2):
       updates, state = tx.update(gradients, state, params, inputs=inputs_of(x, params))
       total += sum(jnp.sum(jnp.sin(1 + u)) for u in jax.tree.leaves(updates))
@@ -215,7 +215,7 @@ def test_derivatives_are_finite_at_zero(name):
   second = jax.jit(jax.grad(lambda a: sum(jnp.sum(jnp.sin(d * 1e-3)) for d in jax.tree.leaves(jax.grad(loss)(a)))))
   for scale in (0.0, 1e-15, 1e-10, 1.0):
     params = tree(0, scale, jnp.float32)
-    state = jax.tree.map(lambda z: z + scale ** 2, inner.make(name, LR).init(params))
+    state = jax.tree.map(lambda z: z + scale ** 2, inner_rules.make(name, LR).init(params))
     arguments = tree(1, scale, jnp.float32), scale * tokens(0).astype(jnp.float32), params, state, jnp.float32(LR)
     for derivative in (first(arguments), second(arguments)):
       assert all(bool(jnp.isfinite(d).all()) for d in jax.tree.leaves(derivative)), scale
@@ -241,7 +241,7 @@ def test_streams_and_layers_vmap_under_jit(name, dtype, x64):
 
 @every_rule
 def test_state_starts_at_zero(name):
-  state = inner.make(name, LR).init(tree(0))
+  state = inner_rules.make(name, LR).init(tree(0))
   jax.tree.map(lambda a: np.testing.assert_array_equal(a, 0), state)
   assert jax.tree.structure(state) == jax.tree.structure(walk(name, [tree(1)])[1])
 
@@ -249,4 +249,4 @@ def test_state_starts_at_zero(name):
 def test_unknown_rule_lists_the_known_ones():
   with pytest.raises(ValueError, match="no inner optimizer 'adam'; choose one of sgd, momentum, preconditioned, dmgd, "
                                        "nl_l2_precond, nl_l2_projector, delta_momentum, muon"):
-    inner.make("adam", LR)
+    inner_rules.make("adam", LR)

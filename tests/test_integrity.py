@@ -17,9 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import arrays, config, conversation, integrity, stored, weights
-from hope_jax.checkpoint import Checkpoints
-from hope_jax.state import TrainState
+from hope_jax.checkpoints import sidecar
+from hope_jax import config, integrity
+from hope_jax.checkpoints import arrays, stored, weights
+from hope_jax.reading import conversation
+from hope_jax.checkpoints.checkpoint import Checkpoints
+from hope_jax.model.state import TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = b"a tokenizer"
@@ -92,7 +95,7 @@ def test_any_file_damaged_is_named_and_the_step_before_is_restored(copy, damage,
       assert saved.newest_good() == 1, name
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and f"step 2 is damaged ({name}: " in said[0] and "kept as 2.damaged, going on from step 1" in said[0]
-    assert integrity.check(steps / "2.damaged")
+    assert sidecar.check(steps / "2.damaged")
     shutil.rmtree(steps / "2.damaged")
     os.rename(whole, steps / "2")
   assert verify(copy, capsys)[0] == 0
@@ -107,7 +110,7 @@ def test_a_run_that_fell_back_goes_on_and_writes_the_damaged_step_again(copy, ca
       restored, position, meta = saved.restore(found, jax.eval_shape(lambda: state(0)))
       assert position == {"next": 1} and meta == META and restored.step == 1 and np.all(restored.fast["clock"] == 3)
       assert saved.save(2, state(2), {"next": 2}, META)
-    assert integrity.steps(steps) == [1, 2] and (steps / again).is_dir()
+    assert sidecar.steps(steps) == [1, 2] and (steps / again).is_dir()
     assert Checkpoints(steps, keep=2).newest_good() == 2
   assert "train/manifest.ocdbt: differs" in capsys.readouterr().err
 
@@ -186,7 +189,7 @@ def test_verify_looks_at_the_files_beside_the_checkpoints(copy, capsys):
 
 
 def test_the_program_runs_without_jax(copy):
-  code = ("import sys; sys.modules['jax'] = None; from hope_jax import integrity; "
+  code = ("import sys; sys.modules['jax'] = None; from hope_jax.checkpoints import sidecar; "
           "sys.argv = ['integrity', 'verify', sys.argv[1]]; integrity.run()")
   for damaged in (False, True):
     if damaged:
@@ -196,20 +199,20 @@ def test_the_program_runs_without_jax(copy):
 
 
 def test_the_sidecar_tells_what_wrote_the_step(run, tmp_path, monkeypatch):
-  one, two = (integrity.read(run / "checkpoints" / step) for step in "12")
+  one, two = (sidecar.read(run / "checkpoints" / step) for step in "12")
   assert one["step"] == 1 and one["metric"] == 3 and one["tokenizer"] == META["tokenizer"]
-  assert one["config"] == integrity.sha256(run / "config.json")
+  assert one["config"] == sidecar.sha256(run / "config.json")
   assert one["rng"] == arrays.fingerprint({"rng": jax.random.key_data(jax.random.key(1))}) != two["rng"]
-  assert one["code"] == two["code"] == integrity.code_version()
+  assert one["code"] == two["code"] == sidecar.code_version()
   sources = shutil.copytree(ROOT / "hope_jax", tmp_path / "hope_jax")
   monkeypatch.setattr(integrity, "__file__", str(sources / "integrity.py"))
-  assert integrity.code_version() == one["code"]
+  assert sidecar.code_version() == one["code"]
   flip(sources / "rule.py")
-  assert integrity.code_version() != one["code"]
+  assert sidecar.code_version() != one["code"]
 
 
 def test_a_step_has_its_name_only_when_it_is_hashed_and_training_does_not_wait(tmp_path, monkeypatch):
-  hash_it, seal = threading.Event(), integrity.seal
+  hash_it, seal = threading.Event(), sidecar.seal
 
   def waiting(*args):
     assert hash_it.wait(60)
@@ -221,11 +224,11 @@ def test_a_step_has_its_name_only_when_it_is_hashed_and_training_does_not_wait(t
   end = time.monotonic() + 20
   while not (tmp_path / "1.partial").exists() and time.monotonic() < end:
     time.sleep(0.01)
-  committed, named = (tmp_path / "1.partial").exists(), integrity.steps(tmp_path)
+  committed, named = (tmp_path / "1.partial").exists(), sidecar.steps(tmp_path)
   hash_it.set()
   saved.wait()
   assert committed and named == []
-  assert integrity.steps(tmp_path) == [1] and not integrity.check(tmp_path / "1")
+  assert sidecar.steps(tmp_path) == [1] and not sidecar.check(tmp_path / "1")
 
 
 def test_the_disk_has_a_step_before_its_name_and_its_name_before_another_is_deleted(tmp_path, monkeypatch):
@@ -266,7 +269,7 @@ KILLED = """
 import sys
 import jax
 from tests.test_integrity import META, state
-from hope_jax.checkpoint import Checkpoints
+from hope_jax.checkpoints.checkpoint import Checkpoints
 with Checkpoints(sys.argv[1], keep=2) as saved:
   start = saved.newest_good()
   if start is not None:
@@ -287,7 +290,7 @@ def test_killed_at_any_moment_of_saving_hashing_or_deleting_there_is_a_good_step
     time.sleep(0.5 + moments.random())
     process.send_signal(signal.SIGKILL)
     assert "damaged" not in process.communicate()[1]
-    found = integrity.steps(tmp_path)
+    found = sidecar.steps(tmp_path)
     assert 1 <= len(found) <= 3 and found[-1] > last
-    assert not any(integrity.check(tmp_path / str(step)) for step in found)
+    assert not any(sidecar.check(tmp_path / str(step)) for step in found)
     last = found[-1]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import layout as layouts
+from hope_jax.model import slots
 
 TOKENS, STREAMS = 17, 64  # patterns at once
 
@@ -18,10 +18,10 @@ TOKENS, STREAMS = 17, 64  # patterns at once
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def arranged(segments, segment, count, grid, documents, aligned=False):
   """The layout, and token indices sent to slots and back."""
-  layout = layouts.arrange(segments, segment, count, grid, documents, aligned)
+  layout = slots.arrange(segments, segment, count, grid, documents, aligned)
   index = jnp.broadcast_to(1.0 + jnp.arange(segments.shape[1]), segments.shape)
-  there = layouts.to_slots(layout, index)
-  return layout, there, layouts.to_tokens(layout, there)
+  there = slots.to_slots(layout, index)
+  return layout, there, slots.to_tokens(layout, there)
 
 
 def patterns(seed, most):
@@ -63,7 +63,7 @@ def test_slots_are_congruent_to_positions_in_order_and_their_own(grid, most):
   for seed in range(4):
     segments, segment, count = patterns(seed, most)
     layout, there, back = jax.tree.map(np.asarray, arranged(segments, segment, count, grid, most, False))
-    assert layout.valid_BxS.shape[1] == layouts.slots(TOKENS, grid, most, False)
+    assert layout.valid_BxS.shape[1] == slots.slots(TOKENS, grid, most, False)
     np.testing.assert_array_equal(layout.valid_BxS.sum(1), (segments > 0).sum(1))  # no two tokens share a slot
     for row in range(STREAMS):
       position, document, segment_after, count_after = walk(segments[row], segment[row], count[row])
@@ -111,7 +111,7 @@ def test_documents_beyond_the_room_have_no_slot_and_read_nan():
   for seed in range(4):
     segments, segment, count = patterns(seed, 6)
     layout, _, back = jax.tree.map(np.asarray, arranged(segments, segment, count, 8, 1, False))
-    total = layouts.slots(TOKENS, 8, 1, False)
+    total = slots.slots(TOKENS, 8, 1, False)
     full = np.asarray(arranged(segments, segment, count, 8, 6, False)[0].slot_BxT)
     lost = (segments > 0) & (full >= total)
     assert lost.any()

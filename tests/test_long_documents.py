@@ -14,8 +14,15 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax import arrays, checkpoint, config, corpus, generate, intervals, memorize, model, report, tokenizer, written
-from hope_jax.state import TrainState
+from hope_jax.reading import opening
+from hope_jax.reading import study
+from hope_jax.reports import memorized
+from hope_jax import config, memorize
+from hope_jax.checkpoints import arrays, checkpoint
+from hope_jax.data import corpus, tokenizer
+from hope_jax.model import lm, plan
+from hope_jax.scoring import intervals
+from hope_jax.model.state import TrainState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evals import long_documents as program
@@ -55,7 +62,7 @@ def parameters():
   """Drawn without compiling anything."""
   rng = np.random.default_rng(1)
   draw = lambda path, shape: jnp.asarray(rng.normal("scale" in str(path[-1]), 0.5, shape.shape), jnp.float32)
-  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: model.init_params(tiny(), jax.random.key(0))))
+  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: lm.init_params(tiny(), jax.random.key(0))))
 
 
 def save(folder: Path, c) -> Path:
@@ -104,9 +111,9 @@ def whole(folder, lines):
 
 def test_bits_per_byte_are_those_of_the_text(folder, whole):
   """Off: one forward pass over the whole document, without state. Bytes: counted in the file."""
-  _, params, tok = generate.load(folder / "run")
+  _, params, tok = opening.load(folder / "run")
   texts = {f"lines.jsonl:{i + 1}": document(i) for i in range(12)}
-  apply = jax.jit(lambda ids: model.build(tiny()).apply({"params": params}, ids)[0])
+  apply = jax.jit(lambda ids: lm.build(tiny()).apply({"params": params}, ids)[0])
   assert len(whole["rows"]) == 6 and whole["cut"] == sum(row["whole"] > TOKENS for row in whole["rows"]) > 0
   for row in whole["rows"]:
     ids = tok.encode(texts[row["document"]])
@@ -126,13 +133,13 @@ def test_bits_per_byte_are_those_of_the_text(folder, whole):
 
 def test_with_memory_is_each_document_memorized(folder, whole):
   """Other documents of the batch change nothing; statistics are of the document's own chunks and of --paths."""
-  _, params, tok = generate.load(folder / "run")
+  _, params, tok = opening.load(folder / "run")
   c = tiny(in_context=True, levels=LEVELS)
   c.teach.paths = ("cms_slow",)
   assert all(json.loads(config.to_json(c))[part] == whole["config"][part] for part in ("mixer", "teach"))
   for row in (whole["rows"][0], whole["rows"][-1]):
     ids = [tok.bos, *tok.encode(document(int(row["document"].split(":")[1]) - 1))[:TOKENS]]
-    _, alone = memorize.memorize(c, params, model.init_fast(c, BATCH), [ids] * BATCH)
+    _, alone = study.memorize(c, params, lm.init_fast(c, BATCH), [ids] * BATCH)
     np.testing.assert_allclose(row["nats"]["on"], alone.nats_BxT[0].sum(), rtol=1e-5)
     total = alone.totals()["cms_slow"]
     assert list(row["memories"]) == ["cms_slow"] and total["updates"] == -(-(len(ids) - 1) // 8)
@@ -196,7 +203,7 @@ def test_interrupted_and_resumed_is_the_same_file(folder, lines, whole, monkeypa
 
 
 def test_only_validation_documents_of_what_was_trained_on(folder):
-  c, _, tok = generate.load(folder / "run")
+  c, _, tok = opening.load(folder / "run")
   pick = lambda names, **k: program.choose(program.sources(names, "text", c.data.sources, 0.5), tok, **dict(
       tokens=9, min_tokens=2, skip=0, count=99, seed=0) | k)
   names = {f"{i}.txt" for i in range(30)}
@@ -258,11 +265,11 @@ def test_refusals(folder, lines, argv, message):
 def test_memory_off():
   """Nothing is written, by self-modifying memories either, unless they are to write both times."""
   c = tiny("hope_selfmod", in_context=True, levels=(config.Level("fast", 8),))
-  assert written.enabled(c) == ["selfmod", "cms_fast"]
-  assert written.enabled(program.switched_off(c, False)) == [] and c.teach.paths == ()
-  assert written.enabled(program.switched_off(c, True)) == ["selfmod"]
+  assert plan.of(c).enabled == ["selfmod", "cms_fast"]
+  assert plan.of(program.switched_off(c, False)).enabled == [] and c.teach.paths == ()
+  assert plan.of(program.switched_off(c, True)).enabled == ["selfmod"]
   c.teach.paths = ("cms_fast",)
-  assert written.enabled(program.switched_off(c, True)) == []
+  assert plan.of(program.switched_off(c, True)).enabled == []
 
 
 def test_flags_set_titan_and_levels():
@@ -271,7 +278,7 @@ def test_flags_set_titan_and_levels():
   values(["", "--checkpoint=x", "--output=y", "--period=4,8,16", "--rule=muon", "--lr=0.1,0.2,0.3", "--layers=1"])
   levels = (config.Level("fast", 8), config.Level("slow", 8))
   c = program.change(tiny("hope_hybrid", in_context=True, levels=levels), values)
-  assert [(e.period, e.rule, e.lr) for e in written.levels(c).values()] == [
+  assert [(e.period, e.rule, e.lr) for e in plan.of(c).levels.values()] == [
       (4, "muon", 0.1), (8, "muon", 0.2), (16, "muon", 0.3)]
   assert c.teach.layers == (1,)
 
@@ -287,13 +294,13 @@ def test_numbers_of_memorize_are_drawn(tmp_path, monkeypatch):
     labels = np.arange(shape[1])[None] < len(ids) - 1
     names, reads = ("updates", "open", "moved", "surprise", "teach", "pending"), ("before", "read", "after")
     stats = {level: {name: rng.random((shape[1] // CHUNK, 2, 1)) for name in names} for level in ("fast", "slow")}
-    return None, {name: memorize.Report(rng.random(shape) * labels, labels, stats) for name in reads}
+    return None, {name: study.Report(rng.random(shape) * labels, labels, stats) for name in reads}
 
   monkeypatch.setattr(memorize, "study", study)
   values, output = flags.FlagValues(), tmp_path / "new" / "out.json"
   memorize.define_flags(values)
   memorize.main(values(["", f"--checkpoint={tmp_path}", f"--text={tmp_path / 'text'}", f"--output={output}"]), values)
-  data = report.load(output)
+  data = memorized.load(output)
   assert sum(data["predicted"]) == data["tokens"] - 1 and len(data["predicted"]) == -(-data["tokens"] // CHUNK)
   assert list(data["nats"]) == ["before", "read", "after"]
   assert data["fingerprint"] == arrays.fingerprint(parameters())

@@ -15,8 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checks, config, conversation, generate, memorize as reader, model, written
-from hope_jax.state import select
+from hope_jax.reading import stream
+from hope_jax import config
+from hope_jax.reading import study
+from hope_jax.model import checks, lm, plan
+from hope_jax.reading import conversation
+from hope_jax.model.state import select
 
 VOCAB, CHUNK = 11, 8
 CLOSE = dict(atol=3e-5, rtol=1e-4)
@@ -45,7 +49,7 @@ def tiny(kind, **teach):
 
 @functools.cache
 def parameters(kind):
-  params = jax.jit(functools.partial(model.init_params, tiny(kind)))(jax.random.key(0))
+  params = jax.jit(functools.partial(lm.init_params, tiny(kind)))(jax.random.key(0))
   noise = np.random.default_rng(1)
   return jax.tree.map(lambda p: p + 0.2 * noise.standard_normal(p.shape, np.float32), params)
 
@@ -57,8 +61,8 @@ def texts(*lengths, seed=0):
 
 def read(kind, some, final=True, fast=None, **teach):
   c = tiny(kind, **teach)
-  fast = model.init_fast(c, len(some)) if fast is None else fast
-  return reader.memorize(c, parameters(kind), fast, some, final=final)
+  fast = lm.init_fast(c, len(some)) if fast is None else fast
+  return study.memorize(c, parameters(kind), fast, some, final=final)
 
 
 def updates(fast):
@@ -76,7 +80,7 @@ def test_however_a_text_is_cut(kind, piece):
   for first in range(0, n, piece):
     fast, _ = read(kind, [t[first:first + piece] for t in some], first + piece >= n, fast, flush_partial=False)
   chex.assert_trees_all_close(fast, want, **CLOSE)
-  periods = {name: entry.period for name, entry in written.levels(tiny(kind)).items()}
+  periods = {name: entry.period for name, entry in plan.of(tiny(kind)).levels.items()}
   for name, count in updates(want).items():
     np.testing.assert_array_equal(count, n // periods[name])
     assert report.stats[name]["moved"].sum() > 0
@@ -101,7 +105,7 @@ def test_padding_left_and_right_is_no_padding(kind):
   c, lengths = tiny(kind), (8, 5, 1)
   learned, _ = read(kind, texts(40, 33, 24))
   prompts = texts(*lengths, seed=2)
-  call = jax.jit(lambda *args: model.build(c).apply({"params": parameters(kind)}, *args)[:2])
+  call = jax.jit(lambda *args: lm.build(c).apply({"params": parameters(kind)}, *args)[:2])
   for left in (False, True):
     here = np.array([np.arange(8) >= 8 - n if left else np.arange(8) < n for n in lengths])
     tokens = np.zeros((3, 8), np.int32)
@@ -129,14 +133,14 @@ def test_reading_goes_on_with_what_was_learned(kind):
   """A state of memorize, read on in one call or in two; and without writes nothing is learned."""
   c, params, (text,) = tiny(kind), parameters(kind), texts(60)
   learned, _ = read(kind, [text[:32]])
-  _, with_it = reader.memorize(c, params, jax.tree.map(jnp.copy, learned), [text[32:]], write=False)
+  _, with_it = study.memorize(c, params, jax.tree.map(jnp.copy, learned), [text[32:]], write=False)
   forgotten = jax.tree.map(jnp.copy, learned)
-  forgotten = forgotten.replace(layers=forgotten.layers.replace(levels=model.init_fast(c, 1).layers.levels))
-  _, without = reader.memorize(c, params, forgotten, [text[32:]], write=False)
+  forgotten = forgotten.replace(layers=forgotten.layers.replace(levels=lm.init_fast(c, 1).layers.levels))
+  _, without = study.memorize(c, params, forgotten, [text[32:]], write=False)
   assert np.abs(with_it.nats_BxT - without.nats_BxT).max() > 1e-3
-  half, _ = reader.memorize(c, params, jax.tree.map(jnp.copy, learned), [text[32:45]], write=False)
-  whole, _ = reader.memorize(c, params, jax.tree.map(jnp.copy, learned), [text[32:]], write=False)
-  rest, _ = reader.memorize(c, params, half, [text[45:]], write=False)
+  half, _ = study.memorize(c, params, jax.tree.map(jnp.copy, learned), [text[32:45]], write=False)
+  whole, _ = study.memorize(c, params, jax.tree.map(jnp.copy, learned), [text[32:]], write=False)
+  rest, _ = study.memorize(c, params, half, [text[45:]], write=False)
   chex.assert_trees_all_close(rest, whole, **CLOSE)
   for name, level in whole.layers.levels.items():
     chex.assert_trees_all_equal(level.delta, learned.layers.levels[name].delta)
@@ -149,32 +153,32 @@ def test_parameters_are_untouched_and_a_closed_gate_changes_nothing(kind):
   read(kind, texts(40))
   fast, report = read(kind, texts(40), threshold=1e9)
   chex.assert_trees_all_equal(jax.tree.map(np.array, parameters(kind)), before)
-  fresh, learned = model.init_fast(tiny(kind), 1), lambda level: (level.delta, level.rule, level.updates_B)
+  fresh, learned = lm.init_fast(tiny(kind), 1), lambda level: (level.delta, level.rule, level.updates_B)
   for name, level in fast.layers.levels.items():
     chex.assert_trees_all_equal(learned(level), learned(fresh.layers.levels[name]))
   with pytest.raises(RuntimeError, match="memory .* made no update: no gate opened: the largest surprise was"):
-    reader.check_updates(report.totals())
-  reader.check_updates(report.totals(written.enabled(tiny(kind, paths=("none",)))))
+    study.check_updates(report.totals())
+  study.check_updates(report.totals(plan.of(tiny(kind, paths=("none",))).enabled))
 
 
 def test_self_modifying_memories_that_stand_still_are_an_error():
   c, none = tiny("hope_selfmod", paths=("selfmod",)), np.zeros((1, 8))
-  report = lambda moved: reader.Report(none, none > 0, {"selfmod": {"moved/mem": np.full((1, 2), moved), "eta": np.ones((1, 2))}})
+  report = lambda moved: study.Report(none, none > 0, {"selfmod": {"moved/mem": np.full((1, 2), moved), "eta": np.ones((1, 2))}})
   with pytest.raises(RuntimeError, match="have not moved.*selfmod.eta_init"):
-    reader.check(c, [report(0.0)])
-  reader.check(c, [report(0.1)])
-  reader.check(tiny("hope_selfmod", paths=("none",)), [report(0.0)])
+    study.check(c, [report(0.0)])
+  study.check(c, [report(0.1)])
+  study.check(tiny("hope_selfmod", paths=("none",)), [report(0.0)])
 
 
 def test_a_memory_that_was_written_in_one_reading_was_written():
   """A text that is known surprises less: the gate may be closed when it is read again."""
   c, none = tiny("hope_attention", paths=("cms_mid",)), np.zeros((1, 8))
   names = ("updates", "open", "moved", "surprise", "pending")
-  report = lambda opened, surprise: reader.Report(none, none > 0, {"mid": {
+  report = lambda opened, surprise: study.Report(none, none > 0, {"mid": {
       name: np.full((1, 2, 1), surprise if name == "surprise" else float(opened)) for name in names}})
-  reader.check(c, [report(True, 3.0), report(False, 1.0)])
+  study.check(c, [report(True, 3.0), report(False, 1.0)])
   with pytest.raises(RuntimeError, match="cms_mid made no update: no gate opened: the largest surprise was 2,"):
-    reader.check(c, [report(False, 2.0), report(False, 1.0)])
+    study.check(c, [report(False, 2.0), report(False, 1.0)])
 
 
 @pytest.mark.slow
@@ -206,7 +210,7 @@ def test_a_memory_that_blows_up_is_said():
 
 def test_another_number_of_streams():
   with pytest.raises(ValueError, match="2 texts for a state of 1 streams"):
-    read("hope_attention", texts(9, 9), fast=model.init_fast(tiny("hope_attention"), 1))
+    read("hope_attention", texts(9, 9), fast=lm.init_fast(tiny("hope_attention"), 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -218,7 +222,7 @@ def test_a_state_is_saved_and_goes_on(kind, tmp_path):
   assert int((early.held_BxC >= 0).sum()) == 5  # 16 learned from, 5 wait
   own = conversation.owner(tiny(kind), parameters(kind))
   conversation.save(tmp_path / "state", early, own)
-  like = lambda c, batch: jax.eval_shape(lambda: model.init_fast(c, batch))
+  like = lambda c, batch: jax.eval_shape(lambda: lm.init_fast(c, batch))
   restored, _ = conversation.load(tmp_path / "state", like(tiny(kind), 1), own)
   got, _ = read(kind, [text[21:]], fast=restored)
   chex.assert_trees_all_close(got, want, **CLOSE)
@@ -240,7 +244,7 @@ def test_generation_reads_what_waits(tmp_path):
   """A stream started from a state of memorize first reads the tokens that were not learned from yet, saved or not."""
   c, params, (text,) = tiny("hope_attention"), parameters("hope_attention"), texts(21)
   state, _ = read("hope_attention", [text], final=False)
-  streams = [generate.Stream(c, params) for _ in range(3)]
+  streams = [stream.Stream(c, params) for _ in range(3)]
   streams[0].start(state)
   streams[0].save(tmp_path / "talk")
   streams[1].load(tmp_path / "talk")
@@ -254,11 +258,10 @@ def test_generation_reads_what_waits(tmp_path):
 SHARDED = """
 import jax, numpy as np
 from tests import test_memorize as t
-from hope_jax import memorize as reader, model, sharding
 c, some = t.tiny("hope_hybrid"), t.texts(*t.LENGTHS)
-fast = sharding.place_fast(model.init_fast(c, 8), sharding.mesh(c))
+fast = sharding.place_fast(lm.init_fast(c, 8), sharding.mesh(c))
 params = jax.device_put(t.parameters("hope_hybrid"), sharding.replicated(sharding.mesh(c)))
-after, report = reader.memorize(c, params, fast, some)
+after, report = study.memorize(c, params, fast, some)
 delta = after.layers.levels["fast"].delta["up"]["kernel"]
 assert {s.data.shape[1] for s in delta.addressable_shards} == {1}, "not sharded"
 print(*report.loss_B, *t.sizes(after))

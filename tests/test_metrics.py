@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from hope_jax.metrics import Meter, Metrics, format_line, matmul_rate
+from hope_jax.runtime.metrics import Meter, Metrics, format_line, matmul_rate
 
 
 def train(workdir, first, last, resume_step=-1):

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checks, config, model
-from hope_jax import layout as layouts
-from hope_jax.cms import CMS
-from hope_jax.state import select
+from hope_jax import config
+from hope_jax.model import checks, lm, slots
+from hope_jax.model.cms import CMS
+from hope_jax.model.state import select
 
 VOCAB, TOKENS = 23, 26
 # compiling is most of the time: the backend need not optimise
@@ -47,14 +47,14 @@ def kind(name):
 def setup(name):
   """(jitted call, call without a state, params, fresh state) of a kind; matrices large enough that everything shows."""
   c = kind(name)
-  params = jax.jit(functools.partial(model.init_params, c))(jax.random.key(0))
+  params = jax.jit(functools.partial(lm.init_params, c))(jax.random.key(0))
   noise = np.random.default_rng(1)
   params = jax.tree.map(lambda p: p + 0.1 * noise.standard_normal(p.shape, np.float32), params)
-  apply = functools.partial(model.build(c).apply, {"params": params})
+  apply = functools.partial(lm.build(c).apply, {"params": params})
   call = jax.jit(lambda *args, documents: apply(*args, documents=documents)[:2], static_argnames="documents")
   whole = jax.jit(lambda tokens, *args, **options: apply(tokens, None, *args, **options)[0],
               static_argnames=("documents", "aligned"))
-  return call, whole, params, functools.partial(model.init_fast, c)
+  return call, whole, params, functools.partial(lm.init_fast, c)
 
 
 def text(seed=0, batch=4, tokens=TOKENS):
@@ -177,10 +177,10 @@ def test_the_future_does_not_leak(name):
 def test_scanned_layers_are_the_blocks_one_after_another(name):
   _, whole, params, _ = setup(name)
   c, tokens, zero = kind(name), text(), jnp.zeros(4, int)
-  layout = layouts.arrange(jnp.ones_like(tokens), zero, zero, model.chunk_grid(c), aligned=True)
+  layout = slots.arrange(jnp.ones_like(tokens), zero, zero, lm.chunk_grid(c), aligned=True)
   embedding = params["embed"]["embedding"]
   x = embedding[tokens] / c.model.embed_std
-  block = jax.jit(lambda p, x: model.Block(model.build(c).config).apply({"params": p}, x, None, layout, None, {}, {}, True)[0])
+  block = jax.jit(lambda p, x: lm.Block(lm.build(c).config).apply({"params": p}, x, None, layout, None, {}, {}, True)[0])
   for i in range(c.model.layers):
     x = block(jax.tree.map(lambda p: p[i], params["blocks"]), x)
   x = x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * params["norm"]["scale"]
@@ -211,7 +211,7 @@ def test_dropout_only_with_a_key():
   c = kind("window")
   _, whole, params, _ = setup("window")
   c.model.dropout = 0.5
-  apply = jax.jit(lambda rng: model.build(c).apply({"params": params}, text(), rng=rng)[0])
+  apply = jax.jit(lambda rng: lm.build(c).apply({"params": params}, text(), rng=rng)[0])
   a, b = apply(jax.random.key(0)), apply(jax.random.key(1))
   assert (jnp.abs(a - b).max((1, 2)) > 1e-3).all()
   chex.assert_trees_all_equal(a, apply(jax.random.key(0)))
@@ -223,8 +223,8 @@ def test_rematerialised_blocks_give_the_same_values_and_gradients():
   c, params, got = kind("linear"), setup("linear")[2], []
   for remat in checks.CHOICES["model.remat"]:
     c.model.remat = remat
-    lm = model.build(c)
-    loss = lambda p: jnp.mean(jax.nn.log_softmax(lm.apply({"params": p}, text())[0])[..., 0])
+    model = lm.build(c)
+    loss = lambda p: jnp.mean(jax.nn.log_softmax(model.apply({"params": p}, text())[0])[..., 0])
     got.append(jax.jit(jax.value_and_grad(loss))(params))
   for other in got[1:]:
     chex.assert_trees_all_close(other, got[0], **CLOSE)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hope_jax.ngram import Bigram
+from hope_jax.scoring.bigram import Bigram
 
 VOCAB = 7
 

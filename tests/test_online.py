@@ -12,7 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import config, model, online, step, teach, written
+from hope_jax import config
+from hope_jax.memory import teach_signal
+from hope_jax.model import lm, plan
+from hope_jax.reading import reader
+from hope_jax.training import steps
 from tests.test_memorize import KINDS, VOCAB, parameters, texts, tiny
 
 
@@ -29,7 +33,7 @@ def batch_of(tokens_BxT, segments_BxT=None):
 def losses(kind, **teach):
   """(params, batch) -> (summed loss, statistics, gradient) of a tiny model."""
   c = tiny(kind, **teach)
-  return jax.jit(lambda params, batch: step._online(c, params, batch, None, 10))
+  return jax.jit(lambda params, batch: steps._online(c, params, batch, None, 10))
 
 
 @pytest.mark.slow
@@ -39,11 +43,11 @@ def test_gradient_through_the_writes(kind, x64, monkeypatch):
   c = tiny(kind, through_writes="full", clip=0.3)
   c.model.dtype = "float64"
   double = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree)
-  init_fast, wide = model.init_fast, double(parameters(kind))
-  monkeypatch.setattr(model, "init_fast", lambda *args: double(init_fast(*args)))
+  init_fast, wide = lm.init_fast, double(parameters(kind))
+  monkeypatch.setattr(lm, "init_fast", lambda *args: double(init_fast(*args)))
   batch = batch_of(texts(24, 24))
   batch = jax.tree.map(lambda a: a[:, :24], batch)
-  program = jax.jit(lambda params: step._online(c, params, batch, None, 10))
+  program = jax.jit(lambda params: steps._online(c, params, batch, None, 10))
   loss = lambda params: float(program(params)[0])
   gradient = program(wide)[2]
   random, size = np.random.default_rng(0), 2e-4  # jax's own attention weighs in float32: a smaller step shows its noise
@@ -55,7 +59,7 @@ def test_gradient_through_the_writes(kind, x64, monkeypatch):
     np.testing.assert_allclose(got, want, rtol=3e-4)
   data = c.copy_and_resolve_references()
   data.teach.through_writes = "none"
-  cut = jax.jit(lambda params: step._online(data, params, batch, None, 10))(wide)[2]
+  cut = jax.jit(lambda params: steps._online(data, params, batch, None, 10))(wide)[2]
   assert np.abs(cut["blocks"]["attention"]["qkv"]["kernel"] - gradient["blocks"]["attention"]["qkv"]["kernel"]).max() > 1e-4
   if kind == "hope_hybrid":  # the self-modifier learns through its writes only
     modifier = lambda g: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(g["blocks"]["titan"]["modifier"]))
@@ -82,8 +86,8 @@ def test_exact_is_chunked_where_the_period_is_the_chunk():
     c = tiny("hope_attention")
     c.mixer.levels = (config.Level("a", 8, lr=0.05), config.Level("b", 16, lr=0.05))
     c.teach.update(dict(chunk=chunk, mode=mode))
-    params = model.init_params(c, jax.random.key(0))
-    return float(jax.jit(lambda params, batch: step._online(c, params, batch, None, 10)[0])(
+    params = lm.init_params(c, jax.random.key(0))
+    return float(jax.jit(lambda params, batch: steps._online(c, params, batch, None, 10)[0])(
         params, batch_of(texts(32, 32))))
   assert loss(8, "chunked") == loss(16, "exact") != loss(16, "chunked")
 
@@ -95,9 +99,9 @@ def test_what_a_level_is_told():
   def first_chunk(**options):
     c = tiny("hope_attention", clip=0.0, **options)
     c.mixer.levels = (config.Level("first", 8), config.Level("last", 8))
-    params = model.init_params(c, jax.random.key(0))
-    read = jax.jit(lambda fast, piece: online.chunk(c, params, fast, piece, online.strength(c))[:2])
-    out, fast = read(model.init_fast(c, 2), jax.tree.map(lambda a: a[:, :8], batch_of(texts(9, 9))))
+    params = lm.init_params(c, jax.random.key(0))
+    read = jax.jit(lambda fast, piece: reader.chunk(c, params, fast, piece, reader.strength(c))[:2])
+    out, fast = read(lm.init_fast(c, 2), jax.tree.map(lambda a: a[:, :8], batch_of(texts(9, 9))))
     return {name: (np.asarray(level.delta["up"]["kernel"]), np.asarray(out["stats"][name]["teach"]))
             for name, level in fast.layers.levels.items()}
 
@@ -119,9 +123,9 @@ def test_self_modifier_ablations():
   def outcome(modifier):
     c = tiny("hope_hybrid", through_writes="full")
     c.titan.modifier = modifier
-    _, stats, gradient = jax.jit(lambda p, batch: step._online(c, p, batch, None, 10))(params, batch_of(texts(16, 16)))
+    _, stats, gradient = jax.jit(lambda p, batch: steps._online(c, p, batch, None, 10))(params, batch_of(texts(16, 16)))
     size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient["blocks"]["titan"]["modifier"]))
-    return float(stats["moved/titan"].min()), size, written.enabled(c)
+    return float(stats["moved/titan"].min()), size, plan.of(c).enabled
 
   (moved, size, _), (still_moved, frozen, _), (unmoved, _, enabled) = map(outcome, ("on", "teach_only", "off"))
   assert moved == still_moved > 0 == unmoved
@@ -131,16 +135,16 @@ def test_self_modifier_ablations():
 def test_schedule():
   t = tiny("hope_attention").teach
   t.update(dict(warmup=10, decay_start=100, decay_duration=50))
-  assert [round(float(teach.schedule(t, s)), 3) for s in (0, 5, 10, 100, 125, 150, 900)] == [0, 0.5, 1, 1, 0.5, 0, 0]
+  assert [round(float(teach_signal.schedule(t, s)), 3) for s in (0, 5, 10, 100, 125, 150, 900)] == [0, 0.5, 1, 1, 0.5, 0, 0]
   t.update(dict(warmup=0, decay_duration=0))
-  assert float(teach.schedule(t, 0)) == float(teach.schedule(t, 10**6)) == 1
+  assert float(teach_signal.schedule(t, 0)) == float(teach_signal.schedule(t, 10**6)) == 1
 
 
 def test_level_warmup_and_scale():
   c = tiny("hope_attention")
   c.mixer.levels = (config.Level("fast", 2, lr=0.4, warmup=8), config.Level("slow", 16, lr=0.1))
-  assert float(online.strength(c, 2).rates["fast"]) == pytest.approx(0.1)
-  assert online.strength(c).rates == {"fast": 0.4, "slow": 0.1}
+  assert float(reader.strength(c, 2).rates["fast"]) == pytest.approx(0.1)
+  assert reader.strength(c).rates == {"fast": 0.4, "slow": 0.1}
 
 
 @pytest.mark.parametrize("metric", ["l2", "loss", "logit_entropy"])
@@ -149,8 +153,8 @@ def test_surprise(metric):
   signal, logits = random.standard_normal((2, 3, 4, 5)), random.standard_normal((3, 4, VOCAB))
   labels = random.integers(-1, VOCAB, (3, 4))
   labels[0] = -1
-  nats = online.token_losses(jnp.asarray(logits), jnp.asarray(labels))
-  got = teach.surprise(metric, teach.norm(jnp.asarray(signal)), nats, jnp.asarray(logits), jnp.asarray(labels >= 0))
+  nats = reader.token_losses(jnp.asarray(logits), jnp.asarray(labels))
+  got = teach_signal.surprise(metric, teach_signal.norm(jnp.asarray(signal)), nats, jnp.asarray(logits), jnp.asarray(labels >= 0))
   for layer in range(2):
     for b in range(3):
       p = np.exp(logits[b] - np.log(np.exp(logits[b]).sum(-1, keepdims=True)))
@@ -164,8 +168,8 @@ def test_surprise(metric):
 def test_statistics_of_a_step(kind):
   """Every memory says what it did, layer by layer; a batch of any size."""
   stats = losses(kind)(parameters(kind), batch_of(texts(32, 32, 32)))[1]
-  for name, entry in written.levels(tiny(kind)).items():
-    path = written.path(name)
+  for name, entry in plan.of(tiny(kind)).levels.items():
+    path = plan.path(name)
     np.testing.assert_array_equal(stats[f"updates/{path}"], [32 // entry.period] * 2)
     np.testing.assert_array_equal(stats[f"open/{path}"], [4, 4])
     assert all(stats[f"{what}/{path}"].min() > 0 for what in ("moved", "surprise", "teach"))
@@ -177,11 +181,11 @@ def test_nested_levels_start_afresh():
   c.mixer.connection = "nested"
   c.mixer.levels = (config.Level("fast", 8, lr=0.02), config.Level("slow", 24, lr=0.02))
   c.data.seq = 48
-  read = jax.jit(lambda params, fast, piece: online.chunk(c, params, fast, piece, online.strength(c))[1])
-  fast, params = model.init_fast(c, 1), model.init_params(c, jax.random.key(0))
+  read = jax.jit(lambda params, fast, piece: reader.chunk(c, params, fast, piece, reader.strength(c))[1])
+  fast, params = lm.init_fast(c, 1), lm.init_params(c, jax.random.key(0))
   size = lambda name: float(jnp.abs(fast.layers.levels[name].delta["up"]["kernel"]).max())
   sizes = []
-  chunks = online.scan_chunks(c, batch_of(texts(48)))
+  chunks = reader.scan_chunks(c, batch_of(texts(48)))
   for i in range(6):
     fast = read(params, fast, jax.tree.map(lambda a: a[i], chunks))
     sizes.append((size("fast") > 0, size("slow") > 0))

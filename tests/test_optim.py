@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax import config, model, optim, sharding
+from hope_jax import config
+from hope_jax.model import lm, sharding
+from hope_jax.training import optimizer
 
 
 def small(**optimizer):
@@ -24,12 +26,12 @@ def small(**optimizer):
 
 @functools.cache
 def initial():
-  return jax.jit(lambda key: model.init_params(small(), key))(jax.random.key(0))
+  return jax.jit(lambda key: lm.init_params(small(), key))(jax.random.key(0))
 
 
 def walk(c, steps, gradients):
   """Parameters after each step, for given gradients."""
-  params, tx = initial(), optim.make(c)
+  params, tx = initial(), optimizer.make(c)
   state, update = tx.init(params), jax.jit(tx.update)
   out = [params]
   for i in range(steps):
@@ -71,19 +73,19 @@ def test_only_matrices_decay():
   c = small(clip=1e9, weight_decay=0.5)
   before, after = walk(c, 1, lambda i, params: jax.tree.map(jnp.zeros_like, params))
   changed = jax.tree_util.tree_map_with_path(
-      lambda path, a, b: (optim.kind(path), bool((a != b).any()), "slow" in sharding.path_name(path)), before, after)
+      lambda path, a, b: (optimizer.kind(path), bool((a != b).any()), "slow" in sharding.path_name(path)), before, after)
   for label, moved, slow in jax.tree.leaves(changed, is_leaf=lambda x: isinstance(x, tuple)):
     assert moved == (label == "matrix" and not slow)
 
 
 def test_parameter_without_a_rule_is_an_error():
   with pytest.raises(ValueError, match="no optimizer rule for parameter blocks/new_thing"):
-    optim.kind((jax.tree_util.DictKey("blocks"), jax.tree_util.DictKey("new_thing")))
+    optimizer.kind((jax.tree_util.DictKey("blocks"), jax.tree_util.DictKey("new_thing")))
 
 
 def test_schedule_warms_up_then_decays_to_the_final_rate():
   c = small(warmup=10, final_lr=0.1)
   c.train.steps = 100
-  factor = optim.schedule(c)
+  factor = optimizer.schedule(c)
   assert float(factor(0)) == 0 and float(factor(10)) == pytest.approx(1)
   assert float(factor(100)) == pytest.approx(0.1) and float(factor(55)) == pytest.approx(0.55, abs=0.01)

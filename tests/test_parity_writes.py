@@ -19,8 +19,9 @@ import optax
 import pytest
 
 import reference_peer as peer
-from hope_jax import inner, level, online, titan
-from hope_jax import write as writes
+from hope_jax.memory import inner_rules, level, level_write
+from hope_jax.model import titan
+from hope_jax.reading import reader
 
 PARITY = pathlib.Path(__file__).parent / "parity"
 RULES = {"plain": "momentum", "dmgd": "dmgd", "preconditioned": "preconditioned", "nl_l2_precond": "nl_l2_projector"}
@@ -50,7 +51,7 @@ def close_level(params, arrays, prefix, tolerance=1e-9, suffix=""):
 @functools.partial(jax.jit, static_argnums=0)
 def step(clock, lr, params, state, x_BxCxD, teach_BxCxD, due_BxG, at_B):
   """One chunk of one level, all tokens open."""
-  return writes.write(clock, lr, params, state, x_BxCxD, teach_BxCxD, jnp.ones(x_BxCxD.shape[:2], bool), due_BxG, at_B)
+  return level_write.write(clock, lr, params, state, x_BxCxD, teach_BxCxD, jnp.ones(x_BxCxD.shape[:2], bool), due_BxG, at_B)
 
 
 def columns(tree):
@@ -61,14 +62,14 @@ def columns(tree):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def projected(lr, beta, gradient, state, total_D):
   """A step of nl_l2_projector with their context, the level's mean input, for every parameter with inputs as wide."""
-  seen = jax.tree.map(lambda g: inner.Inputs(total_D, None, None) if len(g) == total_D.size else None, gradient)
-  update, state = inner.make("nl_l2_projector", lr, beta).update(columns(gradient), state, inputs=seen)
+  seen = jax.tree.map(lambda g: inner_rules.Inputs(total_D, None, None) if len(g) == total_D.size else None, gradient)
+  update, state = inner_rules.make("nl_l2_projector", lr, beta).update(columns(gradient), state, inputs=seen)
   return jax.tree.map(lambda u, g: u.reshape(g.shape), update, gradient), state
 
 
 def untouched(params):
   """The state of `projected` before the first step."""
-  return inner.make("nl_l2_projector", 0.0).init(columns(params))
+  return inner_rules.make("nl_l2_projector", 0.0).init(columns(params))
 
 
 class Writer:
@@ -79,10 +80,10 @@ class Writer:
 
   def __init__(self, params, rule, lr, beta, period, chunk, hold):
     self.outside = rule == "nl_l2_projector"
-    self.clock = writes.Clock(period, chunk, "sgd" if self.outside else rule, beta, hold)
+    self.clock = level_write.Clock(period, chunk, "sgd" if self.outside else rule, beta, hold)
     self.params, self.lr, self.updates, self.total = params, lr, 0, 0.0
     self.average = untouched(params) if self.outside else None
-    self.state = writes.fresh(self.clock, params, 1, jnp.float64)
+    self.state = level_write.fresh(self.clock, params, 1, jnp.float64)
 
   def learn(self, x_1xCxD, teach_1xCxD, due, at):
     before = self.state
@@ -135,8 +136,8 @@ def test_level_and_its_gradient():
 def test_one_update_is_their_gradient():
   a = load("cms_single_chunk_update")
   params, x = peer.ours(peer.under(a, "w.cms.blocks.l8.")), a["x"]
-  clock = writes.Clock(8, 8)
-  state, _ = step(clock, 1.0, params, writes.fresh(clock, params, len(x), x.dtype), x,
+  clock = level_write.Clock(8, 8)
+  state, _ = step(clock, 1.0, params, level_write.fresh(clock, params, len(x), x.dtype), x,
                   peer.read(params, x, train=True)[1] * a["teach"], np.ones((2, 1), bool), np.zeros(2, int))
   close_level(jax.tree.map(lambda d: 2 * np.sum(d, 0), state.delta), a, "minus_grad.")
 
@@ -176,7 +177,7 @@ def test_teach_signal():
   def teach(tokens_BxT, last_B, labels):
     """d(mean loss) / d(hidden), the head's input, at the given logits."""
     labels_BxT = np.concatenate([tokens_BxT[:, 1:], last_B[:, None]], 1)
-    loss = lambda h: jnp.sum(online.token_losses(a["logits"] + h @ a["head_weight"].T, labels_BxT))
+    loss = lambda h: jnp.sum(reader.token_losses(a["logits"] + h @ a["head_weight"].T, labels_BxT))
     assert (labels_BxT >= 0).sum() == labels
     return jax.jit(jax.grad(loss))(np.zeros(a["teach"].shape)) / labels
 
@@ -197,7 +198,7 @@ def test_model(kind):
 
   def loss(probe):
     logits, seen = peer.forward(a, True, probe_LxBxTxD=probe)
-    return jnp.sum(online.token_losses(logits, labels)) / np.sum(labels >= 0), (logits, seen)
+    return jnp.sum(reader.token_losses(logits, labels)) / np.sum(labels >= 0), (logits, seen)
 
   shape = (2, *a["blockout.0"].shape)
   (value, (logits, seen)), teach = jax.jit(jax.value_and_grad(loss, has_aux=True))(np.zeros(shape))

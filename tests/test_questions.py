@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import memorize, model
+from hope_jax.reading import study
+from hope_jax.model import lm
 from tests import test_long_documents as documents
 from tests.test_memorize import parameters, texts, tiny
 
@@ -53,9 +54,9 @@ def test_a_sample_carries_on_or_starts_afresh():
   afresh, carried = score(some)[0], score(some, reset=False)[0]
   assert carried[0]["on"] == pytest.approx(afresh[0]["on"], rel=1e-4)
   assert abs(carried[1]["on"] - afresh[1]["on"]) > 1e-3 and carried[1]["off"] == pytest.approx(afresh[1]["off"], rel=1e-4)
-  fast, _ = memorize.replay(c, params, model.init_fast(c, 1), [some[0].text])
-  fast, _ = memorize.replay(c, params, fast, [some[1].text])
-  wanted, = program.ask(c, params, memorize.forget_context(fast), some[1:])
+  fast, _ = study.replay(c, params, lm.init_fast(c, 1), [some[0].text])
+  fast, _ = study.replay(c, params, fast, [some[1].text])
+  wanted, = program.ask(c, params, study.forget_context(fast), some[1:])
   assert carried[1]["on"] == pytest.approx(wanted, rel=1e-4)
 
 
@@ -70,7 +71,7 @@ def test_an_answer_is_scored_as_its_logits_say():
   c, params = tiny(KIND), parameters(KIND)
   sample, row = samples()[0], score(samples())[0][0]
   ids = np.array(sample.prompt + sample.answer)
-  logits = jax.jit(model.build(c).apply)({"params": params}, jnp.asarray(ids)[None], model.init_fast(c, 1))[0]
+  logits = jax.jit(lm.build(c).apply)({"params": params}, jnp.asarray(ids)[None], lm.init_fast(c, 1))[0]
   nats = -jax.nn.log_softmax(logits[0, :-1])[np.arange(len(ids) - 1), ids[1:]]
   assert row["off"] == pytest.approx(float(nats[-len(sample.answer):].sum()), rel=1e-4)
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from configs import recall_long
-from hope_jax import config, loader, recall
+from hope_jax import config
+from hope_jax.data import loader, recall
 
 
 def small(**fields):

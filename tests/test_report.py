@@ -7,7 +7,9 @@ from absl import flags
 import numpy as np
 import pytest
 
-from hope_jax import config, memorize, report
+from hope_jax.reading import study
+from hope_jax.reports import memorized
+from hope_jax import config, report
 
 FAST = dict(period=8, updates=[[1, 1], [0, 0], [1, 0]], open=[[1, 1], [0, 0], [0, 1]],
             moved=[[0.5, 1.5], [0.0, 0.0], [3.0, 0.0]], surprise=[[2.0, 4.0], [0.5, 0.5], [1.0, 3.0]],
@@ -23,7 +25,7 @@ DATA = dict(chunk=8, threshold=0.75, predicted=[8.0, 4.0, 0.0], selfmod={},
 @pytest.fixture
 def figure():
   pytest.importorskip("matplotlib", reason="pip install hope_jax[plots]")
-  return report.draw(DATA)
+  return memorized.draw(DATA)
 
 
 def panels(figure):
@@ -63,7 +65,7 @@ def test_bars_surprise_and_gates_are_the_numbers(figure, number, moved, surprise
 def test_self_modifying_memories_are_a_panel_of_their_own():
   pytest.importorskip("matplotlib", reason="pip install hope_jax[plots]")
   selfmod = {"moved/mem": [[1.0, 3.0], [2.0, 4.0], [3.0, 5.0]], "eta": [[0.1, 0.1]] * 3}
-  last = report.draw(DATA | dict(selfmod=selfmod, memories={})).axes[-1]
+  last = memorized.draw(DATA | dict(selfmod=selfmod, memories={})).axes[-1]
   assert last.get_title() == "selfmod" and [line.get_label() for line in last.lines] == ["mem"]
   np.testing.assert_array_equal(last.lines[0].get_ydata(), [2.0, 3.0, 4.0])
 
@@ -77,8 +79,8 @@ def test_what_memorize_describes():
            for name, memory in (("fast", FAST), ("slow", SLOW))}
   nats_T, labels_T = np.arange(24.0), np.arange(24) < 12
   moved_T = np.roll(nats_T, 5)[None], np.roll(labels_T, 5)[None]
-  first = memorize.Report(nats_T[None], labels_T[None], stats)
-  data = memorize.describe(c, {"before": first, "read": first, "after": memorize.Report(*moved_T, {})})
+  first = study.Report(nats_T[None], labels_T[None], stats)
+  data = study.describe(c, {"before": first, "read": first, "after": study.Report(*moved_T, {})})
   assert data["predicted"] == [8, 4, 0] and data["nats"] == dict.fromkeys(("before", "read", "after"), [28, 38, 0])
   assert data["memories"] == json.loads(json.dumps(DATA["memories"])) and data["chunk"] == 8
 

@@ -17,8 +17,12 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec as P
 import numpy as np
 import pytest
 
-from hope_jax import arrays, checks, collectives, config, integrity, memorize, model, optim, sharding
-from hope_jax import state as states, step as steps, train as training
+from hope_jax.checkpoints import sidecar
+from hope_jax.reading import study
+from hope_jax import config
+from hope_jax.checkpoints import arrays
+from hope_jax.model import checks, lm, sharding, state
+from hope_jax.training import collectives, loop, optimizer, steps
 from tests import test_train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +59,7 @@ def texts():
 
 def is_cut(path) -> bool:
   """Whether a parameter is cut over fsdp and tensor: matrices are, and the gates' output layers, which are stacked rows."""
-  return optim.kind(path) != "vector" or sharding.path_name(path).endswith(("g_out", "g_skip"))
+  return optimizer.kind(path) != "vector" or sharding.path_name(path).endswith(("g_out", "g_skip"))
 
 
 def held(tree) -> dict:
@@ -97,11 +101,11 @@ def read(kind, mesh) -> dict:
   """What streams learn from a text, and what the devices hold of it."""
   c = tiny(kind, mesh=mesh)
   devices = sharding.mesh(c, jax.devices()[:np.prod(mesh)])
-  params = jax.jit(lambda key: model.init_params(c, key))(jax.random.key(0))
+  params = jax.jit(lambda key: lm.init_params(c, key))(jax.random.key(0))
   params = jax.device_put(params, sharding.of_params(params, devices))
-  fast = sharding.place_fast(model.init_fast(c, STREAMS), devices)
+  fast = sharding.place_fast(lm.init_fast(c, STREAMS), devices)
   out = {"before": streams_held(fast)}
-  fast, report = memorize.memorize(c, params, fast, texts().tolist())
+  fast, report = study.memorize(c, params, fast, texts().tolist())
   return out | {"losses": report.loss_B.tolist(), "after": streams_held(fast)}
 
 
@@ -195,17 +199,17 @@ def test_what_no_rule_names_is_refused():
   with pytest.raises(ValueError, match="no sharding rule for parameter blocks/mlp/startup"):
     sharding.of_params({"blocks": {"mlp": {"startup": leaf(2, 8, 8)}}}, abstract(1, 1, 1))
   params = {"mlp": {"up": {"kernel": leaf(2, 8, 8)}}}
-  whole = states.TrainState(leaf(), params, {"factor": leaf(8, 8)}, leaf())
+  whole = state.TrainState(leaf(), params, {"factor": leaf(8, 8)}, leaf())
   with pytest.raises(ValueError, match=r"optimizer state factor of shape \(8, 8\) belongs to no parameter"):
     sharding.of_state(whole, abstract(1, 2, 1))
 
 
 def test_what_cannot_be_cut_is_refused():
-  params = jax.eval_shape(lambda: model.init_params(tiny("transformer"), jax.random.key(0)))
+  params = jax.eval_shape(lambda: lm.init_params(tiny("transformer"), jax.random.key(0)))
   with pytest.raises(ValueError, match=r"parameter blocks/attention/out/kernel of shape \(2, 16, 16\): axis 2 \(model\) of size "
                                        r"16 is not divisible by mesh.fsdp = 3: set mesh.fsdp to a divisor of 16"):
     sharding.of_params(params, abstract(1, 3, 1))
-  fast = jax.eval_shape(lambda: model.init_fast(tiny("hope_hybrid"), 3))
+  fast = jax.eval_shape(lambda: lm.init_fast(tiny("hope_hybrid"), 3))
   with pytest.raises(ValueError, match=r"fast state .*\(streams\) of size 3 is not divisible by mesh.data x mesh.fsdp = 2"):
     sharding.of_fast(fast, abstract(2, 1, 1))
 
@@ -231,8 +235,7 @@ import jax
 config_file, workdir, address, count, number = sys.argv[1:]
 if int(count) > 1:
   jax.distributed.initialize(address, int(count), int(number))
-from hope_jax import config, train
-print(train.train(config.load(config_file), workdir)["bpb"])
+print(loop.train(config.load(config_file), workdir)["bpb"])
 """
 
 
@@ -264,23 +267,22 @@ def test_two_processes_train_as_one(tmp_path):
     runs[count] = [row["train/loss"] for row in rows if "train/loss" in row]
     assert [row["train/bpb"] > 0 for row in rows if "train/loss" in row] == [True] * STEPS
     assert len({out for out, _ in outs}) == 1 and all("step" not in error for _, error in outs[1:])
-    assert integrity.steps(tmp_path / str(count) / "checkpoints") == [STEPS - 2, STEPS]
+    assert sidecar.steps(tmp_path / str(count) / "checkpoints") == [STEPS - 2, STEPS]
   np.testing.assert_allclose(runs[2], runs[1], rtol=0, atol=1e-5)
 
 
 ELSEWHERE = """
 import contextlib, os, signal, sys
-from hope_jax import train
 from tests import test_sharding
-draw = train._Run.draw
+draw = loop._Run.draw
 def drawing(self, i, before):
   if i == stop:
     os.kill(os.getpid(), signal.SIGTERM)
   return draw(self, i, before)
-train._Run.draw = drawing
+loop._Run.draw = drawing
 for stop, mesh in ((3, (8, 1, 1)), (6, (2, 4, 1)), (9, (2, 2, 2)), (12, (1, 8, 1))):
   with contextlib.suppress(SystemExit):
-    train.train(test_sharding.elsewhere(mesh), sys.argv[1])
+    loop.train(test_sharding.elsewhere(mesh), sys.argv[1])
 """
 
 
@@ -298,7 +300,7 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
                         env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"})
   assert done.returncode == 0, done.stderr
   assert done.stderr.count("resuming at step") == 3
-  training.train(elsewhere(ONE), tmp_path / "stayed")
+  loop.train(elsewhere(ONE), tmp_path / "stayed")
   moved, stayed = (test_train.losses(tmp_path / name) for name in ("moved", "stayed"))
   assert set(moved) == set(range(1, 13))
   np.testing.assert_allclose([moved[i] for i in stayed], list(stayed.values()), rtol=0, atol=1e-5)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import selfmod_cases as cases
-from hope_jax import selfmod
-from hope_jax.rule import Rule
+from hope_jax.model import selfmod
+from hope_jax.memory.write_rule import Rule
 
 BOUND, CHUNK = 3.0, 32
 GATES = ((-1.0, 2.0), (20.0, 20.0), (20.0, -20.0), (-20.0, 20.0), (20.0, 2.0))  # b_eta, b_alpha

@@ -14,7 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import checks, config, loader, memorize, model, stack, step as steps, train, weights
+from hope_jax.reading import study
+from hope_jax import config
+from hope_jax.checkpoints import weights
+from hope_jax.data import loader
+from hope_jax.model import checks, lm
+from hope_jax.training import loop, stack, steps
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB, TOKENS = 23, 20
@@ -51,7 +56,7 @@ def parameters(kind, count=1, connection="sequential"):
   c = tiny(kind, levels=levels(count), connection=connection)
   noise = np.random.default_rng(1)
   return c, jax.tree.map(lambda s: jnp.asarray(0.5 * noise.standard_normal(s.shape), s.dtype),
-                         jax.eval_shape(lambda: model.init_params(c, jax.random.key(0))))
+                         jax.eval_shape(lambda: lm.init_params(c, jax.random.key(0))))
 
 
 def text(batch=2):
@@ -60,7 +65,7 @@ def text(batch=2):
 
 def read(c, params, tokens, fast=None):
   """(logits, fast state)."""
-  return model.build(c).apply({"params": params}, tokens, fast)[:2]
+  return lm.build(c).apply({"params": params}, tokens, fast)[:2]
 
 
 @functools.cache
@@ -81,7 +86,7 @@ def stacked_params(c, original, streamed=False):
     params = stack.stack(c, trained, old)
     out = [read(c, params, text())[0]]
     if streamed:
-      logits, fast = read(c, params, text()[:, :16], model.init_fast(c, 2))
+      logits, fast = read(c, params, text()[:, :16], lm.init_fast(c, 2))
       def one(fast, token_B):
         logits, fast = read(c, params, token_B[:, None], fast)
         return fast, logits[:, 0]
@@ -90,7 +95,7 @@ def stacked_params(c, original, streamed=False):
     return params, out
 
   params, out = compute(trained)
-  chex.assert_trees_all_equal_shapes_and_dtypes(params, jax.eval_shape(lambda: model.init_params(c, jax.random.key(0))))
+  chex.assert_trees_all_equal_shapes_and_dtypes(params, jax.eval_shape(lambda: lm.init_params(c, jax.random.key(0))))
   for logits in out:
     np.testing.assert_allclose(logits, wanted(*original), **CLOSE)
   return params
@@ -134,7 +139,7 @@ def test_it_differs_from_the_first_write_on():
   old, trained = parameters("transformer")
   c = stacked("transformer", 2)
   params = stack.stack(c, trained, old)
-  fast, _ = memorize.memorize(c, params, model.init_fast(c, 2), [list(map(int, row)) for row in text()[:, :-4]])
+  fast, _ = study.memorize(c, params, lm.init_fast(c, 2), [list(map(int, row)) for row in text()[:, :-4]])
   assert all((level.updates_B > 0).all() for level in fast.layers.levels.values())
   after, _ = jax.jit(functools.partial(read, c))(params, text()[:, -4:], fast)
   assert jnp.abs(after - wanted("transformer")[:, -4:]).max() > 1e-2
@@ -201,7 +206,7 @@ def recall(kind, count):
 def trained(tmp_path_factory):
   """The folder of a transformer, trained for three steps."""
   folder = tmp_path_factory.mktemp("stack")
-  train.train(recall("transformer", 1), folder / "transformer")
+  loop.train(recall("transformer", 1), folder / "transformer")
   return folder / "transformer"
 
 
@@ -227,7 +232,7 @@ def test_launch_goes_on_from_a_transformer_and_resumes(trained, capfd):
   np.testing.assert_allclose(first[1], out["nats"].sum() / out["labels"].sum(), rtol=1e-5)
 
   shutil.rmtree(run / "checkpoints" / "3")  # a run that was stopped after step 2
-  train.train(c, run, init_from="nowhere")
+  loop.train(c, run, init_from="nowhere")
   said = capfd.readouterr().err
   assert "has a checkpoint and goes on from it: --init_from=nowhere is ignored" in said and "resuming at step 2" in said
   assert losses(run) == pytest.approx(first, rel=1e-4)
@@ -236,9 +241,9 @@ def test_launch_goes_on_from_a_transformer_and_resumes(trained, capfd):
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_trained(trained, tmp_path, monkeypatch):
   c = recall("hope_attention", 2)
   with pytest.raises(FileNotFoundError, match="no checkpoint in .*nowhere"):
-    train.train(c, tmp_path / "run", tmp_path / "nowhere")
+    loop.train(c, tmp_path / "run", tmp_path / "nowhere")
   params, old, meta = weights.load(trained / "checkpoints")
   monkeypatch.setattr(weights, "load", lambda _: (params, old, meta | {"tokenizer": "abc"}))
   with pytest.raises(ValueError, match="tokenizer does not match the checkpoint: it was trained with abc"):
-    train.train(c, tmp_path / "run", trained)
+    loop.train(c, tmp_path / "run", trained)
   assert not (tmp_path / "run" / "config.json").exists()

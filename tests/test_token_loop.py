@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import reference_write as reference
-from hope_jax import config, memorize as reader, model, titan
+from hope_jax import config
+from hope_jax.reading import study
+from hope_jax.model import lm, titan
 from tests.test_memorize import parameters, texts, tiny
 
 LR, PERIODS = 0.05, {"fast": 2, "mid": 8, "slow": 16, "titan": 4}
@@ -50,7 +52,7 @@ def difference(weights, base):
 def look(kind, chunk):
   """(params, state, tokens, labels, zeros of every token) -> (gradient of the loss in them, (nats, state, titan's (a, M(a))))."""
   c = settings(kind, chunk)
-  apply = model.build(c).apply
+  apply = lm.build(c).apply
 
   def loss(own, params, fast, tokens_N, labels_N):
     learned = {name: level.delta for name, level in fast.layers.levels.items()}
@@ -74,10 +76,10 @@ def look(kind, chunk):
 def loop(kind, chunk, params, text):
   """(nats of every token, weights minus parameters {level: tree with layers first}, updates, the state but for the levels)."""
   c = settings(kind, chunk)
-  fast, layers = double(model.init_fast(c, 1)), range(c.model.layers)
+  fast, layers = double(lm.init_fast(c, 1)), range(c.model.layers)
   fast = fast.replace(segment_B=np.ones(1, np.int32))  # inside a document: at its first token a call forgets its levels
   tokens, labels = np.array(text), np.array(text[1:] + [-1])
-  base = {name: [jax.tree.map(lambda p: np.array(p[i]), model.level_parameters(params["blocks"], name)) for i in layers]
+  base = {name: [jax.tree.map(lambda p: np.array(p[i]), lm.level_parameters(params["blocks"], name)) for i in layers]
           for name in fast.layers.levels}
   weights = jax.tree.map(np.array, base)
   m, v = (jax.tree.map(np.zeros_like, base) for _ in range(2))
@@ -120,7 +122,7 @@ def test_chunks_are_the_token_loop(x64, kind, chunk):
   for length in (21, 5):
     text, = texts(length)
     nats, learned, updates, state = loop(kind, chunk, params, text)
-    fast, report = reader.memorize(c, params, double(model.init_fast(c, 1)), [text])
+    fast, report = study.memorize(c, params, double(lm.init_fast(c, 1)), [text])
     np.testing.assert_allclose(report.nats_BxT[0][:length], nats, atol=1e-9)
     for name, level in fast.layers.levels.items():
       assert level.updates_B.tolist() == [[updates[name]]] * 2 and updates[name] >= length // PERIODS[name]

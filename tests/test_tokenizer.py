@@ -5,8 +5,8 @@ import string
 
 import pytest
 
-from hope_jax import tokenizer
-from hope_jax.tokenizer import StreamDecoder, Tokenizer
+from hope_jax.data import tokenizer
+from hope_jax.data.tokenizer import StreamDecoder, Tokenizer
 
 CODE = "def f(x):\n    if x:\r\n\t\treturn 'naïve ▁ 日本'  # 12345\n\n\n        pass\n" * 5
 AWKWARD = ["", " ", "   \n \t\r\n\r\r  ", "\0", "a\0b", "\u2581", " \u2581 \u2581\u2581", "<s></s><unk><0x41>",

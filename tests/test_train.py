@@ -16,7 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import config, evaluation, integrity, step as steps, train, weights
+from hope_jax.checkpoints import sidecar
+from hope_jax import config, integrity
+from hope_jax.checkpoints import weights
+from hope_jax.scoring import validation
+from hope_jax.training import loop, steps
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,7 +83,7 @@ def whole(tmp_path_factory):
   """A run that was never stopped: (folder, config, workdir, result)."""
   folder = tmp_path_factory.mktemp("whole")
   c = small(folder)
-  return folder, c, folder / "run", train.train(c, folder / "run")
+  return folder, c, folder / "run", loop.train(c, folder / "run")
 
 
 def test_run_ends_with_an_evaluation_beside_the_bigram(whole):
@@ -88,8 +92,8 @@ def test_run_ends_with_an_evaluation_beside_the_bigram(whole):
   assert 0 < result["bpb"] < 20 and 0 < result["bigram_bpb"] < 20
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert all(row["memory/1/moved/mem"] > 0 for row in rows if "train/loss" in row)
-  assert integrity.steps(workdir / "checkpoints") == [10, 12]
-  assert [integrity.read(workdir / "checkpoints" / step)["metric"] for step in ("10", "12")] == [None, result["loss"]]
+  assert sidecar.steps(workdir / "checkpoints") == [10, 12]
+  assert [sidecar.read(workdir / "checkpoints" / step)["metric"] for step in ("10", "12")] == [None, result["loss"]]
   assert config.to_json(config.load(workdir / "config.json")) == config.to_json(c)
   assert (workdir / "tokenizer.model").exists() and list((workdir / "tb").iterdir())
 
@@ -103,20 +107,20 @@ def test_resumed_equals_uninterrupted_bit_for_bit_in_the_middle_of_an_epoch(whol
     pass
 
   def stop_at(limit):
-    log = train._Run.log
+    log = loop._Run.log
     def stopping(self, finished):
       log(self, finished)
       if finished[0] == limit:
         raise Stop
-    monkeypatch.setattr(train._Run, "log", stopping)
+    monkeypatch.setattr(loop._Run, "log", stopping)
     return log
 
   for limit in (7, 11):  # after the checkpoints of steps 5 and 10
     log = stop_at(limit)
     with pytest.raises(Stop):
-      train.train(c, part)
-    monkeypatch.setattr(train._Run, "log", log)
-  again = train.train(c, part)
+      loop.train(c, part)
+    monkeypatch.setattr(loop._Run, "log", log)
+  again = loop.train(c, part)
   assert losses(part) == losses(workdir)
   chex.assert_trees_all_equal(last_params(part), last_params(workdir))
   assert again == result
@@ -126,7 +130,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit_in_the_middle_of_an_epoch(whol
 def test_a_finished_run_is_left_as_it_is(whole):
   _, c, workdir, result = whole
   before = (workdir / "metrics.jsonl").read_text().count("train/loss")
-  assert train.train(c, workdir) == result
+  assert loop.train(c, workdir) == result
   assert (workdir / "metrics.jsonl").read_text().count("train/loss") == before
 
 
@@ -136,8 +140,8 @@ def test_sigterm_saves_and_the_same_command_resumes(whole):
   other.data, other.train.log_every = c.data, 1
   (folder / "long.json").write_text(config.to_json(other))
   run = folder / "killed"
-  code = ("import sys; from hope_jax import config, train; c = config.load(sys.argv[1]); c.train.steps = 100000; "
-          "c.train.eval_every = c.train.save_every = 100000; train.train(c, sys.argv[2])")
+  code = ("import sys; from hope_jax import config; from hope_jax.training import loop; c = config.load(sys.argv[1]); c.train.steps = 100000; "
+          "c.train.eval_every = c.train.save_every = 100000; loop.train(c, sys.argv[2])")
   process = subprocess.Popen([sys.executable, "-c", code, folder / "long.json", run], cwd=ROOT, stderr=subprocess.PIPE,
                              text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
   for line in process.stderr:
@@ -146,7 +150,7 @@ def test_sigterm_saves_and_the_same_command_resumes(whole):
       break
   rest = process.stderr.read()
   assert process.wait(60) == 128 + signal.SIGTERM and "the same command resumes" in rest
-  step = integrity.steps(run / "checkpoints")[-1]
+  step = sidecar.steps(run / "checkpoints")[-1]
   assert step == max(losses(run))
 
 
@@ -156,8 +160,8 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_nothing(whole, monkeypa
   run = folder / "diverged"
   poison(monkeypatch, {6: np.nan})
   with pytest.raises(FloatingPointError, match="step 6: loss nan.*Checkpoint 5 is good.*Try a smaller optim.lr"):
-    train.train(c, run)
-  assert integrity.steps(run / "checkpoints") == [5]
+    loop.train(c, run)
+  assert sidecar.steps(run / "checkpoints") == [5]
 
 
 @pytest.mark.slow
@@ -165,7 +169,7 @@ def test_a_run_goes_on_from_the_step_before_a_damaged_one(whole, capsys):
   folder, c, workdir, result = whole
   run = shutil.copytree(workdir, folder / "damaged")
   next((run / "checkpoints" / "12" / "train" / "d").iterdir()).write_bytes(b"not what was written")
-  assert train.train(c, run) == result
+  assert loop.train(c, run) == result
   said = capsys.readouterr().err
   assert "step 12 is damaged (train/d/" in said and "kept as 12.damaged, going on from step 10" in said
   assert sorted(os.listdir(run / "checkpoints")) == ["10", "12", "12.damaged"] and losses(run) == losses(workdir)
@@ -174,7 +178,7 @@ def test_a_run_goes_on_from_the_step_before_a_damaged_one(whole, capsys):
 @pytest.mark.slow
 def test_a_save_that_fails_may_be_passed_over_but_not_the_last(whole, monkeypatch, capsys):
   folder, c, workdir, _ = whole
-  seal = integrity.seal
+  seal = sidecar.seal
 
   def full(folder, facts):
     if facts["step"] in broken:
@@ -185,12 +189,12 @@ def test_a_save_that_fails_may_be_passed_over_but_not_the_last(whole, monkeypatc
   broken, run = {10}, folder / "full"
   c.train.on_save_error = "warn"
   try:
-    train.train(c, run)
-    assert integrity.steps(run / "checkpoints") == [5, 12] and losses(run) == losses(workdir)
+    loop.train(c, run)
+    assert sidecar.steps(run / "checkpoints") == [5, 12] and losses(run) == losses(workdir)
     assert "saving step 10 failed: no space left" in capsys.readouterr().err
     broken, run = {5, 12}, folder / "full_at_the_end"
     with pytest.raises(OSError, match="saving step 12 failed"):  # the run would be lost
-      train.train(c, run)
+      loop.train(c, run)
   finally:
     c.train.on_save_error = "stop"
 
@@ -198,14 +202,14 @@ def test_a_save_that_fails_may_be_passed_over_but_not_the_last(whole, monkeypatc
 def test_workdir_of_another_model_is_refused(whole):
   folder, _, workdir, _ = whole
   with pytest.raises(ValueError, match="checkpoint of another architecture(.|\n)*another workdir"):
-    train.train(small(folder, model__dim=32, train__steps=20), workdir)
+    loop.train(small(folder, model__dim=32, train__steps=20), workdir)
 
 
 def test_workdir_that_cannot_be_written_is_refused_before_anything_is_built(tmp_path):
   (tmp_path / "file").write_text("")
   c = small(tmp_path)
   with pytest.raises(OSError, match="cannot be written"):
-    train.train(c, tmp_path / "file" / "run")
+    loop.train(c, tmp_path / "file" / "run")
   assert not Path(c.data.dir).exists()
 
 
@@ -226,18 +230,18 @@ def test_gradient_accumulation_changes_nothing():
 
 def test_a_memory_that_makes_no_update_fails_the_evaluation():
   with pytest.raises(RuntimeError, match="memory mem made no update"):
-    evaluation.check_updates([{"moved/k": 0.1, "moved/mem": 0.0}, {"moved/k": 0.0, "moved/mem": 0.0}])
-  evaluation.check_updates([{"moved/k": 0.0}, {"moved/k": 1e-9}])
+    validation.check_updates([{"moved/k": 0.1, "moved/mem": 0.0}, {"moved/k": 0.0, "moved/mem": 0.0}])
+  validation.check_updates([{"moved/k": 0.0}, {"moved/k": 1e-9}])
 
 
 def test_gates_that_stay_closed_are_said(capsys):
   run = types.SimpleNamespace(closed={}, config=config.base())
   report = lambda opened: {"open/cms_fast": np.array([0.0, opened]), "surprise/cms_fast": np.array([0.1, 0.2])}
   for i in range(99):
-    train._Run.watch_gates(run, i, report(0))
-  train._Run.watch_gates(run, 99, report(1))
+    loop._Run.watch_gates(run, i, report(0))
+  loop._Run.watch_gates(run, 99, report(1))
   for i in range(100, 199):
-    train._Run.watch_gates(run, i, report(0))
+    loop._Run.watch_gates(run, i, report(0))
   assert not capsys.readouterr().err
-  train._Run.watch_gates(run, 199, report(0))
+  loop._Run.watch_gates(run, 199, report(0))
   assert "no gate of cms_fast opened in 100 steps: its surprise is now 0.2" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hope_jax.windows import Windows
+from hope_jax.data.windows import Windows
 
 
 @pytest.fixture

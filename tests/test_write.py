@@ -1,4 +1,4 @@
-"""Laws of levels that write while they read: level.py, write.py, online.py against the definition, reference_write.py.
+"""Laws of levels that write while they read: level.py, level_write.py, reader.py against the definition, reference_write.py.
 
     python -m pytest tests/test_write.py
 """
@@ -13,8 +13,11 @@ import optax
 import pytest
 
 import reference_write as reference
-from hope_jax import checks, config, level, model, online, teach, write
-from hope_jax.inner import RULES
+from hope_jax import config
+from hope_jax.memory import level, level_write, teach_signal
+from hope_jax.model import checks, lm
+from hope_jax.reading import reader
+from hope_jax.memory.inner_rules import RULES
 from reference_write import CHUNK, CHUNKS, STREAMS, WIDTH, noise, parameters, text
 
 LR, BETA = 0.2, 0.7
@@ -37,8 +40,8 @@ def due_and_at(clock, chunks=CHUNKS):
 
 def read(clock, params, state, *pieces):
   """(state, statistics) after chunks: x, teach, open, due, at. state None: from the start."""
-  state = write.fresh(clock, params, pieces[0].shape[1], pieces[0].dtype) if state is None else state
-  return jax.lax.scan(lambda state, piece: write.write(clock, LR, params, state, *piece), state, pieces)
+  state = level_write.fresh(clock, params, pieces[0].shape[1], pieces[0].dtype) if state is None else state
+  return jax.lax.scan(lambda state, piece: level_write.write(clock, LR, params, state, *piece), state, pieces)
 
 
 def host(function, *first):
@@ -95,7 +98,7 @@ def test_forces_may_come_from_a_backward_pass_that_goes_on(x64):
 @pytest.mark.parametrize("rule, period, hold", CASES)
 def test_writing_is_the_token_loop(x64, rule, period, hold):
   params, pieces = parameters(*VARIANTS[RULES.index(rule) % len(VARIANTS)]), text()
-  clock = write.Clock(period, CHUNK, rule, BETA, hold)
+  clock = level_write.Clock(period, CHUNK, rule, BETA, hold)
   state, stats = host(read, clock, params)(None, *pieces, *due_and_at(clock))
   for b in range(STREAMS):
     one = [np.concatenate(a[:, b]) for a in pieces]
@@ -109,7 +112,7 @@ def test_writing_is_the_token_loop(x64, rule, period, hold):
 
 @pytest.mark.parametrize("hold", ["tokens", "sums"])
 def test_a_chunk_may_be_read_in_two_pieces(x64, hold):
-  clock, params, (x, signal, is_open) = write.Clock(16, CHUNK, "momentum", BETA, hold), parameters(), text()
+  clock, params, (x, signal, is_open) = level_write.Clock(16, CHUNK, "momentum", BETA, hold), parameters(), text()
   due, at = due_and_at(clock)
   run, early = host(read, clock, params), np.arange(CHUNK) < 5
   whole, _ = run(None, x, signal, is_open, due, at)
@@ -121,7 +124,7 @@ def test_a_chunk_may_be_read_in_two_pieces(x64, hold):
 
 @pytest.mark.parametrize("rule, period", [("sgd", 1), ("momentum", 2), ("nl_l2_projector", 4), ("nl_l2_precond", 2)])
 def test_closed_forms_are_the_updates_one_by_one(x64, monkeypatch, rule, period):
-  clock, params, (x, signal, is_open) = write.Clock(period, CHUNK, rule, BETA), parameters(), text(2)
+  clock, params, (x, signal, is_open) = level_write.Clock(period, CHUNK, rule, BETA), parameters(), text(2)
   due = np.random.default_rng(5).random((2, STREAMS, clock.groups)) < 0.7
   due[0] = True
 
@@ -136,7 +139,7 @@ def test_closed_forms_are_the_updates_one_by_one(x64, monkeypatch, rule, period)
     assert clock.parallel == parallel
     again = lambda *args: functional(*args)  # compiled again
     results.append(jax.jit(jax.value_and_grad(again, (0, 1, 2), has_aux=True))(params, x, signal))
-    monkeypatch.setattr(write.Clock, "parallel", False)
+    monkeypatch.setattr(level_write.Clock, "parallel", False)
   close(*results, atol=1e-8, rtol=1e-8)
   assert all(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(results[0]))
 
@@ -154,7 +157,7 @@ def test_sgd_is_optax_multisteps(x64):
     return jax.lax.scan(chunk, (params, tx.init(params)), (x, signal))[0][0]
 
   want = jax.jit(jax.vmap(stream, (None, 1, 1)))
-  for clock in (write.Clock(k, CHUNK) for k in (2, 8, 16)):
+  for clock in (level_write.Clock(k, CHUNK) for k in (2, 8, 16)):
     state, _ = host(read, clock, params)(None, x, signal, np.ones(x.shape[:3], bool), *due_and_at(clock))
     close(jax.tree.map(np.add, params, state.delta), want(clock.period, x, signal))
 
@@ -163,7 +166,7 @@ def test_sgd_is_optax_multisteps(x64):
     ("momentum", 2, ""), ("nl_l2_precond", 4, ""), ("preconditioned", 4, ""), ("muon", 8, ""), ("dmgd", 16, "tokens"),
     ("nl_l2_projector", 16, "sums")])
 def test_closed_gates_change_nothing_and_streams_do_not_see_each_other(rule, period, hold):
-  clock = write.Clock(period, CHUNK, rule, BETA, hold)
+  clock = level_write.Clock(period, CHUNK, rule, BETA, hold)
   run = host(read, clock, parameters())
   first, (x, signal, is_open, *when) = zip(*((a[:2], a[2:]) for a in (*text(), *due_and_at(clock))))
   state, _ = run(None, *first)
@@ -186,11 +189,11 @@ def test_closed_gates_change_nothing_and_streams_do_not_see_each_other(rule, per
 @pytest.mark.parametrize("period, hold", [(1, ""), (2, ""), (8, ""), (16, "tokens"), (16, "sums")])
 def test_n_tokens_make_n_over_p_updates(x64, period, hold):
   lengths, begins = np.array([5, 8, 16, 21, 32]), np.arange(CHUNKS)[:, None] * CHUNK
-  clock, params = write.Clock(period, CHUNK, "momentum", BETA, hold), parameters()
+  clock, params = level_write.Clock(period, CHUNK, "momentum", BETA, hold), parameters()
   x, signal = np.random.default_rng(0).standard_normal((2, CHUNKS, len(lengths), CHUNK, WIDTH))
   valid = begins[..., None] + np.arange(CHUNK) < lengths[:, None]
   begin = np.minimum(begins, lengths // CHUNK * CHUNK)  # a stream that has ended stays where it is
-  run, due = host(read, clock, params), jax.jit(jax.vmap(functools.partial(online._due, clock)))
+  run, due = host(read, clock, params), jax.jit(jax.vmap(functools.partial(reader._due, clock)))
   for flush in (False, True):
     ends = (begins < lengths) & (lengths <= begins + CHUNK) & flush
     state, stats = run(None, x, signal, valid, due(valid, begin, ends), begin % period)
@@ -210,13 +213,13 @@ def test_n_tokens_make_n_over_p_updates(x64, period, hold):
     (rule, *{"preconditioned": (8, ""), "dmgd": (16, "tokens"), "delta_momentum": (16, "sums")}.get(rule, (4, "")))
     for rule in RULES])
 def test_gradients_through_writes_are_finite_at_zero(rule, period, hold):
-  clock, params, chunks = write.Clock(period, CHUNK, rule, BETA, hold), parameters(), 4 if hold else 2
+  clock, params, chunks = level_write.Clock(period, CHUNK, rule, BETA, hold), parameters(), 4 if hold else 2
   x, signal, is_open = text(chunks)
   is_open[0, :, :5] = False  # a period without a token that writes
 
   def loss(params, x, signal, delta, lr):
-    step = lambda state, piece: write.write(clock, lr, params, state, *piece)
-    state = write.fresh(clock, params, STREAMS, x.dtype).replace(delta=delta)
+    step = lambda state, piece: level_write.write(clock, lr, params, state, *piece)
+    state = level_write.fresh(clock, params, STREAMS, x.dtype).replace(delta=delta)
     after, stats = jax.lax.scan(step, state, (x, signal, is_open, *due_and_at(clock, chunks)))
     return sum(jnp.sum(d * d + d) for d in jax.tree.leaves(after.delta)) + jnp.sum(stats["moved"])
 
@@ -227,7 +230,7 @@ def test_gradients_through_writes_are_finite_at_zero(rule, period, hold):
 
 def test_scaled_signals_are_capped_and_have_finite_gradients():
   signal = text()[1][0]
-  cap = lambda signal, scale: teach.scaled(signal, teach.factor(signal, scale, 1.5))
+  cap = lambda signal, scale: teach_signal.scaled(signal, teach_signal.factor(signal, scale, 1.5))
   size, cut = np.linalg.norm(signal, axis=-1, keepdims=True), np.asarray(cap(signal, 2.0))
   close(cut, signal / size * np.minimum(2 * size, 1.5), atol=1e-5)
   assert (2 * size > 1.5).any() and (2 * size < 1.5).any()
@@ -252,26 +255,26 @@ def setup(connection, **options):
   c.teach.update(dict(chunk=CHUNK) | options)
   checks.validate(c)
   c.model.dtype = "float64"
-  params = noise(jax.eval_shape(lambda: model.init_params(c, jax.random.key(0))), 4)
+  params = noise(jax.eval_shape(lambda: lm.init_params(c, jax.random.key(0))), 4)
 
   def loss(deltas, fast, piece):
     levels = {name: state.replace(delta=deltas[name]) for name, state in fast.layers.levels.items()}
     fast = fast.replace(layers=fast.layers.replace(levels=levels))
-    logits = model.build(c).apply({"params": params}, piece["tokens"], fast, piece["segments"], aligned=True)[0]
+    logits = lm.build(c).apply({"params": params}, piece["tokens"], fast, piece["segments"], aligned=True)[0]
     of_label = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(piece["labels"], 0)[..., None], -1)[..., 0]
     return -jnp.sum(jnp.where(piece["labels"] >= 0, of_label, 0))
 
   def run(fast, piece, strong):
-    out, after, _ = online.chunk(c, params, fast, piece, strong)
+    out, after, _ = reader.chunk(c, params, fast, piece, strong)
     return out["stats"], after, jax.tree.map(jnp.subtract, learned(after), learned(fast))
 
   run, gradient = host(run), host(lambda fast, piece: jax.grad(loss)(learned(fast), fast, piece))
-  chunk = lambda fast, piece, **changes: run(fast, piece, online.strength(c)._replace(**changes))
+  chunk = lambda fast, piece, **changes: run(fast, piece, reader.strength(c)._replace(**changes))
   tokens, labels = rng.integers(0, 11, (2, 4, STREAMS, CHUNK), np.int32)
   labels[2, 0, 4:7] = -1
   pieces = [dict(tokens=a, labels=b, segments=np.ones_like(a)) for a, b in zip(tokens, labels)]
   wide = lambda a: a.astype(float) if a.dtype == np.float32 else a  # learned is as precise as parameters are: float32
-  fast = jax.tree.map(wide, host(lambda: model.init_fast(c, STREAMS))())
+  fast = jax.tree.map(wide, host(lambda: lm.init_fast(c, STREAMS))())
   for piece in pieces[:2]:
     fast = chunk(fast, piece, scale=0.05)[1]
   return chunk, gradient, fast, pieces[2:]

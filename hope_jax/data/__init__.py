@@ -1,0 +1,11 @@
+"""From text to batches of token windows.
+
+    corpus       documents of a source
+    tokenizer    SentencePiece
+    tokenized    the folder of token shards, built once and checked whenever it is used
+    shard        a file of tokens that is watched while it is read
+    windows      documents packed into windows
+    recall       the associative recall task
+    loader       batches for training and evaluation
+    __main__     python -m hope_jax.data: builds, verifies, shows
+"""

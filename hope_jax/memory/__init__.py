@@ -1,0 +1,12 @@
+"""Memories that are written while a stream is read: pure functions of arrays, which know no model, data or file.
+
+    products         matrix products with tidy gradients
+    delta_rule       chunk-parallel writes of rank-one updates
+    write_rule       options, step sizes and the bound of self-modifying memories
+    linear_memory    memories M(z) = W z: read and write one chunk
+    mlp_memory       memories M(z) = z + W1 gelu(W2 z): the same
+    inner_rules      inner optimizers, as optax transforms that see a layer's inputs
+    level            what a level computes, and its gradient token by token
+    level_write      when and how a level is written in a stream
+    teach_signal     the teach signal, its schedule and the surprise
+"""

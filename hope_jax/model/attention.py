@@ -1,0 +1,182 @@
+"""Softmax attention with rotary positions: full or sliding window, packed documents, a ring-buffer cache.
+
+Letters: B streams, S slots of the call, W cache length (also the window when there is a cache), H heads, K head width.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from hope_jax.model.layers import scaled_normal
+from hope_jax.model.slots import Layout
+from hope_jax.model.sharding import constrain
+
+HIDDEN = -1e30  # score of a key that a query may not see
+
+
+@struct.dataclass
+class Cache:
+  """The last W tokens of the document a stream is in; token p lies at p modulo W."""
+  key_BxHxWxK: jax.Array
+  value_BxHxWxK: jax.Array
+  position_BxW: jax.Array  # -1: empty
+
+
+def empty_cache(batch: int, length: int, heads: int, width: int, dtype) -> Cache:
+  """A cache without tokens; length 0 for calls that nothing follows."""
+  shape = (batch, heads, length, width)
+  return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full((batch, length), -1))
+
+
+def emptied(cache: Cache) -> Cache:
+  """The cache without its tokens."""
+  return Cache(jnp.zeros_like(cache.key_BxHxWxK), jnp.zeros_like(cache.value_BxHxWxK), jnp.full_like(cache.position_BxW, -1))
+
+
+def rotate(x_BxSxHxK, position_BxS, base: float):
+  """Rotary position embedding (arXiv 2104.09864), in float32 or better."""
+  half = x_BxSxHxK.shape[-1] // 2
+  angle = position_BxS[..., None, None] * base ** (-jnp.arange(half) / half)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  a, b = jnp.split(x_BxSxHxK.astype(jnp.promote_types(x_BxSxHxK.dtype, jnp.float32)), 2, -1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxSxHxK.dtype)
+
+
+def attend(q_BxSxHxK, k_BxLxHxK, v_BxLxHxK, mask_BxSxL):
+  """Softmax attention over the allowed keys; a query with none reads a mean that nobody uses."""
+  return jax.nn.dot_product_attention(q_BxSxHxK, k_BxLxHxK, v_BxLxHxK, mask=mask_BxSxL[:, None])
+
+
+@jax.custom_vjp
+def attend_after(q_BxHxSxK, past_k_BxHxWxK, past_v_BxHxWxK, k_BxHxSxK, v_BxHxSxK, mask_BxSxL):
+  """`attend` to a cache and to the call's own keys, L = W + S.
+
+  Unlike the library's, its gradient keeps nothing of size S x L, and where the cache is data no gradient of it is computed.
+  """
+  return _after_forward(q_BxHxSxK, past_k_BxHxWxK, past_v_BxHxWxK, k_BxHxSxK, v_BxHxSxK, mask_BxSxL)[0]
+
+
+def _scores(q, k, mask):
+  scores = jnp.einsum("bhsk,bhlk->bhsl", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+  return jnp.where(mask[:, None], q.shape[-1] ** -0.5 * scores, HIDDEN)
+
+
+def _after_forward(q, past_k, past_v, k, v, mask):
+  length = past_k.shape[2]
+  scores = _scores(q, past_k, mask[..., :length]), _scores(q, k, mask[..., length:])
+  top = jax.lax.stop_gradient(jnp.maximum(*(jnp.max(s, -1, keepdims=True) for s in scores)))
+  before, own = (jnp.exp(s - top) for s in scores)
+  total = jnp.sum(before, -1, keepdims=True) + jnp.sum(own, -1, keepdims=True)
+  out = ((before.astype(q.dtype) @ past_v + own.astype(q.dtype) @ v) / total).astype(q.dtype)
+  return out, (q, past_k, past_v, k, v, mask, out, top + jnp.log(total))
+
+
+def _after_backward(saved, grad):
+  q, past_k, past_v, k, v, mask, out, log_total = saved
+  length = past_k.shape[2]
+  along = jnp.sum((grad * out).astype(log_total.dtype), -1, keepdims=True)
+
+  def block(k, v, mask):
+    share = jnp.exp(_scores(q, k, mask) - log_total)
+    grad_share = jnp.einsum("bhsk,bhlk->bhsl", grad, v, preferred_element_type=share.dtype)
+    grad_score = (q.shape[-1] ** -0.5 * share * (grad_share - along)).astype(q.dtype)
+    return grad_score @ k, grad_score.swapaxes(2, 3) @ q, share.astype(q.dtype).swapaxes(2, 3) @ grad
+
+  past_q, *grad_past = block(past_k, past_v, mask[..., :length])
+  own_q, *grad_own = block(k, v, mask[..., length:])
+  return past_q + own_q, *grad_past, *grad_own, None
+
+
+attend_after.defvjp(_after_forward, _after_backward)
+
+
+def attend_banded(q_BxSxHxK, k_BxSxHxK, v_BxSxHxK, layout: Layout, window: int):
+  """Sliding window without a cache in O(S * window): blocks of `window` slots see themselves and the block before.
+
+  A document's tokens lie in slots next to each other (model.chunk_grid): across a gap the band would miss some.
+  """
+  batch, total = layout.valid_BxS.shape
+  blocks = -(-total // window)
+  pad = lambda a, value=0: jnp.pad(a, ((0, 0), (0, blocks * window - total), *[(0, 0)] * (a.ndim - 2)), constant_values=value)
+  split = lambda a: pad(a).reshape(batch * blocks, window, *a.shape[2:])
+
+  def pair(a, value=0):
+    a = pad(a, value).reshape(batch, blocks, window, *a.shape[2:])
+    before = jnp.concatenate([jnp.full_like(a[:, :1], value), a[:, :-1]], 1)
+    return jnp.concatenate([before, a], 2).reshape(batch * blocks, 2 * window, *a.shape[3:])
+
+  mask = visible(split(layout.position_BxS), split(layout.document_BxS), pair(layout.position_BxS),
+                 pair(layout.document_BxS), pair(layout.valid_BxS, False), window)
+  out = attend(split(q_BxSxHxK), pair(k_BxSxHxK), pair(v_BxSxHxK), mask)
+  return out.reshape(batch, blocks * window, *out.shape[2:])[:, :total]
+
+
+def visible(position_BxS, document_BxS, key_position_BxL, key_document_BxL, key_valid_BxL, window: int):
+  """Which keys each query may see: its own document, not the future, at most `window` back (0: no limit)."""
+  ago = position_BxS[:, :, None] - key_position_BxL[:, None]
+  allowed = (ago >= 0) & (document_BxS[:, :, None] == key_document_BxL[:, None]) & key_valid_BxL[:, None]
+  return allowed & (ago < window) if window else allowed
+
+
+def store(cache: Cache, k_BxHxSxK, v_BxHxSxK, layout: Layout) -> Cache:
+  """The cache after the call: the last W tokens of the document that each stream ends in."""
+  length = cache.position_BxW.shape[1]
+  ends_in = jnp.take_along_axis(layout.document_BxS, jnp.maximum(layout.last_B, 0)[:, None], 1)
+  current = layout.valid_BxS & (layout.document_BxS == ends_in) & (layout.position_BxS >= layout.count_B[:, None] - length)
+  target = jnp.where(current, layout.position_BxS % length, length)
+  put = jax.vmap(lambda old, new, to: old.at[..., to, :].set(new.astype(old.dtype), mode="drop"))
+  left = (layout.last_B[:, None] >= 0) & (ends_in > 0)  # another document than the one that was cached
+  position = jnp.where(left, -1, cache.position_BxW)
+  position = put(position[..., None], layout.position_BxS[..., None], target)[..., 0]
+  return Cache(put(cache.key_BxHxWxK, k_BxHxSxK, target), put(cache.value_BxHxWxK, v_BxHxSxK, target), position)
+
+
+class Heads(nn.Module):
+  """Queries, keys and values: (B, S, D) -> (B, S, 3, H, K), of a kernel (D, 3 H K) that devices share by head."""
+  heads: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x_BxSxD):
+    dim = x_BxSxD.shape[-1]
+    kernel = self.param("kernel", scaled_normal(dim), (dim, 3 * dim), jnp.float32)
+    kernel_Dx3xHxK = constrain(kernel.astype(self.dtype).reshape(dim, 3, self.heads, -1), None, None, "heads")
+    return jnp.einsum("bsd,dnhk->bsnhk", x_BxSxD.astype(self.dtype), kernel_Dx3xHxK)
+
+
+class Attention(nn.Module):
+  """Token mixer: (x, cache) -> (y, cache). Queries and keys are normalised per head, which keeps Muon and bf16 stable."""
+  heads: int
+  layers: int
+  window: int  # 0: the whole document
+  rope_base: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x_BxSxD, cache: Cache, layout: Layout):
+    batch, total, dim = x_BxSxD.shape
+    dense = lambda name, features, init: nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+    qkv = Heads(self.heads, self.dtype, name="qkv")(x_BxSxD)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    q = rotate(nn.RMSNorm(dtype=self.dtype, name="q_norm")(q), layout.position_BxS, self.rope_base)
+    k = rotate(nn.RMSNorm(dtype=self.dtype, name="k_norm")(k), layout.position_BxS, self.rope_base)
+
+    length = cache.position_BxW.shape[1]
+    if not length and 0 < 2 * self.window < total:
+      y = attend_banded(q, k, v, layout, self.window)
+    else:
+      # with a cache, what is cached is what can be seen: cutting a document differently then changes nothing
+      mask = visible(layout.position_BxS, layout.document_BxS,
+                     jnp.concatenate([cache.position_BxW, layout.position_BxS], 1),
+                     jnp.concatenate([jnp.zeros_like(cache.position_BxW), layout.document_BxS], 1),
+                     jnp.concatenate([cache.position_BxW >= 0, layout.valid_BxS], 1), length or self.window)
+      if length:
+        q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+        y = attend_after(q, cache.key_BxHxWxK.astype(k.dtype), cache.value_BxHxWxK.astype(v.dtype), k, v, mask).swapaxes(1, 2)
+        cache = store(cache, k, v, layout)
+      else:
+        y = attend(q, k, v, mask)
+    return dense("out", dim, scaled_normal(dim, 2 * self.layers))(y.reshape(batch, total, dim)), cache

@@ -1,0 +1,154 @@
+"""What a configuration has to be: the checks that need no data. Each error names the field and the fix."""
+
+import re
+
+from ml_collections import ConfigDict
+
+from hope_jax.model import plan, sharding
+from hope_jax.config import HYBRIDS
+from hope_jax.memory.inner_rules import RULES
+
+LATER_KINDS = ("titans_lmm", "titans_mac", "titans_mag", "titans_mal", "gated_deltanet", "samba")
+CHOICES = {
+    "model.kind": ("transformer", "hope_attention", "hope_selfmod", *HYBRIDS),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "block"),
+    "mixer.kind": ("swiglu", "cms"),
+    "mixer.connection": ("sequential", "independent", "nested"),
+    "mixer.norm": ("rms", "layer"),
+    "mixer.activation": ("gelu", "swiglu"),
+    "titan.modifier": ("on", "teach_only", "off"),
+    "titan.rule": RULES,
+    "teach.signal": ("layer", "global"),
+    "teach.target": ("exact", "block"),
+    "teach.reduction": ("sum", "mean"),
+    "teach.metric": ("l2", "loss", "logit_entropy"),
+    "teach.mode": ("chunked", "exact"),
+    "teach.through_writes": ("none", "full"),
+    "selfmod.memory": ("mlp", "linear"),
+    "selfmod.objective": ("l2", "dot"),
+    "selfmod.factor": ("layer", "input"),
+    "selfmod.conv": ("none", "shared", "separate"),
+    "data.task": ("text", "recall"),
+    "optim.name": ("adamw", "muon"),
+    "train.on_save_error": ("stop", "warn"),
+}
+AT_LEAST_ONE = ("model.dim", "model.layers", "model.heads", "model.vocab", "selfmod.chunk_generators",
+                "selfmod.chunk_memory", "teach.chunk", "titan.period", "data.seq", "data.align", "data.batch",
+                "mesh.fsdp", "mesh.tensor", "optim.accumulate", "train.steps", "train.log_every", "train.eval_every",
+                "train.eval_batches", "train.save_every", "train.keep")
+AT_LEAST_ZERO = ("train.keep_best", "train.keep_every")
+
+
+def validate(config: ConfigDict, devices: int | None = None) -> None:
+  """Raises ValueError, naming the field and the fix, for a configuration that cannot run; on so many devices, if given."""
+  c = config
+  if c.model.kind in LATER_KINDS:
+    raise ValueError(f"model.kind={c.model.kind} is not in this version: set --config.model.kind to one of "
+                     f"{', '.join(CHOICES['model.kind'])}")
+  for field, allowed in CHOICES.items():
+    _check(_get(c, field) in allowed, f"{field}={_get(c, field)!r}: choose one of {', '.join(allowed)}")
+  for field in AT_LEAST_ONE:
+    _check(_get(c, field) >= 1, f"{field}={_get(c, field)}: set it to 1 or more")
+  for field in AT_LEAST_ZERO:
+    _check(_get(c, field) >= 0, f"{field}={_get(c, field)}: set it to 0 or more")
+
+  m, s, d = c.model, c.selfmod, c.data
+  _check(m.dim % m.heads == 0, f"model.dim={m.dim} is not divisible by model.heads={m.heads}: change one of them")
+  _check(m.embed_std > 0, f"model.embed_std={m.embed_std}: set it above 0")
+  _check(0 <= m.dropout < 1, f"model.dropout={m.dropout}: set it to 0 or more and below 1")
+  _check((m.kind == "transformer") <= (c.mixer.kind == "swiglu"),
+         "a transformer with mixer.kind=cms is hope_attention: set model.kind=hope_attention or mixer.kind=swiglu")
+  _check((m.kind == "titan_hybrid") <= (c.mixer.kind == "swiglu"),
+         "a titan_hybrid with mixer.kind=cms is hope_hybrid: set model.kind=hope_hybrid or mixer.kind=swiglu")
+  if m.kind != "hope_selfmod":
+    _check(m.dim // m.heads % 2 == 0, f"head width {m.dim // m.heads} is odd, rotary positions need it even: "
+                                      "change model.dim or model.heads")
+  else:
+    _validate_selfmod(s, d)
+  _check(d.seq % d.align == 0, f"data.seq={d.seq} is not a multiple of data.align={d.align}: set data.seq to "
+                               f"{-(-d.seq // d.align) * d.align}")
+  _check(c.mesh.data >= 0, f"mesh.data={c.mesh.data}: set it to 0 (all devices that are left) or more")
+  if devices is not None:
+    data, fsdp, tensor = sharding.mesh_shape(c, devices)
+    _check(m.heads % tensor == 0, f"model.heads={m.heads} is not divisible by mesh.tensor={tensor}: change one of them")
+  streams = 1 if devices is None else data * fsdp
+  parts = c.optim.accumulate * streams
+  _check(d.batch % parts == 0, f"data.batch={d.batch} is not divisible by {streams} devices (mesh.data x mesh.fsdp) times "
+                               f"optim.accumulate={c.optim.accumulate}: set data.batch to {-(-d.batch // parts) * parts}")
+  o, patience = c.optim, c.train.rollback_after
+  _check(patience >= 0, f"train.rollback_after={patience}: set it to 0 or more")
+  _check(o.skip_above == 0 or o.skip_above > 1,
+         f"optim.skip_above={o.skip_above} skips ordinary steps: set it to 0, or well above 1, e.g. 5")
+  _check(patience > 0 or o.skip_above == 0, f"optim.skip_above={o.skip_above} needs an end to skipping: set "
+                                            "train.rollback_after, e.g. 10")
+  _validate_levels(c)
+  known = plan.of(c).paths
+  for path in c.teach.paths:
+    _check(path in (*known, "none"), f"teach.paths: {path} is not written by this model: choose from {', '.join(known)}, "
+                                     "or none")
+  for layer in c.teach.layers:
+    _check(layer in range(m.layers), f"teach.layers: {layer} is none of the layers 0 to {m.layers - 1}")
+  if plan.of(c).levels:
+    _validate_teach(c)
+
+
+def _validate_selfmod(s, d):
+  small, large = sorted((s.chunk_generators, s.chunk_memory))
+  _check(large % small == 0, f"selfmod.chunk_generators={s.chunk_generators} and chunk_memory={s.chunk_memory}: "
+                             f"one must be a multiple of the other; set the larger to {-(-large // small) * small}")
+  _check(d.align % large == 0, f"data.align={d.align} is not a multiple of the chunk size {large}: documents would "
+                               f"start inside a chunk; set data.align to {-(-d.align // large) * large}")
+  _check(re.fullmatch(r"full|none|chunks:[1-9]\d*", s.through_writes) is not None,
+         f"selfmod.through_writes={s.through_writes!r}: choose full, none or chunks:n")
+  _check(0 <= s.momentum < 1, f"selfmod.momentum={s.momentum}: set it to 0 or more and below 1")
+  _check(0 < s.alpha_init < 1 and s.eta_init > 0,
+         f"selfmod.alpha_init={s.alpha_init}, eta_init={s.eta_init}: retention lies between 0 and 1, the step is positive")
+  if s.bound:
+    _check(s.alpha, f"selfmod.bound={s.bound} is kept by forgetting, and selfmod.alpha is off: set selfmod.bound=0")
+    _check(s.factor == "layer", f"selfmod.bound={s.bound} needs the steps of selfmod.factor=layer: set selfmod.bound=0")
+
+
+def _validate_levels(c):
+  names = [entry.name for entry in c.mixer.levels]
+  _check(len(set(names)) == len(names), f"mixer.levels: names repeat in {names}")
+  _check(not {"titan", "selfmod"} & set(names), "mixer.levels: titan and selfmod are names of other memories: rename")
+  for entry in c.mixer.levels:
+    _check(entry.rule in RULES, f"mixer.levels: rule {entry.rule} of {entry.name}: choose one of {', '.join(RULES)}")
+    _check(entry.period >= 0, f"mixer.levels: period {entry.period} of {entry.name} is negative")
+    _check(entry.period > 0 or not c.mixer.in_context,
+           f"mixer.levels: period 0 of {entry.name} never writes in context: set it to 1 or more, or mixer.in_context=False")
+    _check(entry.period <= c.data.seq or entry.period % c.data.seq == 0,
+           f"mixer.levels: period {entry.period} of {entry.name} is longer than data.seq={c.data.seq} but no multiple of "
+           f"it: set it to {-(-entry.period // c.data.seq) * c.data.seq}")
+
+
+def _validate_teach(c):
+  t, chunk = c.teach, plan.of(c).chunk
+  _check(t.scale > 0, f"teach.scale={t.scale}: nothing would be written; set it above 0, or mixer.in_context=False")
+  _check(t.clip >= 0 and t.threshold >= 0, f"teach.clip={t.clip}, teach.threshold={t.threshold}: set them to 0 or more")
+  _check(c.data.align % chunk == 0, f"data.align={c.data.align} is not a multiple of teach.chunk={chunk}: documents would "
+                                    f"start inside a chunk; set data.align to {-(-c.data.align // chunk) * chunk}")
+  for name, entry in plan.of(c).levels.items():
+    _check(entry.lr >= 0 and 0 <= entry.beta < 1 and entry.warmup >= 0 and entry.scale > 0,
+           f"{name}: lr={entry.lr}, beta={entry.beta}, warmup={entry.warmup}, scale={entry.scale}: set lr and warmup to 0 or more, "
+           "beta to 0 or more and below 1, scale above 0")
+    _check(chunk % entry.period == 0 or entry.period % chunk == 0,
+           f"period {entry.period} of {name} is neither a divisor nor a multiple of the chunk of {chunk} tokens: set "
+           f"teach.chunk={entry.period}, or the period to {max(entry.period // chunk, 1) * chunk}")
+  if c.model.kind == "hope_selfmod":
+    grid = max(c.selfmod.chunk_generators, c.selfmod.chunk_memory)
+    _check(chunk == 1 or chunk % grid == 0, f"a chunk of {chunk} tokens is no multiple of the self-modifying memories' "
+                                            f"{grid}: set teach.chunk, or both selfmod chunks to {chunk}")
+  _check(t.signal == "layer" or t.target == "block", "teach.signal=global gives every level the last block's signal: set "
+                                                      "teach.target=block")
+
+
+def _get(config, field):
+  section, name = field.split(".")
+  return config[section][name]
+
+
+def _check(good: bool, message: str):
+  if not good:
+    raise ValueError(message)

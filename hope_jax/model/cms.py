@@ -1,0 +1,45 @@
+"""Continuum memory system: levels of memory in one channel mixer, from fast to slow (NL Eq. 70-74).
+
+This file holds how levels are connected. What one computes is in level.py, how it is written while it reads in write.py. A
+level of a period longer than the sequence is stepped by the outer optimizer, once per period (optim.py).
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from hope_jax.memory import level
+
+
+class CMS(nn.Module):
+  """Channel mixer of K levels: (x, {level: weights}, {level: what is added inside}) -> (what it adds to x, inputs).
+
+  inputs: {level: (its input, the inputs of its kernels)}. What is added inside are level.zeros, whose gradients write the
+  levels, where `probes` has them.
+
+  sequential (Eq. 73) and nested (Eq. 72, which differs in when a level starts afresh, not in what it computes):
+  y = MLP_K(...MLP_1(x)).  independent (Eq. 74): y = x + sum_l softmax(w)_l K theta_l(x).
+  """
+  names: tuple[str, ...]
+  connection: str
+  hidden: int
+  layers: int
+  norm: str
+  activation: str
+  through: bool
+
+  @nn.compact
+  def __call__(self, x_BxTxD, weights: dict, probes: dict):
+    depth = 2 * self.layers * len(self.names)
+    init = functools.partial(level.init, width=x_BxTxD.shape[-1], hidden=self.hidden, depth=depth, norm=self.norm,
+                             activation=self.activation)
+    if self.connection == "independent":
+      share = jax.nn.softmax(self.param("share", nn.initializers.zeros, (len(self.names),))) * len(self.names)
+    added, inputs = 0.0, {}
+    for i, name in enumerate(self.names):
+      x = x_BxTxD if self.connection == "independent" else x_BxTxD + added
+      y, of_kernels = level.apply(self.param(name, init), x, weights.get(name), probes.get(name), through=self.through)
+      inputs[name] = x, of_kernels
+      added = added + (share[i].astype(y.dtype) * y if self.connection == "independent" else y)
+    return added, inputs

@@ -1,0 +1,56 @@
+"""The Titan memory of the hybrid blocks and its self-modifier: a level read from the attention's output, with its own loss.
+
+At every period it takes a step of its inner rule on the mean over the period of ||M(a) - target||^2, with
+target = modifier - delta: a the attention's output, delta the teach signal, and
+
+    modifier = skip M(a) + MLP([a, M(a), delta]),    skip = 1 at the start, the MLP's last layer 0.
+
+So a fresh modifier leaves the memory where it is and the teach signal alone moves it; without a modifier (titan_hybrid) this
+stays so. The notes' own form is skip = 0.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hope_jax.memory import level
+
+
+def init_modifier(key, width: int, hidden: int) -> dict:
+  """Parameters of the self-modifier."""
+  in_key, mid_key = jax.random.split(key)
+  part = lambda kernel: {"kernel": kernel, "bias": jnp.zeros_like(kernel[0])}
+  normal = lambda k, rows, columns: rows ** -0.5 * jax.random.normal(k, (rows, columns), jnp.float32)
+  return {"in": part(normal(in_key, 3 * width, hidden)), "mid": part(normal(mid_key, hidden, hidden)),
+          "out": part(jnp.zeros((hidden, width), jnp.float32)), "skip": jnp.ones((), jnp.float32)}
+
+
+def modify(params: dict, attention_BxCxD, read_BxCxD, teach_BxCxD):
+  """What the memory should answer before the teach signal is subtracted."""
+  dense = lambda name, h: h @ params[name]["kernel"].astype(h.dtype) + params[name]["bias"].astype(h.dtype)
+  h = jnp.concatenate([attention_BxCxD, read_BxCxD, teach_BxCxD], -1)
+  h = jax.nn.gelu(dense("in", h), approximate=False)
+  h = jax.nn.gelu(dense("mid", h), approximate=False)
+  return params["skip"].astype(h.dtype) * read_BxCxD + dense("out", h)
+
+
+def signal(modifier: dict | None, period: int, attention_BxCxD, read_BxCxD, teach_BxCxD):
+  """The gradient of the memory's loss at its output M(a), token by token."""
+  kept = read_BxCxD if modifier is None else modify(modifier, attention_BxCxD, read_BxCxD, teach_BxCxD)
+  return 2 * (read_BxCxD - (kept - teach_BxCxD)) / period
+
+
+class Titan(nn.Module):
+  """(a, the streams' weights or None) -> (M(a), inputs of its kernels); holds the self-modifier's parameters."""
+  hidden: int
+  layers: int
+  modifier: bool
+  through: bool
+
+  @nn.compact
+  def __call__(self, x_BxTxD, weights):
+    width = x_BxTxD.shape[-1]
+    memory = self.param("memory", lambda key: level.init(key, width, self.hidden, 2 * self.layers))
+    if self.modifier:
+      self.param("modifier", lambda key: init_modifier(key, width, self.hidden))
+    return level.apply(memory, x_BxTxD, weights, through=self.through)

@@ -1,0 +1,8 @@
+"""Texts that are read and written, one stream each, with what the model remembers of them.
+
+    reader          a chunk: read, be told what came next, write
+    study           a text that is learned at test time
+    stream          a text that is generated
+    conversation    the fast state of a stream on disk
+    opening         a run opened for reading
+"""

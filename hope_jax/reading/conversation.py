@@ -1,0 +1,58 @@
+"""A conversation on disk: the fast state of its stream, which means nothing to another model than its own."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from hope_jax.checkpoints import sidecar
+from hope_jax.checkpoints import arrays, stored
+from hope_jax.model import plan
+from hope_jax.checkpoints.checkpoint import Checkpoints
+
+
+def owner(config: ConfigDict, params: Any) -> dict:
+  """Whose a fast state is: the model's fingerprint, and the levels that it writes in context."""
+  levels = {plan.path(name): dataclasses.asdict(level) for name, level in plan.of(config).levels.items()}
+  return {"fingerprint": arrays.fingerprint(params), "levels": levels}
+
+
+def steps(directory: str | Path) -> list[int]:
+  """Of what is saved in a folder; ValueError if it holds a run's checkpoints: saving there would delete them."""
+  found = sidecar.steps(directory)
+  if not all((Path(directory) / str(step) / "fast").is_dir() for step in found):
+    raise ValueError(f"{directory} holds a run's checkpoints, not a conversation: choose another directory")
+  return found
+
+
+def save(directory: str | Path, fast: Any, meta: dict) -> None:
+  """Replaces the one in `directory` once the new one is whole. Raises ValueError as `steps`.
+
+  `meta` holds at least what `owner` says.
+  """
+  if missing := {"fingerprint", "levels"} - meta.keys():
+    raise ValueError(f"meta has no {' and no '.join(sorted(missing))}: add conversation.owner(config, params)")
+  step = max(steps(directory), default=-1) + 1
+  with Checkpoints(directory, keep=1) as saved:
+    saved.write(step, {"fast": fast, "meta": meta}, {"model": meta["fingerprint"]})
+
+
+def load(directory: str | Path, like: Any, own: dict) -> tuple[Any, dict]:
+  """(fast, meta) as saved, placed like `like`. `own`: the `owner` that goes on with it.
+
+  Raises FileNotFoundError when there is none, ValueError when it is damaged or another model's.
+  """
+  path = stored.good(directory)
+  meta = stored.read(path, {"meta": None})["meta"]
+  if meta["fingerprint"] != own["fingerprint"]:
+    raise ValueError(
+        f"the fast state in {directory} belongs to another model: it was written by {meta['fingerprint']}, these "
+        f"parameters are {own['fingerprint']}; load the checkpoint it was written with, or start a fresh conversation")
+  theirs, ours = meta.get("levels", {}), own["levels"]
+  if differ := [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]:
+    has = lambda levels: f"{differ[0]}={levels.get(differ[0], 'nothing')}"
+    raise ValueError(f"the fast state in {directory} was written by other levels: it has {has(theirs)}, this configuration has "
+                     f"{has(ours)}; set the same levels, or start a fresh conversation")
+  arrays.check_architecture(stored.shapes(path, "fast"), like, "fast state")
+  return stored.read(path, {"fast": like})["fast"], meta

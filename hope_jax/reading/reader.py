@@ -1,0 +1,174 @@
+"""Reading and learning, a chunk at a time: forward, loss, teach signals from the same backward pass, writes.
+
+Every stream reads C tokens with what its memories hold, is told what came next, and writes. Attention sees the past through
+its cache; the next chunk reads with what this one wrote. What is written is data for the outer gradient, unless
+teach_signal.through_writes is full.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hope_jax.memory import level, level_write, teach_signal
+from hope_jax.model import lm, plan, sharding, titan
+from hope_jax.model.state import FastState
+
+
+class Strength(NamedTuple):
+  """How much is written, as arrays: it may change without compiling again."""
+  scale: Any  # of the teach signal
+  rates: dict  # inner learning rate of each level
+  threshold: Any  # of the surprise
+
+
+def token_losses(logits_BxTxV, labels_BxT):
+  """Cross-entropy in nats, 0 where there is no label."""
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, jnp.maximum(labels_BxT, 0))
+  return jnp.where(labels_BxT >= 0, losses, 0.0)
+
+
+def strength(config, step=None) -> Strength:
+  """As configured, at an optimizer step; None: after all warm-ups, before any decay."""
+  t = config.teach
+  factor = 1.0 if step is None else teach_signal.schedule(t, step)
+  risen = lambda warmup: jnp.minimum(1.0, step / warmup) if warmup and step is not None else 1.0
+  rates = {name: entry.lr * risen(entry.warmup) for name, entry in plan.of(config).levels.items()}
+  return Strength(t.scale * factor, rates, t.threshold)
+
+
+def probes(config, params, batch: int) -> dict:
+  """Zeros, added inside the levels and at the outputs of blocks, whose gradients write the memories (model.Block)."""
+  c, names = config, plan.of(config).levels
+  chunk, out = plan.of(c).chunk, {}
+  if c.teach.target == "block" or "titan" in names:
+    out["block"] = jnp.zeros((c.model.layers, batch, chunk, c.model.dim), lm.compute_dtype(c))
+  if c.teach.target == "exact":
+    out |= {name: jax.vmap(lambda layer: level.zeros(layer, batch, chunk))(lm.level_parameters(params["blocks"], name))
+            for name in names if name != "titan"}
+  return out
+
+
+def chunk(config, params, fast: FastState, piece: dict, strong: Strength, *, outer: bool = False, rng=None):
+  """One chunk of every stream.
+
+  Args:
+    piece: (B, C) arrays tokens, labels (-1: none) and segments (0: padding), one document a stream, its tokens at the slots
+      that are their positions modulo C; "ends" (B,), optional: streams that end here and flush.
+    outer: also return the gradient of the summed loss with respect to the parameters.
+
+  Returns:
+    ({"nats_BxC", "correct_BxC", "stats"}, FastState, gradients or None); stats: {level: {name: (L, B)}}, and the
+    self-modifying memories' {name: (L,)}.
+  """
+  model = lm.build(config)
+
+  def loss(params, probe):
+    logits, after, stats, taps = model.apply({"params": params}, piece["tokens"], fast, piece["segments"], aligned=True,
+                                             rng=rng, probes=probe)
+    losses = token_losses(logits, piece["labels"])
+    return jnp.sum(losses), (after, losses, logits, stats, taps)
+
+  grad = jax.value_and_grad(loss, argnums=(0, 1) if outer else 1, has_aux=True)
+  (_, (after, losses, logits, selfmod, taps)), gradients = grad(params, probes(config, params, piece["tokens"].shape[0]))
+  gradients, signals = gradients if outer else (None, gradients)
+  stop = (lambda tree: tree) if config.teach.through_writes == "full" else jax.lax.stop_gradient
+  params, signals, taps, seen = stop((params, signals, taps, (losses, logits)))
+  levels, stats = _write_layers(config, params, after, piece, strong, signals, taps, *seen)
+  out = {"nats_BxC": losses, "correct_BxC": (jnp.argmax(logits, -1) == piece["labels"]) & (piece["labels"] >= 0),
+         "stats": stats | ({"selfmod": selfmod} if selfmod else {})}
+  return out, after.replace(layers=after.layers.replace(levels=levels)), gradients
+
+
+def _write_layers(config, params, fast, piece, strong, signals, taps, losses, logits):
+  """All levels of all layers: (states, {level: {name: (L, B)}})."""
+  t, clocks = config.teach, plan.of(config).clocks
+  size = plan.of(config).chunk
+  valid_BxC, labelled_BxC = piece["segments"] > 0, piece["labels"] >= 0
+  scale = strong.scale / (labelled_BxC.size * sharding.parts() if t.reduction == "mean" else 1)
+  if t.signal == "global":
+    signals = {"block": jnp.broadcast_to(signals["block"][-1], signals["block"].shape)}
+  entries = plan.of(config).levels
+
+  begin_B = fast.count_B - jnp.sum(valid_BxC, 1)
+  begin_B = begin_B - begin_B % size  # position of the chunk's slot 0
+  ends_B = piece.get("ends", jnp.zeros(begin_B.shape, bool)) & t.flush_partial
+
+  def write_level(name):
+    clock, added = clocks[name], signals.get(name)  # a level's own gradients; its output's is the last kernel's
+    signal = signals["block"] if added is None else added["down"]["kernel"]
+    factor_LxBxC = teach_signal.factor(signal, scale * entries[name].scale, t.clip)
+    norm_LxBxC = factor_LxBxC * teach_signal.norm(signal)
+    surprise = teach_signal.surprise(t.metric, norm_LxBxC, losses, logits, labelled_BxC)
+    may_L = jnp.asarray(plan.of(config).layers[plan.path(name)]) & (strong.rates[name] > 0)
+    gate_LxB = (surprise >= strong.threshold) & jnp.any(labelled_BxC, 1) & may_L[:, None]
+    due_BxG = _due(clock, valid_BxC, begin_B, ends_B)
+
+    def one_layer(_, xs):
+      blocks, state, taps, signal, added, factor_BxC, gate_B = xs
+      blocks = sharding.constrain_params(blocks, gathered=True)
+      x, of_kernels = taps[name]
+      signal, force = teach_signal.scaled(signal, factor_BxC), None
+      if added is not None:
+        force = level.paired(of_kernels, jax.tree.map(lambda g: teach_signal.scaled(g, factor_BxC), added))
+      if name == "titan":
+        modifier = blocks["titan"].get("modifier")
+        if config.titan.modifier == "teach_only":
+          modifier = jax.lax.stop_gradient(modifier)
+        signal = titan.signal(modifier, clock.period, x, taps["titan_read"], signal)
+        signal = teach_signal.scaled(signal, teach_signal.factor(signal, 1.0, t.clip))  # a target that follows its own memory may run away
+      return None, level_write.write(clock, strong.rates[name], lm.level_parameters(blocks, name), state, x, signal,
+                                valid_BxC & gate_B[:, None], due_BxG, begin_B % clock.period, force)
+
+    xs = (params["blocks"], fast.layers.levels[name], taps, signal, added, factor_LxBxC, gate_LxB)
+    _, (state, stats) = jax.lax.scan(one_layer, None, xs)
+    mean = jnp.sum(norm_LxBxC * valid_BxC, -1) / jnp.maximum(jnp.sum(valid_BxC, -1), 1)
+    unfinished_B = jnp.where(jnp.any(due_BxG, 1) | (clock.period <= size), 0, fast.count_B % clock.period)
+    return state, stats | {"surprise": surprise, "open": gate_LxB.astype(jnp.int32), "teach": mean,
+                           "pending": jnp.broadcast_to(unfinished_B, gate_LxB.shape)}
+
+  out = {name: write_level(name) for name in clocks}
+  states = {name: state for name, (state, _) in out.items()}
+  if config.mixer.connection == "nested":
+    states = _restart_nested(config, clocks, states, valid_BxC, begin_B, ends_B)
+  return states, {name: stats for name, (_, stats) in out.items()}
+
+
+def _due(clock, valid_BxC, begin_B, ends_B):
+  """(B, G): periods whose last token is in this chunk; at the end of a stream also the unfinished one."""
+  groups = valid_BxC.reshape(valid_BxC.shape[0], clock.groups, -1)
+  complete = groups[:, :, -1] & ((begin_B + clock.chunk) % clock.period == 0)[:, None]
+  return complete | (jnp.any(groups, -1) | (clock.period > clock.chunk)) & ends_B[:, None]
+
+
+def _restart_nested(config, clocks, states, valid_BxC, begin_B, ends_B):
+  """NL Eq. 72: where the period of the next slower level ends, a level starts again from its meta-learned weights."""
+  names = [entry.name for entry in config.mixer.levels if entry.name in clocks]
+  for fast, slow in zip(names, names[1:]):
+    ends = jnp.any(_due(clocks[slow], valid_BxC, begin_B, ends_B), 1)
+    states[fast] = level_write.restart(states[fast], ends).replace(updates_B=states[fast].updates_B)
+  return states
+
+
+def scan_chunks(config, batch: dict) -> dict:
+  """(B, T) arrays as (T / C, B, C), to be scanned."""
+  size = plan.of(config).chunk
+  return jax.tree.map(lambda a: jnp.moveaxis(a.reshape(a.shape[0], -1, size), 1, 0), batch)
+
+
+def summary(stats: dict) -> dict:
+  """Statistics of N chunks, {level: {name: (N, L, B)}}, as {"name/path": (L,)}: means over streams.
+
+  updates, open (chunks that wrote) and moved (lengths of all changes) are sums over the chunks, pending (tokens of an
+  unfinished period) is the last chunk's, the others are means.
+  """
+  out = {}
+  for memory, values in stats.items():
+    if memory == "selfmod":
+      out |= {name: value[-1] for name, value in values.items()}
+      continue
+    for name, value in values.items():
+      over_chunks = {"updates": jnp.sum, "open": jnp.sum, "moved": jnp.sum, "pending": lambda a, _: a[-1]}.get(name, jnp.mean)
+      out[f"{name}/{plan.path(memory)}"] = jnp.mean(over_chunks(value.astype(jnp.float32), 0), -1)
+  return jax.lax.stop_gradient(out)

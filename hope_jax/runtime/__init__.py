@@ -1,0 +1,9 @@
+"""How programs run: beginning and ending them, processes, signals, time, and what is written down meanwhile.
+
+    program    flags, how a result was made, errors of one line
+    startup    what programs that use jax share: devices, kept compilations, talking to a person
+    hosts      many processes: how they meet, agree and end
+    signals    being told to stop
+    goodput    where the time of a run went
+    metrics    JSON lines, TensorBoard events, speed
+"""

@@ -1,0 +1,178 @@
+"""What a run writes down: JSON lines and TensorBoard events, its speed, one console line per interval, tables.
+
+    with Metrics(workdir, resume_step) as metrics:
+      metrics.write(step, {"train": {"loss": 3.2}, "lr": 1e-3})
+    -> workdir/metrics.jsonl   {"step": 10, "time": 1.7e9, "train/loss": 3.2, "lr": 0.001}
+       workdir/tb              the same as TensorBoard events
+
+A run resumed at step s drops the lines beyond s that the interrupted run left: it will write them again.
+"""
+
+import contextlib
+import datetime
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from hope_jax.runtime.startup import say
+
+
+class Metrics:
+  """Appends to workdir/metrics.jsonl and workdir/tb; every line is on disk when `write` returns.
+
+  `resume_step`: the step of the restored checkpoint; -1 for a run from the start, which drops every older line.
+  Of several processes the first one writes, the others do nothing.
+  `resumed`: the names of what is already written at that step.
+  """
+
+  def __init__(self, workdir: str | Path, resume_step: int = -1):
+    self._writes, self.path = jax.process_index() == 0, Path(workdir) / "metrics.jsonl"
+    self.resumed = _drop_after(self.path, resume_step, self._writes)
+    if not self._writes:
+      return
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    self._file = self.path.open("a")
+    self._board = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resume_step + 1)
+
+  def write(self, step: int, values: dict) -> None:
+    """One line. `values`: numbers or scalar arrays, in dicts of any depth. ValueError for anything larger."""
+    if not self._writes:
+      return
+    row = {name: _number(name, x) for name, x in _flatten(jax.device_get(values)).items()}
+    self._file.write(json.dumps({"step": int(step), "time": round(time.time(), 3)} | row) + "\n")
+    self._file.flush()
+    for name, x in row.items():
+      self._board.add_scalar(name, x, int(step))
+    self._board.flush()
+
+  def __enter__(self) -> "Metrics":
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._writes:
+      for each in (self._file, self._board):
+        with contextlib.suppress(OSError):  # a disk that is full: `write` has raised already
+          each.close()
+
+
+class Meter:
+  """Tokens per second of training proper. Read it after fetching a step's metrics: a dispatched step is not a done one.
+
+  `tokens`: tokens per step.  `flops`: per token, forward and backward.  `peak`: FLOP/s of all devices together.
+  """
+
+  def __init__(self, steps: int, tokens: int, flops: float, peak: float,
+               clock: Callable[[], float] = time.perf_counter):
+    self.steps, self.tokens, self.flops, self.peak = steps, tokens, flops, peak
+    self._clock = clock
+    self.start(0)
+
+  def start(self, step: int) -> None:
+    """An interval begins at `step`. Called after the first step as well, its time is compilation."""
+    self._step, self._since, self._paused = step, self._clock(), 0.0
+
+  @contextlib.contextmanager
+  def pause(self) -> Iterator[None]:
+    """Time in here (evaluation, saving, compilation) is not training time."""
+    began = self._clock()
+    try:
+      yield
+    finally:
+      self._paused += self._clock() - began
+
+  def read(self, step: int) -> dict[str, float]:
+    """Rates since the last read or start: tokens_per_s, mfu (0 to 1), eta_s (evaluations and saves left out)."""
+    done, seconds = step - self._step, self._clock() - self._since - self._paused
+    if done <= 0 or seconds <= 0:
+      raise ValueError(f"no training between steps {self._step} and {step}; call Meter.read once per interval")
+    rate = done * self.tokens / seconds
+    self.start(step)
+    return {"tokens_per_s": rate, "mfu": rate * self.flops / self.peak,
+            "eta_s": (self.steps - step) * seconds / done}
+
+
+def format_line(step: int, steps: int, *, loss: float, bpb: float | None, rates: dict[str, float], grad_norm: float,
+                lr: float, memory: Sequence[float] = ()) -> str:
+  """The console line of an interval. `rates` from Meter.read; `memory`: update norm of each layer's memory."""
+  eta = datetime.timedelta(seconds=round(rates["eta_s"]))
+  line = (f"step {step:{len(str(steps))}d}/{steps}  loss {loss:7.4f}  "
+          f"{'' if bpb is None else f'bpb {bpb:6.4f}  '}"
+          f"{_short(rates['tokens_per_s']):>6} tok/s  MFU {100 * rates['mfu']:4.1f}%  eta {eta!s:>8}  "
+          f"grad {grad_norm:8.2e}  lr {lr:8.2e}")
+  if len(memory) > 8:  # a line stays a line
+    return f"{line}  memory {min(memory):.1e} to {max(memory):.1e} in {len(memory)} layers"
+  return line + ("  memory " + " ".join(f"{x:.1e}" for x in memory) if len(memory) else "")
+
+
+@functools.cache
+def matmul_rate(dtype: str) -> float:
+  """FLOP/s of one device on a large square product of this type ("bfloat16", "float32"): the 100% of MFU.
+
+  Takes about half a second on a CPU. float32 runs at jax's default precision, as the model does.
+  """
+  n, products = (1024, 2) if jax.default_backend() == "cpu" else (8192, 8)
+  w = jax.random.normal(jax.random.key(0), (n, n), dtype) / jnp.asarray(n**0.5, dtype)  # keeps powers of w finite
+  power = jax.jit(lambda x: jax.lax.fori_loop(0, products, lambda _, y: y @ w, x))
+  power(w).block_until_ready()
+  best = min(_seconds(power, w) for _ in range(5))
+  return 2 * n**3 * products / best
+
+
+def _seconds(f: Callable, x: jax.Array) -> float:
+  began = time.perf_counter()
+  f(x).block_until_ready()
+  return time.perf_counter() - began
+
+
+def _drop_after(path: Path, step: int, write: bool) -> set[str]:
+  """Drops the lines beyond a step, where they may be written; returns the names in its own lines."""
+  lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+  whole = [line for line in lines if line.endswith("\n")]  # one without its end was cut by the interruption
+  read = [(line, row) for line in whole if (row := _row(line)) is not None]
+  if len(read) < len(whole):
+    say(f"{path}: {len(whole) - len(read)} damaged line(s) are left out")
+  rows = [(line, row) for line, row in read if row["step"] <= step]
+  if write and len(rows) < len(lines):
+    new = path.with_suffix(".jsonl.new")
+    new.write_text("".join(line for line, _ in rows))
+    os.replace(new, path)
+  return {name for _, row in rows if row["step"] == step for name in row}
+
+
+def _row(line: str) -> dict | None:
+  """None for what is no row: a power cut may leave zeros."""
+  try:
+    row = json.loads(line)
+  except ValueError:
+    return None
+  return row if isinstance(row, dict) and "step" in row else None
+
+
+def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, x in values.items():
+    flat |= _flatten(x, f"{prefix}{name}/") if isinstance(x, dict) else {f"{prefix}{name}": x}
+  return flat
+
+
+def _number(name: str, x: Any) -> int | float:
+  x = np.asarray(x)
+  if x.ndim:
+    raise ValueError(f"metric {name} has shape {x.shape}; write one number per name, or a dict of numbers")
+  return x.item()
+
+
+def _short(x: float) -> str:
+  for unit, size in (("M", 1e6), ("k", 1e3)):
+    if x >= size:
+      return f"{x / size:.1f}{unit}"
+  return f"{x:.0f}"

@@ -1,0 +1,7 @@
+"""What a model is worth: scores, their baselines and intervals.
+
+    validation      loss, bits per byte and accuracy on validation windows
+    bigram          the baseline that a language model must beat
+    intervals       bootstrap intervals, paired differences
+    memorization    the options of programs that read with memories on
+"""

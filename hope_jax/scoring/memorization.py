@@ -1,0 +1,38 @@
+"""The options of memorization, the same in every program that reads with memories on."""
+
+from absl import flags
+
+from hope_jax.model import checks, plan
+from hope_jax.reading import opening
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """What `override` reads."""
+  flags.DEFINE_list("paths", None, "Memories to write: titan, cms_<level>, selfmod. Default: as trained.", flag_values=values)
+  flags.DEFINE_list("layers", None, "Layers to write in. Default: as trained.", flag_values=values)
+  flags.DEFINE_float("threshold", None, "Surprise from which a chunk is written. Default: as trained.", flag_values=values)
+  flags.DEFINE_float("scale", None, "Of the teach signal. Default: as trained.", flag_values=values)
+
+
+def override(config, f: flags.FlagValues) -> None:
+  """Sets the fields of config.teach for which a flag was given."""
+  if unknown := [layer for layer in f.layers or () if not layer.isdecimal()]:
+    raise ValueError(f"--layers={unknown[0]}: layers are numbers from 0 to {config.model.layers - 1}")
+  given = {"paths": f.paths and tuple(f.paths), "layers": f.layers and tuple(map(int, f.layers)),
+           "threshold": f.threshold, "scale": f.scale}
+  with config.unlocked():
+    config.teach.update({name: value for name, value in given.items() if value is not None})
+
+
+def load(f: flags.FlagValues):
+  """(config, params, tokenizer) of --checkpoint, with what the flags say of writing.
+
+  Raises ValueError for a model that writes nothing while it reads.
+  """
+  config, params, tokenizer = opening.load(f.checkpoint)
+  if not plan.of(config).paths:
+    raise ValueError(f"{f.checkpoint} is a {config.model.kind} that writes nothing while it reads: train one with "
+                     "mixer.in_context=True, or model.kind=hope_selfmod, hope_hybrid or titan_hybrid")
+  override(config, f)
+  checks.validate(config)
+  return config, params, tokenizer

@@ -1,0 +1,10 @@
+"""Training: one step, the loop around it, and what it costs.
+
+    steps          one optimizer step, one evaluation step
+    optimizer      the outer optimizer, as an optax chain
+    spikes         bad steps change nothing
+    loop           evaluate, save, draw, step, log
+    stack          a trained model gets levels: --init_from
+    costs          parameters, FLOPs, memory, time to compile
+    collectives    what a device sends to others in a compiled program
+"""

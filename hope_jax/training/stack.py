@@ -1,0 +1,100 @@
+"""Ad-hoc level stacking (NL s. 7.3): a trained model gets a channel mixer of K levels, and computes the same as before.
+
+    python -m hope_jax.launch --config=... --workdir=runs/levels --init_from=runs/transformer
+
+    params = stack(config, params_old, config_old)
+
+A run of any kind may also start at parameters of its own model, which are taken as they are (`load`).
+
+A transformer's norm and SwiGLU MLP f are one level of activation "swiglu" (level.apply). Of the new model's levels,
+
+    sequential, nested   the slowest are the trained ones; the others stand before them and have a down kernel of zeros:
+                         x + 0 + ... + f(x) (Eq. 73)
+    independent          each is the trained one, with its down kernel divided by K, and equal shares:
+                         x + sum_l 1/K K f(x)/K (Eq. 74)
+
+New levels take the norm, up and gate of the first trained one: the gradient of their down kernels is not zero, so they
+add something from their first write or optimizer step on.
+"""
+
+from operator import attrgetter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax.checkpoints import weights
+
+KINDS = ("transformer", "hope_attention")
+SAME = ("model.dim", "model.layers", "model.heads", "model.vocab", "model.embed_std", "attention.window",
+        "attention.rope_base", "mixer.hidden", "mixer.activation", "mixer.norm")
+MODEL = ("model", "attention", "mixer", "selfmod", "titan")  # sections of the configuration
+MLP = {"mixer.activation": "swiglu", "mixer.norm": "rms"}  # what a transformer's channel mixer is, as a level
+
+
+def stack(config, params_old: dict, config_old) -> dict:
+  """Parameters of `config` with the logits of (params_old, config_old), in arrays of their own.
+
+  Raises ValueError as `check` does.
+  """
+  check(config, config_old)
+  old, new = config_old.mixer, config.mixer
+  blocks = dict(params_old["blocks"])
+  if old.kind == "swiglu":
+    trained = [{"norm": blocks.pop("channel_norm"), **blocks.pop("mlp")}]
+  else:
+    trained = [blocks["cms"][entry.name] for entry in old.levels]
+  count, more = len(new.levels), len(new.levels) - len(trained)
+  if new.connection != "independent":
+    levels = [_with_down(trained[0], jnp.zeros_like)] * more + trained
+  else:
+    levels = [_with_down(trained[0], lambda down: down / count)] * count if len(trained) == 1 else trained
+  mixer = {entry.name: level for entry, level in zip(new.levels, levels)}
+  if new.connection == "independent":
+    mixer["share"] = jnp.zeros((config.model.layers, count)) if len(trained) == 1 else blocks["cms"]["share"]
+  # levels share no array: a training step is given each of its arrays to write into
+  return jax.tree.map(jnp.copy, {**params_old, "blocks": {**blocks, "cms": mixer}})
+
+
+def _with_down(level: dict, change) -> dict:
+  return {**level, "down": jax.tree.map(change, level["down"])}
+
+
+def check(config, config_old) -> None:
+  """Raises ValueError, naming the field, both values and the fix, unless a model of config_old can become config's.
+
+  attention.context and model.dtype may change: they decide how long generation looks back, and the rounding.
+  """
+  old, new, kind = config_old.mixer, config.mixer, config_old.model.kind
+  if kind not in KINDS:
+    raise ValueError(f"the checkpoint's model.kind is {kind}: levels are stacked on one of {' or '.join(KINDS)}; "
+                     f"without new levels, give its own {', '.join(MODEL)} (config.json in its folder)")
+  need = {"model.kind": "hope_attention", "mixer.kind": "cms"}
+  need |= {field: attrgetter(field)(config_old) for field in SAME} | (MLP if old.kind == "swiglu" else {})
+  for field, value in need.items():
+    given = attrgetter(field)(config)
+    if given != value:
+      raise ValueError(f"{field}={given}, but to go on from this {kind} checkpoint it must be {value}: "
+                       f"set --config.{field}={value}")
+  trained, count = 1 if old.kind == "swiglu" else len(old.levels), len(new.levels)
+  if not trained:
+    raise ValueError("the checkpoint's mixer.levels are none: there is nothing to stack on, choose another run")
+  if count < trained:
+    raise ValueError(f"mixer.levels: {count} levels, the checkpoint has {trained}: give {trained} or more")
+  if trained > 1 and (old.connection == "independent") != (new.connection == "independent"):
+    raise ValueError(f"mixer.connection={new.connection}, but the checkpoint's {trained} levels are {old.connection}: "
+                     f"they would compute something else; set --config.mixer.connection={old.connection}")
+  if trained > 1 and new.connection == "independent" and count != trained:
+    raise ValueError(f"mixer.levels: {count} levels, the checkpoint has {trained}; among independent levels, which are "
+                     f"weighted against each other, there is no place for new ones: give {trained}")
+
+
+def load(config, workdir: str | Path) -> tuple[dict, dict]:
+  """(params of `config`, meta of the checkpoint) from the last checkpoint in the folder of a run.
+
+  A model of any kind that is described as it was (MODEL) has its parameters as they are.
+  Raises FileNotFoundError when there is no checkpoint, ValueError as `check` does.
+  """
+  params, config_old, meta = weights.load(Path(workdir) / "checkpoints")
+  same = all(config[section] == config_old[section] for section in MODEL)
+  return params if same else stack(config, params, config_old), meta
