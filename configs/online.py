@@ -10,7 +10,7 @@ from hope_jax import config
 
 def get_config():
   c = smoke.get_config()
-  c.model.kind = "hope_attention"
+  c.model.update(config.PRESETS["hope_attention"])
   c.attention.window = 64
   c.mixer.hidden = 2.0
   c.mixer.levels = (config.Level("fast", 64, lr=0.01), config.Level("slow", 256, lr=0.01))

@@ -11,7 +11,7 @@ from hope_jax import config
 
 def get_config():
   c = config.base()
-  c.model.kind = "hope_hybrid"
+  c.model.update(config.PRESETS["hope_hybrid"])
   c.model.dim = 512
   c.model.layers = 12
   c.model.heads = 8

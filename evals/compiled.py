@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 AT_ONCE = {"pilot": 8, "mid": 2, "target": 1}  # streams that a device reads at once, in the table of meshes
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 8, 1), (8, 8, 1)]
-TRANSFORMER = {"model.kind": "transformer", "mixer.kind": "swiglu"}
+TRANSFORMER = {"model.pattern": ("attention",), "model.titan": "none", "mixer.kind": "swiglu"}
 WHOLE = {"mixer.in_context": False}  # levels that only the outer optimizer writes: whole sequences
-SELFMOD = {"model.kind": "hope_selfmod"}
+SELFMOD = {"model.pattern": ("selfmod",), "model.titan": "none"}
 STORED = {"model.remat": "none", "selfmod.remat_chunks": 0}
 LONG = {  # one sequence on one device
     "transformer, full attention": TRANSFORMER,
@@ -42,8 +42,8 @@ LONG = {  # one sequence on one device
     "selfmod mlp, whole": SELFMOD | WHOLE | {"selfmod.memory": "mlp"},
     "selfmod mlp, whole, no remat": SELFMOD | WHOLE | STORED | {"selfmod.memory": "mlp"},
     "selfmod mlp, by chunks": SELFMOD | {"selfmod.memory": "mlp"},
-    "hope_attention, by chunks": {"model.kind": "hope_attention"},
-    "hope_attention, by chunks, window 2048": {"model.kind": "hope_attention", "attention.window": 2048},
+    "hope_attention, by chunks": {"model.titan": "none"},
+    "hope_attention, by chunks, window 2048": {"model.titan": "none", "attention.window": 2048},
     "hope_hybrid, by chunks, window 2048": {"attention.window": 2048},
 }
 LENGTHS = (2048, 8192, 32_768, 131_072)

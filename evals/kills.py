@@ -57,7 +57,7 @@ MOMENTS = {  # what is called then, and the most seconds from there to the kill
 def config():
   """The run. Tiny: most of its time is the start."""
   c = configs.base()
-  c.model.update(dict(kind="hope_attention", dim=16, layers=2, heads=2, vocab=33, dropout=0.1))
+  c.model.update(dict(configs.PRESETS["hope_attention"], dim=16, layers=2, heads=2, vocab=33, dropout=0.1))
   c.attention.window = 16
   c.mixer.levels = (configs.Level("fast", 8, lr=0.05), configs.Level("slow", 128))
   c.mixer.in_context, c.teach.chunk = True, 8

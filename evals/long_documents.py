@@ -135,16 +135,16 @@ def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
     config.teach.mode = f.mode
   if f.in_context:
     if config.mixer.kind != "cms":
-      raise ValueError(f"--in_context: a {config.model.kind} with mixer.kind={config.mixer.kind} has no CMS levels")
+      raise ValueError(f"--in_context: {configs.describe(config)} has no CMS levels")
     config.mixer.in_context = True
-  titan = config.model.kind in configs.HYBRIDS
+  titan = config.model.titan != "none"
   levels = list(config.mixer.levels) if config.mixer.kind == "cms" and config.mixer.in_context else []
   names = ["titan"] * titan + [plan.path(entry.name) for entry in levels]
   for field, parse, texts in (("period", int, f.period), ("rule", str, f.rule), ("lr", float, f.lr)):
     if texts is None:
       continue
     if not names:
-      raise ValueError(f"--{field}: a {config.model.kind} as this has nothing that is written so: add --in_context")
+      raise ValueError(f"--{field}: this model ({configs.describe(config)}) has nothing that is written so: add --in_context")
     if len(texts) not in (1, len(names)):
       raise ValueError(f"--{field}: {len(texts)} values for {', '.join(names)}: give one for all, or one each")
     values = [parse(text) for text in texts] * (len(names) // len(texts))
@@ -312,7 +312,7 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> d
   off = switched_off(on, f.selfmod_always)
   paths = [path for path in plan.of(on).enabled if path not in plan.of(off).enabled]
   if not paths:
-    raise ValueError(f"this {on.model.kind} writes nothing more with memory on than with memory off: add --in_context "
+    raise ValueError(f"this model ({configs.describe(on)}) writes nothing more with memory on than with memory off: add --in_context "
                      "--period=64 --lr=0.01 if its levels were trained without writes, or correct --paths and --layers")
   found = sources(f.documents, f.field, config.data.sources, config.data.val_fraction)
   samples = choose(found, tokenizer, tokens=f.tokens, min_tokens=f.min_tokens, skip=f.skip, count=f.max_samples,

@@ -82,7 +82,7 @@ def score(config, params, samples: list[Sample], *, steps: int, batch: int, rese
       state, readings = study.replay(config, params, fresh(len(some)) if reset else state, [s.text for s in some], steps)
       if leak:
         state, _ = study.replay(config, params, state, [s.prompt + s.answer for s in some], steps)
-      on = ask(config, params, jax.tree.map(jnp.copy, study.forget_context(state)), some)
+      on = ask(config, params, jax.tree.map(jnp.copy, lm.forget_context(config, state)), some)
       totals += [study.mean_totals([report.totals(enabled) for report in readings])] * len(some)
       if "selfmod" in enabled:
         study.check_moved(readings[-1].stats["selfmod"])

@@ -37,7 +37,7 @@ PRESETS = {  # vocabulary, width, layers, heads, sequence, batch, dtype
     "pilot": dict(vocab=32_768, dim=512, layers=12, heads=8, seq=2048, batch=6, dtype="bfloat16"),
 }
 PILOT, SPARSE = (1, 4, 32, 128), (8, 32, 128, 512)  # periods of four levels that write while they read
-MODELS = {  # model.kind, selfmod.memory, periods, what it is compared with
+MODELS = {  # config.PRESETS, selfmod.memory, periods, what it is compared with
     "transformer": ("transformer", None, None, "transformer"),
     "transformer_wide": ("transformer", None, None, "transformer_wide"),  # as many parameters as the hybrids
     "hope_attention": ("hope_attention", None, None, "transformer"),
@@ -71,11 +71,12 @@ def configuration(name: str, **changes):
     raise ValueError(f"no model {name}: choose from {', '.join(MODELS)}")
   size = PRESETS[PRESET.value] | ({"batch": BATCH.value} if BATCH.value else {}) | changes
   c = configs.base()
-  c.model.kind, memory, periods, _ = MODELS[name]
+  kind, memory, periods, _ = MODELS[name]
+  c.model.update(configs.PRESETS[kind])
   if memory:
     c.selfmod.memory = memory
-  c.mixer.kind = "swiglu" if c.model.kind == "transformer" else "cms"
-  c.mixer.hidden = 5.0 if name == "transformer_wide" else 8 / 3 if c.model.kind == "transformer" else 4.0
+  c.mixer.kind = "swiglu" if kind == "transformer" else "cms"
+  c.mixer.hidden = 5.0 if name == "transformer_wide" else 8 / 3 if kind == "transformer" else 4.0
   if periods:
     c.mixer.levels = tuple(configs.Level(f"every{period}", period) for period in periods)
     c.mixer.hidden, c.mixer.in_context, c.titan.hidden = 1.0, True, 1.0
@@ -129,7 +130,7 @@ class Runner:
     """All that was measured; `rate`: FLOP/s of the device on a matrix product."""
     median = statistics.median(self.seconds)
     c = self.config
-    return {"kind": c.model.kind, "memory": c.selfmod.memory if c.model.kind == "hope_selfmod" else None,
+    return {"kind": configs.describe(c), "memory": c.selfmod.memory if "selfmod" in c.model.pattern else None,
             "layers": c.model.layers, "seq": c.data.seq, "batch": c.data.batch, "parameters": self.parameters,
             "channel_parameters": self.channel, "flops_per_token": self.flops, "step_s": self.seconds,
             "median_step_s": median, "min_step_s": min(self.seconds), "tokens_per_s": self.tokens / median,

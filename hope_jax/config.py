@@ -10,7 +10,16 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-HYBRIDS = ("hope_hybrid", "titan_hybrid")  # attention and a Titan memory that the teach signal writes
+from hope_jax import versions
+
+PRESETS = {  # fields of config.model: the field's names for models. All but transformer and titan_hybrid have a CMS
+    "transformer": dict(pattern=("attention",), titan="none"),
+    "hope_attention": dict(pattern=("attention",), titan="none"),
+    "hope_selfmod": dict(pattern=("selfmod",), titan="none"),
+    "hope_hybrid": dict(pattern=("attention",), titan="modified"),
+    "titan_hybrid": dict(pattern=("attention",), titan="plain"),
+    "gru": dict(pattern=("gru",), titan="none"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +47,8 @@ def base() -> ConfigDict:
   c.seed = 0  # initial parameters and dropout; data order has its own
 
   c.model = ConfigDict()
-  c.model.kind = "hope_selfmod"  # transformer | hope_attention | hope_selfmod | hope_hybrid | titan_hybrid
+  c.model.pattern = ("selfmod",)  # token mixers of successive layers (model/mixers.py), repeated; PRESETS has names
+  c.model.titan = "none"  # a memory that the teach signal writes, beside the token mixer: none | plain | modified
   c.model.dim = 256
   c.model.layers = 4
   c.model.heads = 4
@@ -48,7 +58,7 @@ def base() -> ConfigDict:
   c.model.embed_std = 0.02  # of the embedding at the start, divided out at the input; larger: embeddings move slower
   c.model.dropout = 0.0  # on each residual branch
 
-  c.attention = ConfigDict()  # all but hope_selfmod
+  c.attention = ConfigDict()
   c.attention.window = 0  # each token sees this many tokens, itself included; 0: the whole sequence
   c.attention.rope_base = 10_000.0
   c.attention.context = 0  # cache length when window is 0; 0: data.seq
@@ -62,7 +72,10 @@ def base() -> ConfigDict:
   c.mixer.connection = "sequential"  # sequential (NL Eq. 73) | independent (Eq. 74) | nested (Eq. 72)
   c.mixer.in_context = False  # levels of period 1 to data.seq write themselves while they read
 
-  c.selfmod = ConfigDict()  # hope_selfmod, NL Eq. 83-93
+  c.gru = ConfigDict()
+  c.gru.forget_init = -1.0  # bias of the gates at the start: below 0 remembers longer
+
+  c.selfmod = ConfigDict()  # NL Eq. 83-93
   c.selfmod.memory = "mlp"  # mlp | linear
   c.selfmod.hidden = 1.0  # mlp: memory hidden width / head width
   c.selfmod.chunk_generators = 64  # keys, values, step sizes, retention
@@ -83,14 +96,14 @@ def base() -> ConfigDict:
   c.selfmod.through_writes = "full"  # full | none | chunks:n
   c.selfmod.remat_chunks = 1  # recompute the backward pass in groups of n chunks; 0: store all
 
-  c.titan = ConfigDict()  # hope_hybrid and titan_hybrid: an MLP memory read from the attention's output
+  c.titan = ConfigDict()  # model.titan: an MLP memory read from the token mixer's output
   c.titan.hidden = 4.0  # width / dim
   c.titan.period = 8
   c.titan.rule = "sgd"
   c.titan.lr = 0.1
   c.titan.beta = 0.9
   c.titan.warmup = 0
-  c.titan.modifier = "on"  # hope_hybrid: on | teach_only (not trained) | off (the memory is not written)
+  c.titan.modifier = "on"  # model.titan=modified: on | teach_only (not trained) | off (the memory is not written)
 
   c.teach = ConfigDict()  # what writes CMS levels and the Titan memory while they read
   c.teach.scale = 1.0  # of the gradient at a block's output
@@ -161,19 +174,28 @@ def base() -> ConfigDict:
 
 def to_json(config: ConfigDict) -> str:
   """One canonical text per configuration."""
-  return json.dumps(config.to_dict(), indent=1, sort_keys=True,
+  return json.dumps(config.to_dict() | {"version": versions.NOW}, indent=1, sort_keys=True,
                     default=lambda part: dataclasses.asdict(part) if isinstance(part, Level) else part.to_dict())
 
 
 def from_json(text: str) -> ConfigDict:
-  """Inverse of `to_json`. Fields this version does not know are an error."""
+  """Inverse of `to_json`, also of earlier versions (versions.py). Fields that none of them knows are an error."""
   c = base()
-  stored = json.loads(text)
+  stored = versions.config(json.loads(text))
+  stored["model"]["pattern"] = tuple(stored["model"]["pattern"])
+  versions.check_known(stored, c.to_dict())
   stored["mixer"]["levels"] = tuple(Level(**entry) for entry in stored["mixer"]["levels"])
   stored["teach"] |= {name: tuple(stored["teach"][name]) for name in ("paths", "layers")}
   stored["data"]["sources"] = tuple(ConfigDict(s) for s in stored["data"]["sources"])
   c.update(stored)
   return c
+
+
+def describe(config) -> str:
+  """The model in a few words: "attention + titan (modified), cms"."""
+  m = config.model
+  titan = "" if m.titan == "none" else f" + titan ({m.titan})"
+  return f"{', '.join(m.pattern)}{titan}, {config.mixer.kind}"
 
 
 def load(path: str | Path) -> ConfigDict:

@@ -3,7 +3,7 @@
     python -m hope_jax.export --checkpoint=runs/smoke --output=smoke.safetensors [--step=N] [--dtype=bfloat16]
     python -m hope_jax.export --input=smoke.safetensors --workdir=runs/imported
 
-RULES gives the names. Letters: H heads, K head width, M a memory's hidden width, O its outputs (K; 1 for eta and alpha).
+The table of parameters (model/parameters.py) gives the names. Letters: H heads, K head width, M a memory's hidden width, O its outputs (K; 1 for eta and alpha).
 
     *_proj.weight               matrices (out, in). qkv_proj: the rows of q, then k, then v, head by head in each
     self_modifying.memory_*     one for each head: w_in (H, M, K), w_out (H, O, M), w_skip (H, 1, K); weight (H, O, K) if linear;
@@ -19,7 +19,6 @@ An imported run has parameters and no optimizer state: it is for generate, memor
 
 import os
 from pathlib import Path
-import re
 import shutil
 
 from absl import app, flags
@@ -27,11 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.checkpoints import sidecar
 from hope_jax import config as configs
-from hope_jax.checkpoints import arrays, stored, weights
-from hope_jax.memory import linear_memory, mlp_memory, write_rule
-from hope_jax.model import lm
+from hope_jax.checkpoints import arrays, sidecar, stored, weights
+from hope_jax.model import lm, mixers, parameters
 from hope_jax.runtime import program, startup
 from hope_jax.runtime.startup import say
 
@@ -40,53 +37,18 @@ METADATA = {"hope_jax", "config", "tokenizer", "step", "fingerprint"}
 EXPORT = "python -m hope_jax.export --checkpoint=<run> --output=<file>"
 MISSING = "export and import need safetensors: pip install 'hope_jax[export]'"
 
-RULES = (  # our path, name, transposed. In braces: what an array is cut into (`parts`)
-    (r"embed/embedding", r"model.embed_tokens.weight", False),
-    (r"norm/scale", r"model.norm.weight", False),
-    (r"blocks/mixer_norm/scale", r"model.layers.{layer}.input_layernorm.weight", False),
-    (r"blocks/channel_norm/scale", r"model.layers.{layer}.post_attention_layernorm.weight", False),
-    (r"blocks/attention/([qk]_norm)/scale", r"model.layers.{layer}.self_attn.\1.weight", False),
-    (r"blocks/attention/qkv/kernel", r"model.layers.{layer}.self_attn.qkv_proj.weight", True),
-    (r"blocks/attention/out/kernel", r"model.layers.{layer}.self_attn.o_proj.weight", True),
-    (r"blocks/mlp/(gate|up|down)/kernel", r"model.layers.{layer}.mlp.\1_proj.weight", True),
-    (r"blocks/cms/share", r"model.layers.{layer}.cms.share", False),
-    (r"blocks/cms/([^/]+)/norm/scale", r"model.layers.{layer}.cms.\1.norm.weight", False),
-    (r"blocks/cms/([^/]+)/norm/bias", r"model.layers.{layer}.cms.\1.norm.bias", False),
-    (r"blocks/cms/([^/]+)/(gate|up|down)/kernel", r"model.layers.{layer}.cms.\1.\2_proj.weight", True),
-    (r"blocks/titan/memory/norm/scale", r"model.layers.{layer}.titan.memory.norm.weight", False),
-    (r"blocks/titan/memory/(up|down)/kernel", r"model.layers.{layer}.titan.memory.\1_proj.weight", True),
-    (r"blocks/titan/modifier/(in|mid|out)/kernel", r"model.layers.{layer}.titan.modifier.\1_proj.weight", True),
-    (r"blocks/titan/modifier/(in|mid|out)/bias", r"model.layers.{layer}.titan.modifier.\1_proj.bias", False),
-    (r"blocks/titan/modifier/skip", r"model.layers.{layer}.titan.modifier.skip", False),
-    (r"blocks/selfmod/(in|out)/kernel", r"model.layers.{layer}.self_modifying.\1_proj.weight", True),
-    (r"blocks/selfmod/norm/scale", r"model.layers.{layer}.self_modifying.norm.weight", False),
-    (r"blocks/selfmod/(conv(_[kvq])?)", r"model.layers.{layer}.self_modifying.\1.weight", False),
-    (r"blocks/selfmod/w_q", r"model.layers.{layer}.self_modifying.q_proj.weight", False),
-    (r"blocks/selfmod/v_(in|out)", r"model.layers.{layer}.self_modifying.memory_{vector}.w_\1", False),
-    (r"blocks/selfmod/g_(in|out|skip)", r"model.layers.{layer}.self_modifying.memory_{gate}.w_\1", False),
-    (r"blocks/selfmod/w", r"model.layers.{layer}.self_modifying.memory_{rows}.weight", False),
-    (r"blocks/selfmod/b_(eta|alpha)", r"model.layers.{layer}.self_modifying.memory_\1.bias", False),
-)
-
 
 def parts(path: str, config) -> tuple[dict[str, tuple], bool]:
-  """({name: where its tensor lies in our array}, is it transposed?). ValueError for a parameter that no rule names."""
-  for pattern, replacement, transposed in RULES:
-    if match := re.fullmatch(pattern, path):
-      break
-  else:
-    raise ValueError(f"no export rule for parameter {path}: add its name to hope_jax.export.RULES")
-  name, rule = match.expand(replacement), write_rule.from_config(config.selfmod)
-  if "{layer}" not in name:
-    return {name: ()}, transposed
-  memories = {"{vector}": {memory: i for i, memory in enumerate(mlp_memory.vectors(rule))},
-              "{gate}": {memory: i for i, memory in enumerate(mlp_memory.GATES)},
-              "{rows}": linear_memory.rows(rule, config.model.dim // config.model.heads)}
-  places = {name: ()}
-  for slot in [slot for slot in memories if slot in name]:  # axes of the array: layer, head, memory or rows
-    places = {name.replace(slot, memory): (slice(None), at) for memory, at in memories[slot].items()}
-  return {name.replace("{layer}", str(layer)): (layer, *place)
-          for layer in range(config.model.layers) for name, place in places.items()}, transposed
+  """({name: where its tensor lies in our array}, is it transposed?). ValueError for a parameter without a row."""
+  row = parameters.row(path)
+  if "{layer}" not in row.name:
+    return {row.name: ()}, row.transposed
+  layers = range(config.model.layers) if row.mixer is None else mixers.layers_of(config, row.mixer)
+  places = {row.name: ()}
+  if row.cuts:  # axes of the array: layer, head, part
+    places = {row.name.replace("{part}", part): (slice(None), at) for part, at in row.cuts(config).items()}
+  return {name.replace("{layer}", str(layer)): (i, *place)
+          for i, layer in enumerate(layers) for name, place in places.items()}, row.transposed
 
 
 def tensors(params, config) -> dict[str, np.ndarray]:
@@ -101,7 +63,7 @@ def tensors(params, config) -> dict[str, np.ndarray]:
   return out
 
 
-def parameters(named: dict[str, np.ndarray], config):
+def assembled(named: dict[str, np.ndarray], config):
   """Inverse of `tensors`, in the types of fresh parameters. ValueError if a tensor is missing, extra or of another shape."""
   like = jax.eval_shape(lambda: lm.init_params(config, jax.random.key(0)))
   wanted, built = {}, []
@@ -181,7 +143,7 @@ def read(path: str | Path):
     config = configs.from_json(facts["config"])
   except (KeyError, TypeError) as error:
     raise ValueError(f"{path} has the configuration of another version of hope_jax ({error}): import it with that one") from None
-  params = parameters(named, config)
+  params = assembled(named, config)
   if (found := arrays.fingerprint(params)) != facts["fingerprint"]:
     raise ValueError(f"{path} is damaged or was changed: its parameters have fingerprint {found}, {facts['fingerprint']} were "
                      f"written; copy it again or write one with {EXPORT}")

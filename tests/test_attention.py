@@ -28,7 +28,7 @@ def setup(window):
   @jax.jit
   def run(x, cache, segments, segment, count):
     lay = slots.arrange(segments, segment, count, 0)
-    y, cache = module.apply({"params": params}, x, cache, lay)
+    y, cache, _ = module.apply({"params": params}, x, cache, lay)
     return y, cache, lay.segment_B, lay.count_B
   return run, jax.tree.map(np.float64, params), x
 

@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 import pytest
 
 from hope_jax.checkpoints import sidecar
-from hope_jax import config, integrity
+from hope_jax import config
 from hope_jax.checkpoints import stored, weights
 from hope_jax.reading import conversation
 from hope_jax.checkpoints.checkpoint import Checkpoints, PARTIAL
@@ -283,12 +283,12 @@ def test_a_directory_deleted_during_a_save_is_said_and_the_next_save_works(tmp_p
   with Checkpoints(tmp_path / "checkpoints", keep=2) as saved:
     saved.save(1, initial(), {}, META)
     saved.wait()
-    monkeypatch.setattr(integrity, "seal", gone)
+    monkeypatch.setattr(sidecar, "seal", gone)
     saved.save(2, initial(), {}, META)
     left = "no step is whole yet" if all_of_it else "step 1 is whole"
     with pytest.raises(RuntimeError, match=f"saving step 2 in .*/checkpoints failed .{left}.*No such file or directory"):
       saved.wait()
-    monkeypatch.setattr(integrity, "seal", seal)
+    monkeypatch.setattr(sidecar, "seal", seal)
     saved.save(3, initial(), {}, META)
   assert sidecar.steps(saved.directory) == ([3] if all_of_it else [1, 3])
   assert saved.newest_good() == 3

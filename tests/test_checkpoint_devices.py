@@ -25,7 +25,7 @@ def tiny(kind):
   """(configuration, parameters, tokens) of a language model."""
   c = config.base()
   c.data.sources = ()
-  c.model.update(dict(kind=kind, dim=16, layers=1, heads=2, vocab=32))
+  c.model.update(dict(config.PRESETS[kind], dim=16, layers=1, heads=2, vocab=32))
   c.mixer.update(dict(hidden=1.0, levels=(config.Level("fast", 4), config.Level("slow", 8)), in_context=kind == "hope_hybrid"))
   c.selfmod.update(dict(chunk_generators=4, chunk_memory=4))
   return c, jax.jit(lambda: lm.init_params(c, jax.random.key(3)))(), jnp.arange(16).reshape(2, 8)
@@ -90,7 +90,9 @@ def test_saved_by_one_device_restored_by_eight_and_back(kind, tmp_path):
 TWO = """
 import errno, os, sys
 import jax
+from hope_jax.runtime import hosts
 hosts.connect()
+from hope_jax.checkpoints import sidecar
 from tests import test_checkpoint_devices as t
 from tests.test_checkpoint import META, initial
 from hope_jax.checkpoints.checkpoint import Checkpoints

@@ -80,7 +80,7 @@ def test_a_loop_of_unknown_length_is_an_error():
 def test_dry_run_for_devices_that_are_not_there():
   """64 devices on this host. Pure data: one all-reduce of all gradients."""
   def dry_run(*mesh):
-    command = [sys.executable, "-m", "hope_jax.launch", "--config=configs/smoke.py", "--dry_run", "--config.model.kind=transformer",
+    command = [sys.executable, "-m", "hope_jax.launch", "--config=configs/smoke.py", "--dry_run", "--config.model.pattern=('attention',)",
                "--config.mixer.kind=swiglu", "--config.model.vocab=512", "--config.data.batch=64", "--config.optim.name=adamw",
                *mesh]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,

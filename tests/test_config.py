@@ -40,13 +40,13 @@ def test_json_round_trip():
 
 
 @pytest.mark.parametrize("fields, message", [
-    (dict(model__kind="rnn"), "model.kind='rnn': choose one of transformer"),
-    (dict(model__kind="samba"), "samba is not in this version"),
+    (dict(model__pattern=("rnn",)), "rnn is no token mixer; choose from attention, selfmod, gru"),
+    (dict(model__pattern=()), "model.pattern=.*: it is empty"),
+    (dict(model__titan="on"), "model.titan='on': choose one of none"),
     (dict(model__dim=30), "not divisible by model.heads"),
     (dict(model__layers=0), "model.layers=0: set it to 1 or more"),
     (dict(model__dropout=1.0), "model.dropout"),
-    (dict(model__kind="transformer"), "mixer.kind=swiglu"),
-    (dict(model__kind="hope_attention", model__dim=12, model__heads=4), "head width 3 is odd"),
+    (dict(model__pattern=("attention",), model__dim=12, model__heads=4), "head width 3 is odd"),
     (dict(selfmod__chunk_generators=48), "set the larger to 96"),
     (dict(selfmod__chunk_memory=128), "set data.align to 128"),
     (dict(data__seq=500), "set data.seq to 512"),
@@ -69,16 +69,15 @@ def test_what_cannot_run_is_refused(fields, message):
     (dict(mixer__levels=(config.Level("fast", 1, rule="adam"),)), "rule adam of fast: choose one of sgd, momentum"),
     (dict(mixer__levels=(config.Level("fast", 1, lr=-0.1),)), "fast: lr=-0.1, .* set lr and warmup to 0 or more"),
     (dict(mixer__levels=(config.Level("fast", 1, scale=0.0),)), "scale=0.0: set .* scale above 0"),
-    (dict(mixer__levels=(config.Level("titan", 1),)), "titan and selfmod are names of other memories"),
+    (dict(mixer__levels=(config.Level("titan", 1),)), "titan and token mixers are names of other memories"),
     (dict(mixer__levels=(config.Level("mid", 48),)), "period 48 of mid is neither.*set teach.chunk=48"),
     (dict(teach__scale=0.0), "nothing would be written"),
     (dict(teach__clip=-1.0), "set them to 0 or more"),
     (dict(teach__chunk=96), "set data.align to 96"),
-    (dict(teach__chunk=32), "no multiple of the self-modifying memories' 64"),
+    (dict(teach__chunk=32), "no multiple of the 64 of selfmod"),
     (dict(teach__signal="global"), "set teach.target=block"),
     (dict(teach__paths=("cms_fats",)), "cms_fats is not written by this model: choose from selfmod, cms_fast"),
     (dict(teach__layers=(4,)), "4 is none of the layers 0 to 3"),
-    (dict(model__kind="titan_hybrid"), "set model.kind=hope_hybrid"),
 ])
 def test_writes_that_cannot_happen_are_refused(fields, message):
   c = changed(**dict(mixer__in_context=True, mixer__levels=(config.Level("fast", 1), config.Level("slow", 128))) | fields)
@@ -101,7 +100,7 @@ def test_unknown_field_and_wrong_type():
 
 @pytest.mark.parametrize("flag, message", [
     ("--config.model.dimm=3", 'Did you mean "dim"'), ("--config.model.dim=wide", "invalid literal for int"),
-    ("--config.model.kind=samba", "not in this version"), ("--config.data.batch=0", "set it to 1 or more"), ("", "no --workdir")])
+    ("--config.model.pattern=('samba',)", "samba is no token mixer"), ("--config.data.batch=0", "set it to 1 or more"), ("", "no --workdir")])
 def test_the_program_ends_with_one_line(flag, message):
   root = Path(__file__).resolve().parents[1]
   command = [sys.executable, "-m", "hope_jax.launch", "--config=configs/smoke.py", *([flag] if flag else [])]

@@ -102,7 +102,7 @@ def test_what_cannot_be_counted_is_an_error():
 
 def small(kind, memory="mlp"):
   c = config.base()
-  c.model.update(dict(kind=kind, dim=16, layers=3, heads=2, vocab=40))
+  c.model.update(dict(config.PRESETS[kind], dim=16, layers=3, heads=2, vocab=40))
   c.data.update(dict(seq=32, align=8, batch=4))
   c.selfmod.update(dict(memory=memory, chunk_memory=8, chunk_generators=8))
   if kind == "transformer":

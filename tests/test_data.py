@@ -175,9 +175,9 @@ def test_a_folder_that_does_not_fit_the_config_is_refused(built):
   fails("built with vocab 400, the config says 500; set them alike", lambda c: c.model.update(vocab=500))
   fails("val_fraction 0.2, the config says 0.3", lambda c: c.data.update(val_fraction=0.3))
   fails("built with sources .*numbers", lambda c: c.data.update(sources=c.data.sources[:1]))
-  fails("data.seq 100 is not a multiple of tokenized.align 16; set tokenized.seq to 96", lambda c: c.data.update(seq=100))
+  fails("data.seq 100 is not a multiple of data.align 16; set data.seq to 96", lambda c: c.data.update(seq=100))
   fails("training windows are fewer than one batch of 5000", lambda c: c.data.update(batch=5000))
-  fails("unknown tokenized.task 'txt'", lambda c: c.data.update(task="txt"))
+  fails("unknown data.task 'txt'", lambda c: c.data.update(task="txt"))
   fails("weight -1.0 is not positive", lambda c: c.data.sources[0].update(weight=-1.0))
   fails("give each a name of its own", lambda c: c.data.sources[0].update(name="numbers"))
   fails("holds no readable manifest.json", lambda c: c.data.update(dir=str(built / "words")))
@@ -216,7 +216,7 @@ def test_a_damaged_folder_is_refused(built):
 def test_too_few_documents_for_a_split(built):
   c = small(built, "whole")
   c.data.val_fraction = 0.0
-  with pytest.raises(ValueError, match="no validation document; raise tokenized.val_fraction"):
+  with pytest.raises(ValueError, match="no validation document; raise data.val_fraction"):
     loader.eval_batches(c, 1)
   c = small(built, "none")
   c.data.val_fraction = 0.9999
@@ -294,7 +294,7 @@ def test_shards_built_anew_do_not_fit_a_checkpoints_position(built):
   stored = json.loads(manifest.read_text())
   stored["files"]["words.train.tokens.npy"]["sha256"] = "0" * 64
   manifest.write_text(json.dumps(stored))
-  with pytest.raises(ValueError, match="anew holds other shards .*put them back, or build the new ones in another tokenized.dir"):
+  with pytest.raises(ValueError, match="anew holds other shards .*put them back, or build the new ones in another data.dir"):
     tokenized.check_unchanged(c, meta)
   c.data.dir = str(built / "built")  # other data by intention
   tokenized.check_unchanged(c, meta | {"data": "another"})

@@ -32,7 +32,7 @@ from evals import kills
 def short(**fields):
   """12 steps, a checkpoint every 5, of a model that compiles fast."""
   c = configs.base()
-  c.model.update(dict(kind="transformer", dim=16, layers=1, heads=2, vocab=33, dropout=0.1))
+  c.model.update(dict(configs.PRESETS["transformer"], dim=16, layers=1, heads=2, vocab=33, dropout=0.1))
   c.mixer.kind = "swiglu"
   c.data.update(dict(task="recall", recall_pairs=4, recall_keys=16, seq=32, align=32, batch=4))
   c.optim.warmup = 2
@@ -77,7 +77,7 @@ def test_verdicts_and_the_mean_norm_of_what_was_applied():
 def test_a_bad_step_changes_nothing_but_the_counts(monkeypatch, name):
   poison(monkeypatch, {2: np.nan})
   c = short(rollback_after=3)
-  c.model.kind, c.mixer.kind, c.optim.name = "hope_attention", "cms", name
+  c.model.pattern, c.mixer.kind, c.optim.name = ("attention",), "cms", name
   c.mixer.levels = (configs.Level("fast", 0), configs.Level("slow", 128))  # the slow one counts steps of its own
   train_step, state, batches = steps.make_train_step(c), steps.init_state(c, jax.random.key(0)), iter(loader.train_batches(c))
   state, _ = train_step(state, next(batches))
@@ -294,6 +294,9 @@ def test_data_that_cannot_be_read_end_the_run_without_losing_a_step(tmp_path, mo
 
 FULL_DISK = """
 import resource, signal, sys
+from hope_jax.checkpoints import checkpoint
+from hope_jax.runtime import metrics
+from hope_jax.training import loop
 from tests.test_endurance import short
 
 def limit(size):  # of one file: beyond it the kernel refuses the write, as a full disk does

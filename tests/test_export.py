@@ -17,19 +17,20 @@ from hope_jax import config, export
 from hope_jax.checkpoints import arrays, weights
 from hope_jax.data import tokenizer
 from hope_jax.memory import linear_memory, mlp_memory, write_rule
-from hope_jax.model import checks, lm
+from hope_jax.model import checks, mixers, lm
 from hope_jax.training import loop, stack
 
 VOCAB = 23
 MODELS = {  # every kind, and every option that adds or changes a parameter
-    "transformer": {"model.kind": "transformer", "mixer.kind": "swiglu"},
-    "hope_attention": {"model.kind": "hope_attention", "mixer.connection": "independent"},
+    "transformer": {"model.pattern": ("attention",), "mixer.kind": "swiglu"},
+    "hope_attention": {"model.pattern": ("attention",), "mixer.connection": "independent"},
     "mlp": {"selfmod.gate_skip": True},
     "adaptive": {"selfmod.adaptive_q": True, "selfmod.conv": "shared", "selfmod.hidden": 1.5},
     "linear": {"selfmod.memory": "linear", "selfmod.conv": "none"},
     "linear_adaptive": {"selfmod.memory": "linear", "selfmod.adaptive_q": True, "mixer.levels": ()},
-    "hope_hybrid": {"model.kind": "hope_hybrid", "mixer.activation": "swiglu", "mixer.norm": "layer"},
-    "titan_hybrid": {"model.kind": "titan_hybrid", "mixer.kind": "swiglu"},
+    "hope_hybrid": {"model.pattern": ("attention",), "model.titan": "modified", "mixer.activation": "swiglu", "mixer.norm": "layer"},
+    "gru": {"model.pattern": ("gru", "attention")},
+    "titan_hybrid": {"model.pattern": ("attention",), "model.titan": "plain", "mixer.kind": "swiglu"},
 }
 
 
@@ -63,7 +64,8 @@ def make_run(folder, name="transformer", step=7, tokenizer_text=b"pieces"):
 
 
 def test_every_kind_is_here():
-  assert {tiny(name).model.kind for name in MODELS} == set(checks.CHOICES["model.kind"])
+  assert {mixer for name in MODELS for mixer in tiny(name).model.pattern} == set(mixers.TABLE)
+  assert {tiny(name).model.titan for name in MODELS} == set(checks.CHOICES["model.titan"])
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ("mlp", "adaptive") else name
@@ -73,7 +75,7 @@ def test_there_and_back_is_bit_equal(name):
   params = parameters(c)
   named = export.tensors(params, c)
   assert sum(t.size for t in named.values()) == sum(p.size for p in jax.tree.leaves(params))
-  back = export.parameters(named, c)
+  back = export.assembled(named, c)
   chex.assert_trees_all_equal(back, params)
   chex.assert_trees_all_equal_dtypes(back, params)
   assert arrays.fingerprint(back) == arrays.fingerprint(params)
@@ -221,7 +223,7 @@ def test_a_step_by_its_number(tmp_path):
 
 
 def test_parameter_without_a_rule_is_an_error():
-  with pytest.raises(ValueError, match="no export rule for parameter blocks/new_thing: add its name to .*RULES"):
+  with pytest.raises(ValueError, match="no row for parameter blocks/new_thing: add one"):
     export.tensors({"blocks": {"new_thing": np.zeros(2)}}, tiny("transformer"))
 
 

@@ -41,7 +41,7 @@ def quick_compilation():
 
 def tiny(name, vocab=VOCAB):
   c = config.base()
-  c.model.update(dict(dim=16, layers=2, heads=2, vocab=vocab, kind="transformer" if name == "window" else name))
+  c.model.update(dict(config.PRESETS["transformer" if name == "window" else name], dim=16, layers=2, heads=2, vocab=vocab))
   c.mixer.kind = "swiglu" if name == "window" else "cms"
   c.attention.update(dict(window=20 if name == "window" else 0, context=CONTEXT))
   c.selfmod.update(dict(memory="linear", chunk_memory=8, chunk_generators=4, eta_init=0.5))
@@ -92,7 +92,7 @@ def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(name):
 def test_padding_and_cuts_of_the_prompt_change_nothing(name, monkeypatch):
   streams, texts = [stream(name) for _ in range(3)], []
   for s, longest in zip(streams, (32, 16, 1)):  # one call with 3 of padding; 16 and 13 of 16; one by one
-    monkeypatch.setattr(generate, "LONGEST", longest)
+    monkeypatch.setattr("hope_jax.reading.stream.LONGEST", longest)
     texts.append(write(s, PROMPT))
     assert_same_state(s, streams[0])
   assert texts[0] == texts[1] == texts[2]

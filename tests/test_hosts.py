@@ -144,6 +144,8 @@ def test_an_error_that_a_restart_does_not_mend_is_said_in_whole_lines(run):
 
 FAILING = """
 import os
+from hope_jax import launch
+from hope_jax.training import loop
 draw = loop._Run.draw
 def failing(self, i, before):
   if i == 7 and os.environ["JAX_PROCESS_ID"] == "1":

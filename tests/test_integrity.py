@@ -189,7 +189,7 @@ def test_verify_looks_at_the_files_beside_the_checkpoints(copy, capsys):
 
 
 def test_the_program_runs_without_jax(copy):
-  code = ("import sys; sys.modules['jax'] = None; from hope_jax.checkpoints import sidecar; "
+  code = ("import sys; sys.modules['jax'] = None; from hope_jax import integrity; "
           "sys.argv = ['integrity', 'verify', sys.argv[1]]; integrity.run()")
   for damaged in (False, True):
     if damaged:
@@ -205,9 +205,9 @@ def test_the_sidecar_tells_what_wrote_the_step(run, tmp_path, monkeypatch):
   assert one["rng"] == arrays.fingerprint({"rng": jax.random.key_data(jax.random.key(1))}) != two["rng"]
   assert one["code"] == two["code"] == sidecar.code_version()
   sources = shutil.copytree(ROOT / "hope_jax", tmp_path / "hope_jax")
-  monkeypatch.setattr(integrity, "__file__", str(sources / "integrity.py"))
+  monkeypatch.setattr(sidecar, "PACKAGE", sources)
   assert sidecar.code_version() == one["code"]
-  flip(sources / "rule.py")
+  flip(sources / "memory" / "write_rule.py")
   assert sidecar.code_version() != one["code"]
 
 
@@ -218,7 +218,7 @@ def test_a_step_has_its_name_only_when_it_is_hashed_and_training_does_not_wait(t
     assert hash_it.wait(60)
     seal(*args)
 
-  monkeypatch.setattr(integrity, "seal", waiting)
+  monkeypatch.setattr(sidecar, "seal", waiting)
   saved = Checkpoints(tmp_path, keep=1)
   saved.save(1, state(1), {}, META)  # returns
   end = time.monotonic() + 20
@@ -258,7 +258,7 @@ def test_a_failure_while_hashing_is_a_failed_save(tmp_path, monkeypatch):
   def full(*_):
     raise OSError(28, os.strerror(28))
 
-  monkeypatch.setattr(integrity, "seal", full)
+  monkeypatch.setattr(sidecar, "seal", full)
   saved.save(2, state(2), {}, META)
   with pytest.raises(OSError, match="saving step 2 failed: no space left in .*; step 1 is whole"):
     saved.wait()

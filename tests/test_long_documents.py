@@ -37,7 +37,7 @@ LEVELS = config.Level("fast", 8, lr=0.05), config.Level("slow", 8, lr=0.1)  # as
 
 def tiny(kind="hope_attention", **mixer):
   c = config.base()
-  c.model.update(dict(kind=kind, dim=8, layers=2, heads=2, vocab=VOCAB))
+  c.model.update(dict(config.PRESETS[kind], dim=8, layers=2, heads=2, vocab=VOCAB))
   c.attention.window, c.mixer.hidden, c.teach.chunk = 12, 1.0, CHUNK
   c.mixer.levels = (config.Level("fast", 0), config.Level("slow", 0))
   c.mixer.update(mixer)
@@ -265,11 +265,11 @@ def test_refusals(folder, lines, argv, message):
 def test_memory_off():
   """Nothing is written, by self-modifying memories either, unless they are to write both times."""
   c = tiny("hope_selfmod", in_context=True, levels=(config.Level("fast", 8),))
-  assert plan.of(c).enabled == ["selfmod", "cms_fast"]
-  assert plan.of(program.switched_off(c, False)).enabled == [] and c.teach.paths == ()
-  assert plan.of(program.switched_off(c, True)).enabled == ["selfmod"]
+  assert plan.of(c).enabled == ("selfmod", "cms_fast")
+  assert plan.of(program.switched_off(c, False)).enabled == () and c.teach.paths == ()
+  assert plan.of(program.switched_off(c, True)).enabled == ("selfmod",)
   c.teach.paths = ("cms_fast",)
-  assert plan.of(program.switched_off(c, True)).enabled == []
+  assert plan.of(program.switched_off(c, True)).enabled == ()
 
 
 def test_flags_set_titan_and_levels():
@@ -288,7 +288,7 @@ def test_numbers_of_memorize_are_drawn(tmp_path, monkeypatch):
   save(tmp_path, tiny(in_context=True, levels=LEVELS))
   (tmp_path / "text").write_text(document(4))
 
-  def study(config, params, ids, steps):
+  def studied(config, params, ids, steps):
     """As if the text had been read."""
     rng, shape = np.random.default_rng(0), (1, -(-len(ids) // CHUNK) * CHUNK)
     labels = np.arange(shape[1])[None] < len(ids) - 1
@@ -296,7 +296,7 @@ def test_numbers_of_memorize_are_drawn(tmp_path, monkeypatch):
     stats = {level: {name: rng.random((shape[1] // CHUNK, 2, 1)) for name in names} for level in ("fast", "slow")}
     return None, {name: study.Report(rng.random(shape) * labels, labels, stats) for name in reads}
 
-  monkeypatch.setattr(memorize, "study", study)
+  monkeypatch.setattr(study, "study", studied)
   values, output = flags.FlagValues(), tmp_path / "new" / "out.json"
   memorize.define_flags(values)
   memorize.main(values(["", f"--checkpoint={tmp_path}", f"--text={tmp_path / 'text'}", f"--output={output}"]), values)

@@ -30,7 +30,7 @@ KINDS = ["hope_hybrid", *(pytest.param(kind, marks=pytest.mark.slow) for kind in
 
 def tiny(kind, **teach):
   c = config.base()
-  c.model.update(dict(kind=kind, dim=8, layers=2, heads=2, vocab=VOCAB))
+  c.model.update(dict(config.PRESETS[kind], dim=8, layers=2, heads=2, vocab=VOCAB))
   c.attention.window = 12
   c.mixer.hidden = 1.0
   if kind == "titan_hybrid":
@@ -187,7 +187,7 @@ def test_paths_and_layers():
   for name, count in updates(fast).items():
     assert (count[0] == 0).all() and (count[1] > 0).all() == (name in ("titan", "mid"))
   assert set(report.totals()) == {"titan", "cms_fast", "cms_mid", "cms_slow"}
-  memory = lambda **teach: read("hope_selfmod", texts(40), **teach)[0].layers.memory
+  memory = lambda **teach: read("hope_selfmod", texts(40), **teach)[0].layers.tokens["selfmod"].memory
   moved = lambda a, b: [float(jnp.abs(x[i] - y[i]).max()) for i in (0, 1) for x, y in [list(map(
       lambda t: jax.tree.leaves(t)[0], (a, b)))]]
   still = moved(memory(paths=("none",)), memory(paths=("none",), layers=(0,)))
@@ -257,6 +257,8 @@ def test_generation_reads_what_waits(tmp_path):
 
 SHARDED = """
 import jax, numpy as np
+from hope_jax.model import lm, sharding
+from hope_jax.reading import study
 from tests import test_memorize as t
 c, some = t.tiny("hope_hybrid"), t.texts(*t.LENGTHS)
 fast = sharding.place_fast(lm.init_fast(c, 8), sharding.mesh(c))

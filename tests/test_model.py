@@ -35,9 +35,9 @@ def kind(name):
   """A tiny configuration of a model kind."""
   c = config.base()
   names = {"window": "transformer"} | dict.fromkeys(SELFMOD, "hope_selfmod")
-  c.model.update(dict(kind=names.get(name, name), dim=16, layers=2, heads=2, vocab=VOCAB))
+  c.model.update(dict(config.PRESETS[names.get(name, name)], dim=16, layers=2, heads=2, vocab=VOCAB))
   c.attention.update(dict(context=32, window=5 if name == "window" else 0))
-  c.mixer.update(dict(kind="swiglu" if c.model.kind == "transformer" else "cms",
+  c.mixer.update(dict(kind="swiglu" if names.get(name, name) == "transformer" else "cms",
                       levels=(config.Level("fast", 0), config.Level("slow", 64))))
   c.selfmod.update(dict(eta_init=0.5, alpha_init=0.9, bound=4.0) | SELFMOD.get(name, {}))
   return c
@@ -107,7 +107,8 @@ def test_packed_padded_and_separate_documents_agree(name):
       chex.assert_trees_all_close(streamed[row, at], alone[d, :lengths[d]], **CLOSE)
     assert state.segment_B.tolist() == [4, 2, 3, 1] and state.count_B.tolist() == [4, 1, 10, 7]
     here, alone_1 = select(state, jnp.array([1])).layers, feed(name, docs[1:2, :1], [], fresh(1))[1].layers
-    chex.assert_trees_all_close((here.memory, here.conv_Bx3xD), (alone_1.memory, alone_1.conv_Bx3xD), **CLOSE)
+    for mixer in here.tokens.keys() - {"attention"}:  # what lies in a cache beyond the document does not count
+      chex.assert_trees_all_close(here.tokens[mixer], alone_1.tokens[mixer], **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["window", "mlp", "linear"])
@@ -180,7 +181,7 @@ def test_scanned_layers_are_the_blocks_one_after_another(name):
   layout = slots.arrange(jnp.ones_like(tokens), zero, zero, lm.chunk_grid(c), aligned=True)
   embedding = params["embed"]["embedding"]
   x = embedding[tokens] / c.model.embed_std
-  block = jax.jit(lambda p, x: lm.Block(lm.build(c).config).apply({"params": p}, x, None, layout, None, {}, {}, True)[0])
+  block = jax.jit(lambda p, x: lm.Block(lm.build(c).config, c.model.pattern[0]).apply({"params": p}, x, None, layout, None, {}, {}, True)[0])
   for i in range(c.model.layers):
     x = block(jax.tree.map(lambda p: p[i], params["blocks"]), x)
   x = x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * params["norm"]["scale"]

@@ -79,7 +79,7 @@ def test_only_matrices_decay():
 
 
 def test_parameter_without_a_rule_is_an_error():
-  with pytest.raises(ValueError, match="no optimizer rule for parameter blocks/new_thing"):
+  with pytest.raises(ValueError, match="no row for parameter blocks/new_thing"):
     optimizer.kind((jax.tree_util.DictKey("blocks"), jax.tree_util.DictKey("new_thing")))
 
 

@@ -56,7 +56,7 @@ def test_a_sample_carries_on_or_starts_afresh():
   assert abs(carried[1]["on"] - afresh[1]["on"]) > 1e-3 and carried[1]["off"] == pytest.approx(afresh[1]["off"], rel=1e-4)
   fast, _ = study.replay(c, params, lm.init_fast(c, 1), [some[0].text])
   fast, _ = study.replay(c, params, fast, [some[1].text])
-  wanted, = program.ask(c, params, study.forget_context(fast), some[1:])
+  wanted, = program.ask(c, params, lm.forget_context(c, fast), some[1:])
   assert carried[1]["on"] == pytest.approx(wanted, rel=1e-4)
 
 

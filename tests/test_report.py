@@ -73,7 +73,7 @@ def test_self_modifying_memories_are_a_panel_of_their_own():
 def test_what_memorize_describes():
   """Losses go by the chunks of the first reading, also where a text that is read again starts inside a chunk."""
   c = config.base()
-  c.model.kind, c.model.layers, c.mixer.in_context, c.teach.chunk = "hope_attention", 2, True, 8
+  c.model.pattern, c.model.layers, c.mixer.in_context, c.teach.chunk = ("attention",), 2, True, 8
   c.mixer.levels = (config.Level("fast", 8), config.Level("slow", 16))
   stats = {name: {key: np.array(memory[key], float)[..., None] for key in ("updates", "open", "moved", "surprise", "pending")}
            for name, memory in (("fast", FAST), ("slow", SLOW))}

@@ -33,7 +33,7 @@ STREAMS, STEPS = 8, 20
 def tiny(kind, optimizer="adamw", mesh=ONE):
   kind, _, memory = kind.partition("/")
   c = config.base()
-  c.model.update(dict(kind=kind, dim=16, layers=2, heads=2, vocab=32))
+  c.model.update(dict(config.PRESETS[kind], dim=16, layers=2, heads=2, vocab=32))
   c.data.update(dict(seq=16, align=8, batch=STREAMS))
   c.selfmod.update(dict(memory=memory or "linear", chunk_generators=8, chunk_memory=8))
   if kind == "transformer":
@@ -194,9 +194,9 @@ def test_every_parameter_has_a_rule_and_its_optimizer_follows(kind, memory):
 
 def test_what_no_rule_names_is_refused():
   leaf = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
-  with pytest.raises(ValueError, match="no sharding rule for parameter blocks/new/thing: add its name to hope_jax.sharding.RULES"):
+  with pytest.raises(ValueError, match="no row for parameter blocks/new/thing: add one"):
     sharding.of_params({"blocks": {"new": {"thing": leaf(2, 8, 8)}}}, abstract(1, 1, 1))
-  with pytest.raises(ValueError, match="no sharding rule for parameter blocks/mlp/startup"):
+  with pytest.raises(ValueError, match="no row for parameter blocks/mlp/startup"):
     sharding.of_params({"blocks": {"mlp": {"startup": leaf(2, 8, 8)}}}, abstract(1, 1, 1))
   params = {"mlp": {"up": {"kernel": leaf(2, 8, 8)}}}
   whole = state.TrainState(leaf(), params, {"factor": leaf(8, 8)}, leaf())
@@ -232,6 +232,8 @@ def test_all_devices_that_are_left():
 PROCESS = """
 import sys
 import jax
+from hope_jax import config
+from hope_jax.training import loop
 config_file, workdir, address, count, number = sys.argv[1:]
 if int(count) > 1:
   jax.distributed.initialize(address, int(count), int(number))
@@ -255,7 +257,7 @@ def processes(config_file, workdir, count: int) -> list[subprocess.CompletedProc
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
   """Matrices and batch in two processes, stopped and resumed; only the first process writes."""
-  c = test_train.small(tmp_path, model__kind="transformer", mixer__kind="swiglu", model__dropout=0.0, train__save_every=2,
+  c = test_train.small(tmp_path, model__pattern=("attention",), mixer__kind="swiglu", model__dropout=0.0, train__save_every=2,
                        train__eval_every=4, optim__warmup=2)
   runs = {}
   for count in (1, 2):
@@ -273,6 +275,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 ELSEWHERE = """
 import contextlib, os, signal, sys
+from hope_jax.training import loop
 from tests import test_sharding
 draw = loop._Run.draw
 def drawing(self, i, before):

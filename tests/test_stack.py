@@ -35,7 +35,7 @@ def levels(count):
 def tiny(kind, **fields):
   """A tiny transformer, or hope_attention of one level; fields of the mixer."""
   c = config.base()
-  c.model.update(dict(kind=kind, dim=8, layers=2, heads=2, vocab=VOCAB, embed_std=0.1))
+  c.model.update(dict(config.PRESETS[kind], dim=8, layers=2, heads=2, vocab=VOCAB, embed_std=0.1))
   c.attention.window = 12
   c.mixer.update(dict(kind="swiglu" if kind == "transformer" else "cms", hidden=1.5, levels=(config.Level("only", 0),)))
   c.teach.chunk = 8
@@ -146,8 +146,8 @@ def test_it_differs_from_the_first_write_on():
 
 
 @pytest.mark.parametrize("fields, message", [
-    ({"model.kind": "hope_selfmod"}, "model.kind=hope_selfmod, but to go on from this transformer checkpoint it must "
-                                     "be hope_attention: set --config.model.kind=hope_attention"),
+    ({"model.pattern": ("selfmod",)}, r"model.pattern=\('selfmod',\), but to go on from this checkpoint \(attention, "
+                                      r"swiglu\) it must be \('attention',\): set --config.model.pattern"),
     ({"mixer.kind": "swiglu"}, "mixer.kind=swiglu, .* must be cms: set --config.mixer.kind=cms"),
     ({"mixer.activation": "gelu"}, "mixer.activation=gelu, .* must be swiglu: set --config.mixer.activation=swiglu"),
     ({"mixer.norm": "layer"}, "mixer.norm=layer, .* must be rms: set --config.mixer.norm=rms"),
@@ -176,7 +176,7 @@ def test_what_does_not_fit_a_transformer(fields, message):
      "mixer.connection=nested, but the checkpoint's 2 levels are independent: .* set .*connection=independent"),
     (dict(count=2, connection="independent"), dict(count=3, connection="independent"),
      "mixer.levels: 3 levels, the checkpoint has 2; among independent levels, .*: give 2"),
-    (dict(count=1), dict(count=2, activation="swiglu"), "mixer.activation=swiglu, .* hope_attention .* must be gelu"),
+    (dict(count=1), dict(count=2, activation="swiglu"), "mixer.activation=swiglu, .* must be gelu"),
     (dict(count=1, norm="layer"), dict(count=2), "mixer.norm=rms, .* must be layer: set --config.mixer.norm=layer"),
     (dict(count=0, in_context=False), dict(count=2), "mixer.levels are none"),
 ])
@@ -188,8 +188,8 @@ def test_what_does_not_fit_hope_attention(old, new, message):
 @pytest.mark.parametrize("kind", ["hope_selfmod", "hope_hybrid"])
 def test_other_models_have_no_place_for_levels(kind):
   old = stacked("transformer", 1)
-  old.model.kind = kind
-  with pytest.raises(ValueError, match=f"model.kind is {kind}: levels are stacked on one of transformer or hope_att"):
+  old.model.update(config.PRESETS[kind])
+  with pytest.raises(ValueError, match="levels are stacked on attention alone"):
     stack.stack(stacked("transformer", 2), {}, old)
 
 

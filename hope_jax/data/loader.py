@@ -10,12 +10,12 @@ from ml_collections import ConfigDict
 from hope_jax.data import tokenized, recall
 from hope_jax.data.windows import Windows
 
-_EVAL_SEED = 0  # not tokenized.seed: runs with different seeds are evaluated on the same windows
+_EVAL_SEED = 0  # not data.seed: runs with different seeds are evaluated on the same windows
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches read ahead
 
 
 def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grain.DatasetIterator:
-  """Endless batches, dicts of int32 [tokenized.batch, tokenized.seq]; sources mixed by weight, each reshuffled every epoch.
+  """Endless batches, dicts of int32 [data.batch, data.seq]; sources mixed by weight, each reshuffled every epoch.
 
   `rows`: only these of every batch, in this order; nothing else is read. `get_state` and `set_state` resume exactly, with any
   rows. Raises ValueError if the windows do not fill one batch.
@@ -29,7 +29,7 @@ def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grai
     count = sum(map(len, parts))
     if count < config.data.batch:
       raise ValueError(f"{folder}: {count} training windows are fewer than one batch of {config.data.batch}; "
-                       "give more text (tokenized.sources), or lower tokenized.batch or tokenized.seq")
+                       "give more text (data.sources), or lower data.batch or data.seq")
     windows = grain.MapDataset.mix(
         [grain.MapDataset.source(p).seed(config.data.seed).shuffle().repeat() for p in parts],
         [s.weight for s in config.data.sources])
@@ -41,7 +41,7 @@ def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grai
 def eval_batches(config: ConfigDict, batches: int) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
   """The first `batches` batches of the validation windows, always the same, in turn from every source and domain.
 
-  Yields names [tokenized.batch], "source/domain" of each row, and a batch as in training. There are fewer batches if the
+  Yields names [data.batch], "source/domain" of each row, and a batch as in training. There are fewer batches if the
   windows run out; the last one is then filled up with rows of name "" and nothing but padding.
   """
   size = config.data.batch
@@ -63,7 +63,7 @@ def _eval_rows(config: ConfigDict, count: int) -> list[tuple[str, Sequence, int]
   rows = [(name, windows, i) for i in rounds for name, windows in parts if i < len(windows)]
   if not rows:
     raise ValueError(f"{folder}: no validation document; "
-                     "raise tokenized.val_fraction or split the sources into more documents")
+                     "raise data.val_fraction or split the sources into more documents")
   return rows[:count]
 
 
@@ -78,5 +78,5 @@ def _stack(rows: list[tuple[str, Sequence, int]], size: int) -> tuple[list[str],
 
 def _task(config: ConfigDict) -> str:
   if config.data.task not in ("text", "recall"):
-    raise ValueError(f"unknown tokenized.task {config.data.task!r}; set it to text or recall")
+    raise ValueError(f"unknown data.task {config.data.task!r}; set it to text or recall")
   return config.data.task

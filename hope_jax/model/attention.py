@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from hope_jax.model.layers import scaled_normal
 from hope_jax.model.slots import Layout
-from hope_jax.model.sharding import constrain
+from hope_jax.model.axes import constrain
+from hope_jax.model.contract import Mixer, Parameter
 
 HIDDEN = -1e30  # score of a key that a query may not see
 
@@ -148,7 +149,7 @@ class Heads(nn.Module):
 
 
 class Attention(nn.Module):
-  """Token mixer: (x, cache) -> (y, cache). Queries and keys are normalised per head, which keeps Muon and bf16 stable."""
+  """Token mixer: (x, cache or None, layout, may_write) -> (y, cache, {}). Queries and keys are normalised per head, which keeps Muon and bf16 stable."""
   heads: int
   layers: int
   window: int  # 0: the whole document
@@ -156,8 +157,9 @@ class Attention(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x_BxSxD, cache: Cache, layout: Layout):
+  def __call__(self, x_BxSxD, state: Cache | None, layout: Layout, may_write=True):
     batch, total, dim = x_BxSxD.shape
+    cache = state or empty_cache(batch, 0, self.heads, dim // self.heads, self.dtype)
     dense = lambda name, features, init: nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
     qkv = Heads(self.heads, self.dtype, name="qkv")(x_BxSxD)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
@@ -179,4 +181,42 @@ class Attention(nn.Module):
         cache = store(cache, k, v, layout)
       else:
         y = attend(q, k, v, mask)
-    return dense("out", dim, scaled_normal(dim, 2 * self.layers))(y.reshape(batch, total, dim)), cache
+    return dense("out", dim, scaled_normal(dim, 2 * self.layers))(y.reshape(batch, total, dim)), cache if state else None, {}
+
+
+def build(config) -> Attention:
+  """The module of a configuration."""
+  m, a = config.model, config.attention
+  return Attention(m.heads, m.layers, a.window, a.rope_base, jnp.dtype(m.dtype), name="attention")
+
+
+def context(config) -> int:
+  """Tokens that are kept while a text is read or generated."""
+  return config.attention.window or config.attention.context or config.data.seq
+
+
+def fresh(config, batch: int) -> Cache:
+  """An empty cache of that length."""
+  m = config.model
+  return empty_cache(batch, context(config), m.heads, m.dim // m.heads, jnp.dtype(m.dtype))
+
+
+def grid(config) -> int:
+  """Bands of a window need documents without gaps."""
+  return 1 if config.attention.window else 0
+
+
+def check(config) -> None:
+  """ValueError for heads that cannot be rotated."""
+  width = config.model.dim // config.model.heads
+  if width % 2:
+    raise ValueError(f"head width {width} is odd, rotary positions need it even: change model.dim or model.heads")
+
+
+MIXER = Mixer(
+    build=build, fresh=fresh, forget=emptied, context=context, grid=grid, check=check, writes=False,
+    parameters=(
+        Parameter(r"([qk]_norm)/scale", (), "vector", r"self_attn.\1.weight"),
+        Parameter(r"qkv/kernel", ("model", "heads"), "matrix", r"self_attn.qkv_proj.weight", True),
+        Parameter(r"out/kernel", ("heads", "model"), "matrix", r"self_attn.o_proj.weight", True)),
+    state_axes=((r"(key|value)_BxHxWxK", ("heads",)), (r".*", ())))

@@ -1,16 +1,12 @@
 """What a configuration has to be: the checks that need no data. Each error names the field and the fix."""
 
-import re
-
 from ml_collections import ConfigDict
 
-from hope_jax.model import plan, sharding
-from hope_jax.config import HYBRIDS
+from hope_jax.model import mixers, plan, sharding
 from hope_jax.memory.inner_rules import RULES
 
-LATER_KINDS = ("titans_lmm", "titans_mac", "titans_mag", "titans_mal", "gated_deltanet", "samba")
 CHOICES = {
-    "model.kind": ("transformer", "hope_attention", "hope_selfmod", *HYBRIDS),
+    "model.titan": ("none", "plain", "modified"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "block"),
     "mixer.kind": ("swiglu", "cms"),
@@ -43,9 +39,7 @@ AT_LEAST_ZERO = ("train.keep_best", "train.keep_every")
 def validate(config: ConfigDict, devices: int | None = None) -> None:
   """Raises ValueError, naming the field and the fix, for a configuration that cannot run; on so many devices, if given."""
   c = config
-  if c.model.kind in LATER_KINDS:
-    raise ValueError(f"model.kind={c.model.kind} is not in this version: set --config.model.kind to one of "
-                     f"{', '.join(CHOICES['model.kind'])}")
+  used = mixers.of(c)
   for field, allowed in CHOICES.items():
     _check(_get(c, field) in allowed, f"{field}={_get(c, field)!r}: choose one of {', '.join(allowed)}")
   for field in AT_LEAST_ONE:
@@ -53,19 +47,14 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
   for field in AT_LEAST_ZERO:
     _check(_get(c, field) >= 0, f"{field}={_get(c, field)}: set it to 0 or more")
 
-  m, s, d = c.model, c.selfmod, c.data
+  m, d = c.model, c.data
   _check(m.dim % m.heads == 0, f"model.dim={m.dim} is not divisible by model.heads={m.heads}: change one of them")
   _check(m.embed_std > 0, f"model.embed_std={m.embed_std}: set it above 0")
   _check(0 <= m.dropout < 1, f"model.dropout={m.dropout}: set it to 0 or more and below 1")
-  _check((m.kind == "transformer") <= (c.mixer.kind == "swiglu"),
-         "a transformer with mixer.kind=cms is hope_attention: set model.kind=hope_attention or mixer.kind=swiglu")
-  _check((m.kind == "titan_hybrid") <= (c.mixer.kind == "swiglu"),
-         "a titan_hybrid with mixer.kind=cms is hope_hybrid: set model.kind=hope_hybrid or mixer.kind=swiglu")
-  if m.kind != "hope_selfmod":
-    _check(m.dim // m.heads % 2 == 0, f"head width {m.dim // m.heads} is odd, rotary positions need it even: "
-                                      "change model.dim or model.heads")
-  else:
-    _validate_selfmod(s, d)
+  _check(m.layers >= len(m.pattern), f"model.layers={m.layers} is less than model.pattern has, {len(m.pattern)}: set "
+                                     f"model.layers to {len(m.pattern)} or more")
+  for mixer in used.values():
+    mixer.check(c)
   _check(d.seq % d.align == 0, f"data.seq={d.seq} is not a multiple of data.align={d.align}: set data.seq to "
                                f"{-(-d.seq // d.align) * d.align}")
   _check(c.mesh.data >= 0, f"mesh.data={c.mesh.data}: set it to 0 (all devices that are left) or more")
@@ -93,26 +82,10 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
     _validate_teach(c)
 
 
-def _validate_selfmod(s, d):
-  small, large = sorted((s.chunk_generators, s.chunk_memory))
-  _check(large % small == 0, f"selfmod.chunk_generators={s.chunk_generators} and chunk_memory={s.chunk_memory}: "
-                             f"one must be a multiple of the other; set the larger to {-(-large // small) * small}")
-  _check(d.align % large == 0, f"data.align={d.align} is not a multiple of the chunk size {large}: documents would "
-                               f"start inside a chunk; set data.align to {-(-d.align // large) * large}")
-  _check(re.fullmatch(r"full|none|chunks:[1-9]\d*", s.through_writes) is not None,
-         f"selfmod.through_writes={s.through_writes!r}: choose full, none or chunks:n")
-  _check(0 <= s.momentum < 1, f"selfmod.momentum={s.momentum}: set it to 0 or more and below 1")
-  _check(0 < s.alpha_init < 1 and s.eta_init > 0,
-         f"selfmod.alpha_init={s.alpha_init}, eta_init={s.eta_init}: retention lies between 0 and 1, the step is positive")
-  if s.bound:
-    _check(s.alpha, f"selfmod.bound={s.bound} is kept by forgetting, and selfmod.alpha is off: set selfmod.bound=0")
-    _check(s.factor == "layer", f"selfmod.bound={s.bound} needs the steps of selfmod.factor=layer: set selfmod.bound=0")
-
-
 def _validate_levels(c):
   names = [entry.name for entry in c.mixer.levels]
   _check(len(set(names)) == len(names), f"mixer.levels: names repeat in {names}")
-  _check(not {"titan", "selfmod"} & set(names), "mixer.levels: titan and selfmod are names of other memories: rename")
+  _check(not {"titan", *mixers.TABLE} & set(names), "mixer.levels: titan and token mixers are names of other memories: rename")
   for entry in c.mixer.levels:
     _check(entry.rule in RULES, f"mixer.levels: rule {entry.rule} of {entry.name}: choose one of {', '.join(RULES)}")
     _check(entry.period >= 0, f"mixer.levels: period {entry.period} of {entry.name} is negative")
@@ -136,10 +109,10 @@ def _validate_teach(c):
     _check(chunk % entry.period == 0 or entry.period % chunk == 0,
            f"period {entry.period} of {name} is neither a divisor nor a multiple of the chunk of {chunk} tokens: set "
            f"teach.chunk={entry.period}, or the period to {max(entry.period // chunk, 1) * chunk}")
-  if c.model.kind == "hope_selfmod":
-    grid = max(c.selfmod.chunk_generators, c.selfmod.chunk_memory)
-    _check(chunk == 1 or chunk % grid == 0, f"a chunk of {chunk} tokens is no multiple of the self-modifying memories' "
-                                            f"{grid}: set teach.chunk, or both selfmod chunks to {chunk}")
+  for name, mixer in mixers.of(c).items():
+    grid = mixer.grid(c)
+    _check(chunk == 1 or grid <= 1 or chunk % grid == 0, f"a chunk of {chunk} tokens is no multiple of the {grid} of {name}: "
+                                                         f"set teach.chunk, or its own chunks, to {max(chunk, grid)}")
   _check(t.signal == "layer" or t.target == "block", "teach.signal=global gives every level the last block's signal: set "
                                                       "teach.target=block")
 

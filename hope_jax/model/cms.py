@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from hope_jax.memory import level
+from hope_jax.model.contract import Parameter
 
 
 class CMS(nn.Module):
@@ -43,3 +44,12 @@ class CMS(nn.Module):
       inputs[name] = x, of_kernels
       added = added + (share[i].astype(y.dtype) * y if self.connection == "independent" else y)
     return added, inputs
+
+
+PARAMETERS = (
+    Parameter(r"share", (), "vector", r"cms.share"),
+    Parameter(r"([^/]+)/norm/scale", (), "vector", r"cms.\1.norm.weight"),
+    Parameter(r"([^/]+)/norm/bias", (), "vector", r"cms.\1.norm.bias"),
+    Parameter(r"([^/]+)/(gate|up)/kernel", ("model", "hidden"), "matrix", r"cms.\1.\2_proj.weight", True),
+    Parameter(r"([^/]+)/down/kernel", ("hidden", "model"), "matrix", r"cms.\1.down_proj.weight", True),
+)

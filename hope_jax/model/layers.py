@@ -1,6 +1,4 @@
-"""The small layers that blocks are made of: gated MLP, causal convolution, initial values near the identity."""
-
-from typing import Any
+"""The small layers that blocks are made of: causal convolution, initial values near the identity."""
 
 import flax.linen as nn
 import jax
@@ -30,21 +28,6 @@ def pass_through(noise: float = 0.02):
 def scaled_normal(fan_in: int, depth: int = 1):
   """Initializer N(0, 1 / (fan_in * depth)); depth 2 * layers for what is added to the residual stream."""
   return nn.initializers.normal((fan_in * depth) ** -0.5)
-
-
-class SwiGLU(nn.Module):
-  """W_down (silu(W_gate x) * W_up x)."""
-  hidden: int
-  layers: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x_BxTxD):
-    width = x_BxTxD.shape[-1]
-    dense = lambda name, features, init: nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
-    gate = dense("gate", self.hidden, scaled_normal(width))(x_BxTxD)
-    up = dense("up", self.hidden, scaled_normal(width))(x_BxTxD)
-    return dense("down", width, scaled_normal(self.hidden, 2 * self.layers))(nn.silu(gate) * up)
 
 
 def extend(tail_Bx3xD, x_BxSxD, first_B):

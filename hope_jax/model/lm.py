@@ -1,9 +1,11 @@
 """The language model: embedding, N blocks scanned over stacked parameters, norm, head tied to the embedding.
 
-A block is a token mixer (attention, attention with a Titan memory, or self-modifying Titans), then a channel mixer (SwiGLU
-or CMS), each pre-normed.
+A block is a token mixer (mixers.py), perhaps with a Titan memory, then a channel mixer (gated MLP or CMS), each pre-normed.
+The token mixers of successive layers are those of model.pattern, repeated; the scan goes over one period of it, so that
+what is compiled does not grow with depth. Parameters and state that all layers have lie in stacks of L, those of a token
+mixer in a stack of its own layers.
 
-    model = HopeLM(config)
+    model = build(config)
     params = init_params(config, key)
     logits, _, _ = model.apply({"params": params}, tokens_BxT)                      # whole documents
     logits, fast, _ = model.apply({"params": params}, tokens_BxT, init_fast(config, B))   # to be continued
@@ -14,14 +16,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from hope_jax import config as configs
-from hope_jax.memory import level, level_write, write_rule
-from hope_jax.model import plan, slots
-from hope_jax.model.attention import Attention, empty_cache
+from hope_jax.memory import level, level_write
+from hope_jax.model import mixers, plan, slots
 from hope_jax.model.cms import CMS
-from hope_jax.model.layers import CONV, SwiGLU
-from hope_jax.model.selfmod import SelfMod, empty_memory
-from hope_jax.model.sharding import constrain, constrain_params
+from hope_jax.model.mlp import SwiGLU
+from hope_jax.model.axes import constrain
+from hope_jax.model.sharding import constrain_params
 from hope_jax.model.state import FastState, LayerState
 from hope_jax.model.titan import Titan
 
@@ -36,57 +36,41 @@ def compute_dtype(config):
 
 def chunk_grid(config) -> int:
   """Documents start at multiples of this; 1: anywhere, but without gaps (bands of attention); 0: anywhere."""
-  if config.model.kind == "hope_selfmod":
-    return write_rule.from_config(config.selfmod).grid
-  return 1 if config.attention.window else 0
-
-
-def _truncate(through_writes: str) -> int:
-  return {"full": 0, "none": 1}.get(through_writes) if ":" not in through_writes else int(through_writes.split(":")[1])
+  return max(mixer.grid(config) for mixer in mixers.of(config).values())
 
 
 class Block(nn.Module):
-  """Token mixer and channel mixer: (x, state or None, layout, dropout key, weights, probes, writes) -> (x, state, stats, taps).
+  """Token mixer and channel mixer: (x, state or None, layout, dropout key, weights, probes, may_write) -> (x, state, notes, taps).
 
   `weights` are those of levels that a stream has written. `probes` are zeros added inside the levels of those names
   (level.zeros), and "block" at the block's output: their gradients write the memories. `taps` holds what else is needed
-  for it: each level's input and its kernels', and what the Titan memory answered ("titan_read"). `writes`: whether
-  self-modifying memories do.
+  for it: each level's input and its kernels', and what the Titan memory answered ("titan_read"). `may_write`: whether
+  memories of the token mixer's own do. `notes` are the token mixer's.
   """
   config: FrozenConfigDict
+  mixer: str
 
   @nn.compact
-  def __call__(self, x_BxSxD, state, layout, rng, weights, probes, writes):
+  def __call__(self, x_BxSxD, state, layout, rng, weights, probes, may_write):
     c, dtype = self.config, compute_dtype(self.config)
     taps, through = {}, c.teach.through_writes == "full"
-    dim, heads, layers = c.model.dim, c.model.heads, c.model.layers
-    norm = lambda name: nn.RMSNorm(dtype=dtype, name=name)
-    h = norm("mixer_norm")(x_BxSxD)
-    if c.model.kind == "hope_selfmod":
-      s, rule = c.selfmod, write_rule.from_config(c.selfmod)
-      mixer = SelfMod(rule, heads, layers, int(s.hidden * dim // heads), s.conv, s.gate_skip, s.eta_init, s.alpha_init,
-                      _truncate(s.through_writes), s.remat_chunks, dtype, name="selfmod")
-      memory, tail = (state.memory, state.conv_Bx3xD) if state else (None, None)
-      y, memory, tail, stats = mixer(h, memory, tail, layout, writes)
-      new = LayerState(memory=memory, conv_Bx3xD=tail)
-    else:
-      mixer = Attention(heads, layers, c.attention.window, c.attention.rope_base, dtype, name="attention")
-      cache = state.cache if state else empty_cache(x_BxSxD.shape[0], 0, heads, dim // heads, dtype)
-      y, cache = mixer(h, cache, layout)
-      new, stats = LayerState(cache=cache), {}
-      if c.model.kind in configs.HYBRIDS:
-        titan = Titan(int(c.titan.hidden * dim), layers, c.model.kind == "hope_hybrid", through, name="titan")
-        taps["titan_read"], of_kernels = titan(y, weights.get("titan"))
-        taps["titan"] = y, of_kernels
-        y = y + taps["titan_read"]
+    dim, layers = c.model.dim, c.model.layers
+    h = nn.RMSNorm(dtype=dtype, name="mixer_norm")(x_BxSxD)
+    y, state, notes = mixers.TABLE[self.mixer].build(c)(h, state, layout, may_write)
+    if c.model.titan != "none":
+      titan = Titan(int(c.titan.hidden * dim), layers, c.model.titan == "modified", through, name="titan")
+      taps["titan_read"], of_kernels = titan(y, weights.get("titan"))
+      taps["titan"] = y, of_kernels
+      y = y + taps["titan_read"]
     x_BxSxD = x_BxSxD + self.drop(y, rng, 0)
 
     hidden = int(c.mixer.hidden * dim)
     if c.mixer.kind == "swiglu":
-      y = SwiGLU(hidden, layers, dtype, name="mlp")(norm("channel_norm")(x_BxSxD))
+      h = nn.RMSNorm(dtype=dtype, name="channel_norm")(x_BxSxD)
+      y = SwiGLU(hidden, layers, dtype, name="mlp")(h)
     elif c.mixer.levels:
-      cms = CMS(tuple(entry.name for entry in c.mixer.levels), c.mixer.connection, hidden, layers, c.mixer.norm,
-                c.mixer.activation, through, name="cms")
+      names = tuple(entry.name for entry in c.mixer.levels)
+      cms = CMS(names, c.mixer.connection, hidden, layers, c.mixer.norm, c.mixer.activation, through, name="cms")
       y, inputs = cms(x_BxSxD, weights, probes)
       taps |= inputs
     else:
@@ -94,7 +78,7 @@ class Block(nn.Module):
     x_BxSxD = x_BxSxD + self.drop(y, rng, 1)
     if "block" in probes:
       x_BxSxD = x_BxSxD + probes["block"].astype(dtype)
-    return x_BxSxD, new if state else None, stats, taps
+    return x_BxSxD, state, notes, taps
 
   def drop(self, y, rng, branch: int):
     """Dropout, where a key is given."""
@@ -106,7 +90,7 @@ class Block(nn.Module):
 
 
 class HopeLM(nn.Module):
-  """tokens -> (logits_BxTxV float32, FastState or None, stats with a leading layer axis[, taps, if there are probes])."""
+  """tokens -> (logits_BxTxV float32, FastState or None, notes {mixer: stacked by layer}[, taps, if there are probes])."""
   config: FrozenConfigDict
 
   @nn.compact
@@ -130,57 +114,114 @@ class HopeLM(nn.Module):
     zero = jnp.zeros(batch, jnp.int32)
     segment, count = (fast.segment_B, fast.count_B) if fast else (zero, zero)
     layout = slots.arrange(segments_BxT, segment, count, chunk_grid(c), documents, aligned)
-
-    layers, held = (fast.layers.replace(levels=None), fast.held_BxC) if fast else (None, None)
-    levels = fast.layers.levels if fast else None
+    tokens, levels, held = (fast.layers.tokens, fast.layers.levels, fast.held_BxC) if fast else ({}, None, None)
     if levels:
-      if documents > 1:
-        raise ValueError(f"documents={documents}: with levels that write in context, a call reads one document a stream")
-      begins_B = slots.starts(layout)
-      levels = level_write.restart(levels, begins_B)
-      held = jnp.where(begins_B[:, None], -1, held)
+      levels, held = self.restart(levels, held, layout, documents)
+
     embed = nn.Embed(c.model.vocab, c.model.dim, embedding_init=nn.initializers.normal(c.model.embed_std), name="embed")
     known_BxT = jnp.where(tokens_BxT < 0, c.model.vocab, tokens_BxT)  # past the table reads nan; -1 would read its end
     table_VxD = constrain(embed.embedding, "vocab", None)  # gathered over fsdp, for both ends
     x = jnp.take(table_VxD, slots.to_slots(layout, known_BxT), 0).astype(dtype) / c.model.embed_std
     x = constrain(x, "streams", None, None)
-    block = Block(c, parent=None)
-    blocks = self.param("blocks", self.init_blocks, block)
-
+    blocks = self.param("blocks", lambda key: init_blocks(c, key))
     weights = {name: level.current(level_parameters(blocks, name), own.delta, 1, c.teach.through_writes == "full")
                for name, own in (levels or {}).items()}
+    x, tokens, notes, taps = self.scan(x, blocks, tokens, weights, probes or {}, layout, rng)
 
-    def step(x, xs):
-      params, state, weights, probes, writes, i = xs
-      key = None if rng is None else jax.random.fold_in(rng, i)
-      params = constrain_params(params, gathered=True)
-      x, state, stats, taps = block.apply({"params": params}, x, state, layout, key, weights, probes, writes)
-      return constrain(x, "streams", None, None), (state, stats, taps if probes else {})
-
-    may_write_L = plan.of(c).layers.get("selfmod", jnp.zeros(c.model.layers, bool))
-    if c.model.remat != "none":
-      step = jax.checkpoint(step, policy=REMAT[c.model.remat])
-    x, (layers, stats, taps) = jax.lax.scan(step, x, (blocks, layers, weights, probes or {},
-                                                            may_write_L, jnp.arange(c.model.layers)))
     head = nn.initializers.constant(0.02 / c.model.embed_std)  # the tied head starts the same whatever the embedding's scale
     x = nn.RMSNorm(dtype=dtype, scale_init=head, name="norm")(slots.to_tokens(layout, x))
     logits = jnp.einsum("btd,vd->btv", x, table_VxD.astype(dtype),
                         preferred_element_type=jnp.promote_types(dtype, jnp.float32))
     logits = constrain(logits, "streams", None, "vocab")
-    fast = FastState(layout.segment_B, layout.count_B, layers.replace(levels=levels), held) if fast else None
-    return (logits, fast, stats) if probes is None else (logits, fast, stats, taps)
+    fast = FastState(layout.segment_B, layout.count_B, LayerState(tokens, levels), held) if fast else None
+    return (logits, fast, notes) if probes is None else (logits, fast, notes, taps)
 
-  def init_blocks(self, key, block):
-    """Parameters of all blocks, stacked on a leading axis."""
-    c = self.config
-    x, ones, zero = jnp.zeros((1, 1, c.model.dim), compute_dtype(c)), jnp.ones((1, 1), jnp.int32), jnp.zeros(1, jnp.int32)
-    layout = slots.arrange(ones, zero, zero, chunk_grid(c))
-    return jax.vmap(lambda k: block.init(k, x, None, layout, None, {}, {}, True)["params"])(jax.random.split(key, c.model.layers))
+  def restart(self, levels, held, layout, documents: int):
+    """Levels and held tokens of streams, fresh where a document begins."""
+    if documents > 1:
+      raise ValueError(f"documents={documents}: with levels that write in context, a call reads one document a stream")
+    begins_B = slots.starts(layout)
+    return level_write.restart(levels, begins_B), jnp.where(begins_B[:, None], -1, held)
+
+  def scan(self, x, blocks, tokens, weights, probes, layout, rng):
+    """All layers, one period of the pattern after the other: (x, token mixers' states, notes, taps)."""
+    c, period = self.config, len(self.config.model.pattern)
+    may = {name: jnp.asarray(plan.of(c).layers.get(name, jnp.zeros(c.model.layers, bool))) for name in mixers.of(c)}
+    of_all = {"blocks": {name: part for name, part in blocks.items() if name not in may}, "weights": weights,
+              "probes": probes, "may": may, "layer": jnp.arange(c.model.layers)}
+    of_mixer = {name: {"blocks": blocks[name], "state": tokens.get(name)} for name in may}
+    each = {name: c.model.pattern.count(name) for name in may}  # layers of a mixer in a period
+
+    def block(name, x, one, own):
+      key = None if rng is None else jax.random.fold_in(rng, one["layer"])
+      params = constrain_params(one["blocks"] | {name: own["blocks"]}, gathered=True, below="blocks/")
+      x, state, notes, taps = Block(c, name, parent=None).apply(
+          {"params": params}, x, own["state"], layout, key, one["weights"], one["probes"], one["may"][name])
+      return constrain(x, "streams", None, None), (state, notes), taps if probes else {}
+
+    def step(x, xs):
+      of_all, of_mixer = xs
+      new, taps, seen = {name: [] for name in of_mixer}, [], dict.fromkeys(of_mixer, 0)
+      for i, name in enumerate(c.model.pattern[:len(of_all["layer"])]):
+        x, own, tap = block(name, x, _pick(of_all, i), _pick(of_mixer[name], seen[name]))
+        new[name].append(own)
+        taps.append(tap)
+        seen[name] += 1
+      return x, ({name: _stack(own) for name, own in new.items() if own}, _stack(taps))
+
+    if c.model.remat != "none":
+      step = jax.checkpoint(step, policy=REMAT[c.model.remat])
+    whole, rest = divmod(c.model.layers, period)
+    periods = (_periods(of_all, whole, period), {name: _periods(own, whole, each[name]) for name, own in of_mixer.items()})
+    x, (new, taps) = jax.lax.scan(step, x, periods)
+    new, taps = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (new, taps))
+    if rest:
+      left = _after(of_all, whole * period), {name: _after(own, whole * each[name]) for name, own in of_mixer.items()}
+      x, (more, more_taps) = step(x, left)
+      joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ({name: new[name] for name in more}, taps), (more, more_taps))
+      new, taps = new | joined[0], joined[1]
+    return x, {name: own[0] for name, own in new.items()}, {name: own[1] for name, own in new.items() if own[1]}, taps
+
+
+def _pick(tree, i: int):
+  return jax.tree.map(lambda a: a[i], tree)
+
+
+def _stack(trees: list):
+  return jax.tree.map(lambda *a: jnp.stack(a), *trees)
+
+
+def _periods(tree, count: int, each: int):
+  """Stacks of layers as (count, each, ...)."""
+  return jax.tree.map(lambda a: a[:count * each].reshape(count, each, *a.shape[1:]), tree)
+
+
+def _after(tree, at: int):
+  return jax.tree.map(lambda a: a[at:], tree)
+
+
+def init_blocks(config, key) -> dict:
+  """Parameters of all blocks, stacked on a leading axis: of all layers, and of those that have a token mixer."""
+  c, keys = config, jax.random.split(key, config.model.layers)
+  x, ones, zero = jnp.zeros((1, 1, c.model.dim), compute_dtype(c)), jnp.ones((1, 1), jnp.int32), jnp.zeros(1, jnp.int32)
+  layout = slots.arrange(ones, zero, zero, chunk_grid(c))
+  own, shared, order = {}, [], []
+  for name in mixers.of(c):
+    layers = mixers.layers_of(c, name)
+    block = Block(c, name, parent=None)
+    made = jax.vmap(lambda k: block.init(k, x, None, layout, None, {}, {}, True)["params"])(keys[jnp.array(layers)])
+    own[name] = made.pop(name)
+    shared.append(made)
+    order += layers
+  if len(shared) == 1:
+    return shared[0] | own
+  place = jnp.argsort(jnp.array(order))
+  return jax.tree.map(lambda *a: jnp.concatenate(a)[place], *shared) | own
 
 
 def frozen(config) -> FrozenConfigDict:
   """What a model depends on, as a hashable configuration."""
-  parts = {part: config[part] for part in ("model", "attention", "mixer", "selfmod", "titan", "teach")}
+  parts = {part: config[part] for part in ("model", "mixer", "titan", "teach", *mixers.TABLE)}
   return FrozenConfigDict(parts | {"data": {"seq": config.data.seq}})
 
 
@@ -195,27 +236,24 @@ def init_params(config, key) -> dict:
 
 
 def context_length(config) -> int:
-  """Tokens that attention keeps while it generates; 0 where nothing is kept but the memories."""
-  if config.model.kind == "hope_selfmod":
-    return 0
-  return config.attention.window or config.attention.context or config.data.seq
+  """Tokens that are kept as context while a text is generated; 0 where nothing is kept but the memories."""
+  return max(mixer.context(config) for mixer in mixers.of(config).values())
 
 
 def init_fast(config, batch: int) -> FastState:
   """The state of B streams that have read nothing."""
-  c = config
-  width = c.model.dim // c.model.heads
-  if c.model.kind == "hope_selfmod":
-    rule = write_rule.from_config(c.selfmod)
-    memory = empty_memory(rule, batch, c.model.heads, width, int(c.selfmod.hidden * width), c.selfmod.gate_skip)
-    tail = None if c.selfmod.conv == "none" else jnp.zeros((batch, CONV - 1, c.model.dim), compute_dtype(c))
-    layer = LayerState(memory=memory, conv_Bx3xD=tail)
-  else:
-    layer = LayerState(cache=empty_cache(batch, context_length(c), c.model.heads, width, compute_dtype(c)))
-  layer = layer.replace(levels=_fresh_levels(c, batch))
+  tokens = {name: jax.tree.map(lambda a, n=len(mixers.layers_of(config, name)): jnp.stack([a] * n), mixer.fresh(config, batch))
+            for name, mixer in mixers.of(config).items()}
+  levels = jax.tree.map(lambda a: jnp.stack([a] * config.model.layers), _fresh_levels(config, batch))
   zero = lambda: jnp.zeros(batch, jnp.int32)  # two buffers, so that the state can be donated
-  held = jnp.full((batch, plan.of(c).chunk), -1) if layer.levels else None
-  return FastState(zero(), zero(), jax.tree.map(lambda a: jnp.stack([a] * c.model.layers), layer), held)
+  held = jnp.full((batch, plan.of(config).chunk), -1) if levels else None
+  return FastState(zero(), zero(), LayerState(tokens, levels), held)
+
+
+def forget_context(config, fast: FastState) -> FastState:
+  """The streams with what they have learned, and without the context that token mixers keep."""
+  tokens = {name: mixers.TABLE[name].forget(own) for name, own in fast.layers.tokens.items()}
+  return fast.replace(layers=fast.layers.replace(tokens=tokens))
 
 
 def level_parameters(blocks: dict, name: str) -> dict:

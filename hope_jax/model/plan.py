@@ -6,8 +6,9 @@ import functools
 from ml_collections import ConfigDict, FrozenConfigDict
 import numpy as np
 
-from hope_jax.config import HYBRIDS, Level
+from hope_jax.config import Level
 from hope_jax.memory.level_write import Clock
+from hope_jax.model import mixers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +43,10 @@ def _of(c: FrozenConfigDict) -> Plan:
   if c.teach.mode == "exact":
     chunk = min([chunk, *(entry.period for entry in levels.values())])
   rates = {path(name): entry.lr for name, entry in levels.items()}
-  if c.model.kind == "hope_selfmod":
-    rates = {"selfmod": 1.0} | rates
+  rates = {name: 1.0 for name, mixer in mixers.of(c).items() if mixer.writes} | rates
   in_layer = np.isin(every, c.teach.layers or every)
-  layers = {name: in_layer & (not c.teach.paths or name in c.teach.paths) for name in rates}
+  has = {name: np.isin(every, mixers.layers_of(c, name)) for name in mixers.of(c)}
+  layers = {name: has.get(name, True) & in_layer & (not c.teach.paths or name in c.teach.paths) for name in rates}
   clocks = {name: Clock(entry.period, chunk, entry.rule, entry.beta) for name, entry in levels.items()}
   enabled = tuple(name for name, rate in rates.items() if layers[name].any() and rate > 0)
   return Plan(levels, chunk, clocks, layers, enabled)
@@ -53,7 +54,7 @@ def _of(c: FrozenConfigDict) -> Plan:
 
 def _levels(c) -> dict[str, Level]:
   out = {}
-  if c.model.kind in HYBRIDS:
+  if c.model.titan != "none":
     t = c.titan
     rate = 0.0 if t.modifier == "off" else t.lr
     out["titan"] = Level("titan", t.period, rule=t.rule, lr=rate, beta=t.beta, warmup=t.warmup)

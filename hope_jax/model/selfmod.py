@@ -7,16 +7,19 @@ read. The state therefore holds both, so that a document may be cut anywhere: 64
 
 import functools
 import math
+import re
 from typing import Any, NamedTuple
 
+from flax import struct
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from hope_jax.memory import linear_memory, mlp_memory
 from hope_jax.model.layers import CONV, conv, conv_tail, extend, near_identity, pass_through
+from hope_jax.model.contract import Mixer, Parameter
 from hope_jax.model.slots import Layout
-from hope_jax.memory.write_rule import Rule, unit
+from hope_jax.memory.write_rule import Rule, from_config, unit
 
 
 class Token(NamedTuple):
@@ -125,11 +128,17 @@ def empty_memory(rule: Rule, batch: int, heads: int, width: int, hidden: int, ga
   return jax.tree.map(lambda s: jnp.zeros((batch, heads, *s.shape), s.dtype), shapes)
 
 
+@struct.dataclass
+class State:
+  """What streams keep."""
+  memory: dict  # weights read and written, (B, H, ...)
+  conv_Bx3xD: jax.Array | None  # the convolutions' last inputs
+
+
 class SelfMod(nn.Module):
   """Token mixer: projection, convolutions, one set of memories a head, normalised and projected back.
 
-  (x, memory, conv tail, layout, writes) -> (y, memory, conv tail, stats). With memory None the streams start here and no state
-  is returned.
+  (x, state, layout, may_write) -> (y, state, stats). With state None the streams start here and no state is returned.
   """
   rule: Rule
   heads: int
@@ -162,8 +171,9 @@ class SelfMod(nn.Module):
     return out
 
   @nn.compact
-  def __call__(self, x_BxSxD, memory, tail_Bx3xD, layout: Layout, writes=True):
+  def __call__(self, x_BxSxD, state, layout: Layout, may_write=True):
     batch, total, dim = x_BxSxD.shape
+    memory, tail_Bx3xD = (state.memory, state.conv_Bx3xD) if state else (None, None)
     width = dim // self.heads
     x_BxSxD = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=near_identity(), name="in")(x_BxSxD)
     if self.conv == "none":
@@ -184,13 +194,13 @@ class SelfMod(nn.Module):
     # a copy of the initial weights for each stream: their gradient is then summed over streams once, not at every chunk
     copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (batch, *p.shape)), params)
     streams = jax.vmap(by_head, in_axes=(0, 0, 0, 0, 0, 0, 0, None))
-    y, state, gates = streams(copies, memory, *map(split, mixed), layout.valid_BxS, layout.position_BxS, writes)
+    y, written, gates = streams(copies, memory, *map(split, mixed), layout.valid_BxS, layout.position_BxS, may_write)
 
     y = nn.RMSNorm(dtype=self.dtype, name="norm")(jnp.moveaxis(y, -1, 1))
     y = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=near_identity(),
                  name="out")(y.reshape(batch, total, dim))
-    stats = self.stats(params, state, gates, layout)
-    return (y, None, None, stats) if memory is None else (y, state, tail_Bx3xD, stats)
+    stats = self.stats(params, written, gates, layout)
+    return y, State(written, tail_Bx3xD) if state else None, stats
 
   def stats(self, params, state, gates, layout) -> dict:
     """How far each memory has moved from its initial weights (Frobenius norm, mean over streams and heads), and the gates."""
@@ -205,3 +215,77 @@ class SelfMod(nn.Module):
     for name, value in gates.items():
       out[name[:-2]] = jnp.sum(jnp.where(valid, value, 0)) / jnp.maximum(jnp.sum(valid) * self.heads, 1)
     return jax.lax.stop_gradient(out)
+
+
+def build(config) -> SelfMod:
+  """The module of a configuration."""
+  m, s = config.model, config.selfmod
+  truncate = {"full": 0, "none": 1}.get(s.through_writes) if ":" not in s.through_writes else int(s.through_writes.split(":")[1])
+  return SelfMod(from_config(s), m.heads, m.layers, int(s.hidden * m.dim // m.heads), s.conv, s.gate_skip, s.eta_init,
+                 s.alpha_init, truncate, s.remat_chunks, jnp.dtype(m.dtype), name="selfmod")
+
+
+def fresh_state(config, batch: int) -> State:
+  """Of streams that have read nothing."""
+  m, s = config.model, config.selfmod
+  width = m.dim // m.heads
+  memory = empty_memory(from_config(s), batch, m.heads, width, int(s.hidden * width), s.gate_skip)
+  return State(memory, None if s.conv == "none" else jnp.zeros((batch, CONV - 1, m.dim), jnp.dtype(m.dtype)))
+
+
+def check(config) -> None:
+  """ValueError for chunks, gates or bounds that do not fit."""
+  s, d = config.selfmod, config.data
+  small, large = sorted((s.chunk_generators, s.chunk_memory))
+  faults = (
+      (large % small, f"selfmod.chunk_generators={s.chunk_generators} and chunk_memory={s.chunk_memory}: one must be a "
+                      f"multiple of the other; set the larger to {-(-large // small) * small}"),
+      (d.align % large, f"data.align={d.align} is not a multiple of the chunk size {large}: documents would start inside a "
+                        f"chunk; set data.align to {-(-d.align // large) * large}"),
+      (not re.fullmatch(r"full|none|chunks:[1-9]\d*", s.through_writes),
+       f"selfmod.through_writes={s.through_writes!r}: choose full, none or chunks:n"),
+      (not 0 <= s.momentum < 1, f"selfmod.momentum={s.momentum}: set it to 0 or more and below 1"),
+      (not (0 < s.alpha_init < 1 and s.eta_init > 0), f"selfmod.alpha_init={s.alpha_init}, eta_init={s.eta_init}: retention "
+                                                      "lies between 0 and 1, the step is positive"),
+      (s.bound and not s.alpha, f"selfmod.bound={s.bound} is kept by forgetting, and selfmod.alpha is off: set "
+                                "selfmod.bound=0"),
+      (s.bound and s.factor != "layer", f"selfmod.bound={s.bound} needs the steps of selfmod.factor=layer: set "
+                                        "selfmod.bound=0"))
+  for wrong, message in faults:
+    if wrong:
+      raise ValueError(message)
+
+
+def _numbered(names) -> dict[str, int]:
+  return {name: i for i, name in enumerate(names)}
+
+
+def _vectors(config) -> dict[str, int]:
+  return _numbered(mlp_memory.vectors(from_config(config.selfmod)))
+
+
+def _gates(config) -> dict[str, int]:
+  return _numbered(mlp_memory.GATES)
+
+
+def _rows(config) -> dict[str, slice]:
+  return linear_memory.rows(from_config(config.selfmod), config.model.dim // config.model.heads)
+
+
+MIXER = Mixer(
+    build=build, fresh=fresh_state, forget=lambda state: state, context=lambda config: 0,
+    grid=lambda config: from_config(config.selfmod).grid, check=check, writes=True,
+    parameters=(
+        Parameter(r"in/kernel", ("model", "heads"), "matrix", r"self_modifying.in_proj.weight", True),
+        Parameter(r"out/kernel", ("heads", "model"), "matrix", r"self_modifying.out_proj.weight", True),
+        Parameter(r"norm/scale", (), "vector", r"self_modifying.norm.weight"),
+        Parameter(r"(conv(_[kvq])?)", (), "vector", r"self_modifying.\1.weight"),
+        Parameter(r"w_q", ("heads", None, "model"), "matrix", r"self_modifying.q_proj.weight"),
+        Parameter(r"v_(in|out)", ("heads", None, None, "model"), "matrix", r"self_modifying.memory_{part}.w_\1",
+                  cuts=_vectors),
+        Parameter(r"g_(in)", ("heads", None, None, "model"), "matrix", r"self_modifying.memory_{part}.w_\1", cuts=_gates),
+        Parameter(r"g_(out|skip)", ("heads", None, None, "model"), "vector", r"self_modifying.memory_{part}.w_\1",
+                  cuts=_gates),
+        Parameter(r"w", ("heads", None, "model"), "matrix", r"self_modifying.memory_{part}.weight", cuts=_rows),
+        Parameter(r"b_(eta|alpha)", (), "vector", r"self_modifying.memory_\1.bias")),
+    state_axes=((r"memory/.*", ("heads",)), (r".*", ())))

@@ -8,7 +8,6 @@
 What the compiler cannot see from the arguments of a program is said inside it by `constrain`, under `within(mesh)`.
 """
 
-import contextlib
 import math
 import re
 
@@ -16,22 +15,10 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-AXES = {  # logical axis -> mesh axes
-    "streams": ("data", "fsdp"), "model": ("fsdp",), "heads": ("tensor",), "hidden": ("tensor",), "vocab": ("tensor",),
-    "layers": ("fsdp",)}
-RULES = (  # of parameters, by the end of their path: their last axes. Axes before them (layers) are whole
-    (r"embed/embedding", ("vocab", "model")),
-    (r"(attention/qkv|selfmod/in)/kernel", ("model", "heads")),
-    (r"(attention|selfmod)/out/kernel", ("heads", "model")),
-    (r"(up|gate|modifier/in)/kernel", ("model", "hidden")),
-    (r"(down|modifier/mid|modifier/out)/kernel", ("hidden", "model")),
-    (r"selfmod/(v_in|v_out|g_in|g_out|g_skip)", ("heads", None, None, "model")),
-    (r"selfmod/(w|w_q)", ("heads", None, "model")),
-    (r"(scale|bias|skip|share|b_eta|b_alpha|conv|conv_k|conv_v|conv_q)", ()),
-)
-FAST = (  # of fast state, by its path: all axes but those at the end that are whole
-    (r"layers/memory/.*", (None, "streams", "heads")),
-    (r"layers/cache/(key|value)_BxHxWxK", (None, "streams", "heads")),
+from hope_jax.model import mixers, parameters
+from hope_jax.model.axes import AXES, axis_sizes, spec
+
+LEVELS = (  # of what the teach signal writes, by its path in FastState: all axes but those at the end that are whole
     (r"layers/levels/.*/(up|gate)/kernel", (None, "streams", None, "hidden")),
     (r"layers/levels/.*/down/kernel", (None, "streams", "hidden")),
     (r"layers/.*", (None, "streams")),
@@ -129,11 +116,6 @@ def place_fast(fast, devices: Mesh):
   return jax.device_put(fast, of_fast(fast, devices))
 
 
-def within(devices: Mesh | None):
-  """Context in which a program is traced: `constrain` and its like then speak of these devices; None: of none."""
-  return contextlib.nullcontext() if devices is None else jax.sharding.use_abstract_mesh(devices.abstract_mesh)
-
-
 def apart(fn, devices: Mesh):
   """fn(batch, params, *same) -> (gradients, sums, means), with every device's part of the batch on its own until the end.
 
@@ -161,34 +143,20 @@ def apart(fn, devices: Mesh):
   return whole
 
 
-def parts() -> int:
-  """Into how many the batch is cut where this is called: 1 outside of `apart`."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return math.prod(mesh.shape[name] for name in mesh.manual_axes)
-
-
-def constrain(array, *axes):
-  """The array with its first axes laid out by these logical axes; as it is where there is no mesh (`within`)."""
-  sizes = _sizes()
-  if not sizes:
-    return array
-  return jax.lax.with_sharding_constraint(array, _spec(axes, sizes))
-
-
-def constrain_params(params, gathered: bool = False):
-  """Parameters (or their gradients) laid out by the rules; `gathered`: whole over fsdp, for use."""
-  sizes = _sizes()
+def constrain_params(params, gathered: bool = False, below: str = ""):
+  """Parameters (or their gradients) laid out by the table; `gathered`: whole over fsdp, for use. `below`: before their paths."""
+  sizes = axis_sizes()
   if not sizes:
     return params
   if gathered:
     sizes = sizes | {"fsdp": 1}
   return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: jax.lax.with_sharding_constraint(leaf, _param_spec(path_name(path), leaf.shape, sizes)), params)
+      lambda path, leaf: jax.lax.with_sharding_constraint(leaf, _param_spec(below + path_name(path), leaf.shape, sizes)), params)
 
 
 def constrain_layers(params):
   """Parameters (or what an optimizer keeps of them): over fsdp, stacks are cut between layers, and no matrix is."""
-  sizes = _sizes()
+  sizes = axis_sizes()
   if not sizes:
     return params
 
@@ -196,22 +164,17 @@ def constrain_layers(params):
     if leaf.ndim < 3:
       return leaf
     cut = _param_spec(path_name(path), leaf.shape, sizes | {"fsdp": 1})
-    return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*_spec(("layers",), sizes), *cut[1:]))
+    return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*spec(("layers",), sizes), *cut[1:]))
   return jax.tree_util.tree_map_with_path(by_layer, params)
 
 
 def constrain_fast(fast):
   """A FastState laid out as `place_fast` does."""
-  sizes = _sizes()
+  sizes = axis_sizes()
   if not sizes:
     return fast
   return jax.tree_util.tree_map_with_path(
       lambda path, leaf: jax.lax.with_sharding_constraint(leaf, _fast_spec(path_name(path), leaf.shape, sizes)), fast)
-
-
-def _sizes() -> dict[str, int]:
-  mesh = jax.sharding.get_abstract_mesh()
-  return {} if mesh.manual_axes else dict(mesh.shape)
 
 
 def _named(devices, name, shape):
@@ -219,14 +182,14 @@ def _named(devices, name, shape):
 
 
 def _param_spec(name, shape, sizes) -> PartitionSpec:
-  for pattern, axes in RULES:
-    if re.search(rf"(^|/){pattern}$", name):
-      return _divided(f"parameter {name}", (None,) * (len(shape) - len(axes)) + axes, shape, sizes)
-  raise ValueError(f"no sharding rule for parameter {name}: add its name to hope_jax.sharding.RULES")
+  axes = parameters.row(name).axes
+  return _divided(f"parameter {name}", (None,) * (len(shape) - len(axes)) + axes, shape, sizes)
 
 
 def _fast_spec(name, shape, sizes) -> PartitionSpec:
-  axes = next(axes for pattern, axes in FAST if re.fullmatch(pattern, name))
+  own = re.fullmatch(r"layers/tokens/([^/]+)/?(.*)", name)
+  rows = [(pattern, (None, "streams", *axes)) for pattern, axes in mixers.TABLE[own[1]].state_axes] if own else LEVELS
+  axes = next(axes for pattern, axes in rows if re.fullmatch(pattern, own[2] if own else name))
   return _divided(f"fast state {name}", axes, shape, sizes)
 
 
@@ -237,8 +200,6 @@ def _divided(what, axes, shape, sizes) -> PartitionSpec:
       names = " x ".join(f"mesh.{name}" for name in AXES[axis])
       raise ValueError(f"{what} of shape {shape}: axis {i} ({axis}) of size {shape[i]} is not divisible by {names} = {parts}: "
                        f"set {names} to a divisor of {shape[i]}, or change that size")
-  return _spec(axes, sizes)
+  return spec(axes, sizes)
 
 
-def _spec(axes, sizes) -> PartitionSpec:
-  return PartitionSpec(*(tuple(name for name in AXES.get(axis, ()) if sizes[name] > 1) or None for axis in axes))

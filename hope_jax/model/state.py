@@ -12,10 +12,8 @@ import jax
 
 @struct.dataclass
 class LayerState:
-  """One block's fast state; with a leading axis L, all blocks'. None where the block has no such part."""
-  memory: Any = None  # self-modifying Titans: weights read and written, (B, H, ...)
-  conv_Bx3xD: Any = None  # the convolutions' last inputs
-  cache: Any = None  # attention.Cache
+  """The blocks' fast state; of levels with the axes (L, B) in front."""
+  tokens: dict  # {token mixer: its state, with the axes (N, B) in front, N the layers that have it}
   levels: Any = None  # {"titan" or a CMS level: write.LevelState}, what is written by the teach signal
 
 

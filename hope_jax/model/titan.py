@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.memory import level
+from hope_jax.model.contract import Parameter
 
 
 def init_modifier(key, width: int, hidden: int) -> dict:
@@ -54,3 +55,14 @@ class Titan(nn.Module):
     if self.modifier:
       self.param("modifier", lambda key: init_modifier(key, width, self.hidden))
     return level.apply(memory, x_BxTxD, weights, through=self.through)
+
+
+PARAMETERS = (
+    Parameter(r"memory/norm/scale", (), "vector", r"titan.memory.norm.weight"),
+    Parameter(r"memory/up/kernel", ("model", "hidden"), "matrix", r"titan.memory.up_proj.weight", True),
+    Parameter(r"memory/down/kernel", ("hidden", "model"), "matrix", r"titan.memory.down_proj.weight", True),
+    Parameter(r"modifier/in/kernel", ("model", "hidden"), "matrix", r"titan.modifier.in_proj.weight", True),
+    Parameter(r"modifier/(mid|out)/kernel", ("hidden", "model"), "matrix", r"titan.modifier.\1_proj.weight", True),
+    Parameter(r"modifier/(in|mid|out)/bias", (), "vector", r"titan.modifier.\1_proj.bias"),
+    Parameter(r"modifier/skip", (), "vector", r"titan.modifier.skip"),
+)

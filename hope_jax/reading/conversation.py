@@ -4,8 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
+from hope_jax import versions
 from hope_jax.checkpoints import sidecar
 from hope_jax.checkpoints import arrays, stored
 from hope_jax.model import plan
@@ -15,7 +17,7 @@ from hope_jax.checkpoints.checkpoint import Checkpoints
 def owner(config: ConfigDict, params: Any) -> dict:
   """Whose a fast state is: the model's fingerprint, and the levels that it writes in context."""
   levels = {plan.path(name): dataclasses.asdict(level) for name, level in plan.of(config).levels.items()}
-  return {"fingerprint": arrays.fingerprint(params), "levels": levels}
+  return {"version": versions.NOW, "fingerprint": arrays.fingerprint(params), "levels": levels}
 
 
 def steps(directory: str | Path) -> list[int]:
@@ -54,5 +56,15 @@ def load(directory: str | Path, like: Any, own: dict) -> tuple[Any, dict]:
     has = lambda levels: f"{differ[0]}={levels.get(differ[0], 'nothing')}"
     raise ValueError(f"the fast state in {directory} was written by other levels: it has {has(theirs)}, this configuration has "
                      f"{has(ours)}; set the same levels, or start a fresh conversation")
-  arrays.check_architecture(stored.shapes(path, "fast"), like, "fast state")
-  return stored.read(path, {"fast": like})["fast"], meta
+  version = meta.get("version", 1)
+  if version > versions.NOW:
+    raise ValueError(f"the fast state in {directory} is of version {version}, this hope_jax reads up to {versions.NOW}: "
+                     "install a newer one")
+  shapes = stored.shapes(path, "fast")
+  named = {versions.fast_path(name, version): leaf for name, leaf in arrays.leaves(like).items()}
+  arrays.check_architecture(shapes, named, "fast state")
+  if version == versions.NOW:
+    return stored.read(path, {"fast": like})["fast"], meta
+  then = jax.tree.unflatten(jax.tree.structure(shapes), [named[name] for name in arrays.leaves(shapes)])
+  found = arrays.leaves(stored.read(path, {"fast": then})["fast"])
+  return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in named]), meta

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from hope_jax.memory import level, level_write, teach_signal
-from hope_jax.model import lm, plan, sharding, titan
+from hope_jax.model import axes, lm, mixers, plan, sharding, titan
 from hope_jax.model.state import FastState
 
 
@@ -65,19 +65,19 @@ def chunk(config, params, fast: FastState, piece: dict, strong: Strength, *, out
   model = lm.build(config)
 
   def loss(params, probe):
-    logits, after, stats, taps = model.apply({"params": params}, piece["tokens"], fast, piece["segments"], aligned=True,
+    logits, after, notes, taps = model.apply({"params": params}, piece["tokens"], fast, piece["segments"], aligned=True,
                                              rng=rng, probes=probe)
     losses = token_losses(logits, piece["labels"])
-    return jnp.sum(losses), (after, losses, logits, stats, taps)
+    return jnp.sum(losses), (after, losses, logits, notes, taps)
 
   grad = jax.value_and_grad(loss, argnums=(0, 1) if outer else 1, has_aux=True)
-  (_, (after, losses, logits, selfmod, taps)), gradients = grad(params, probes(config, params, piece["tokens"].shape[0]))
+  (_, (after, losses, logits, notes, taps)), gradients = grad(params, probes(config, params, piece["tokens"].shape[0]))
   gradients, signals = gradients if outer else (None, gradients)
   stop = (lambda tree: tree) if config.teach.through_writes == "full" else jax.lax.stop_gradient
   params, signals, taps, seen = stop((params, signals, taps, (losses, logits)))
   levels, stats = _write_layers(config, params, after, piece, strong, signals, taps, *seen)
   out = {"nats_BxC": losses, "correct_BxC": (jnp.argmax(logits, -1) == piece["labels"]) & (piece["labels"] >= 0),
-         "stats": stats | ({"selfmod": selfmod} if selfmod else {})}
+         "stats": stats | notes}
   return out, after.replace(layers=after.layers.replace(levels=levels)), gradients
 
 
@@ -86,7 +86,7 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
   t, clocks = config.teach, plan.of(config).clocks
   size = plan.of(config).chunk
   valid_BxC, labelled_BxC = piece["segments"] > 0, piece["labels"] >= 0
-  scale = strong.scale / (labelled_BxC.size * sharding.parts() if t.reduction == "mean" else 1)
+  scale = strong.scale / (labelled_BxC.size * axes.parts() if t.reduction == "mean" else 1)
   if t.signal == "global":
     signals = {"block": jnp.broadcast_to(signals["block"][-1], signals["block"].shape)}
   entries = plan.of(config).levels
@@ -107,7 +107,7 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
 
     def one_layer(_, xs):
       blocks, state, taps, signal, added, factor_BxC, gate_B = xs
-      blocks = sharding.constrain_params(blocks, gathered=True)
+      blocks = sharding.constrain_params(blocks, gathered=True, below="blocks/")
       x, of_kernels = taps[name]
       signal, force = teach_signal.scaled(signal, factor_BxC), None
       if added is not None:
@@ -121,7 +121,8 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
       return None, level_write.write(clock, strong.rates[name], lm.level_parameters(blocks, name), state, x, signal,
                                 valid_BxC & gate_B[:, None], due_BxG, begin_B % clock.period, force)
 
-    xs = (params["blocks"], fast.layers.levels[name], taps, signal, added, factor_LxBxC, gate_LxB)
+    blocks = {part: params["blocks"][part] for part in ("cms", "titan") if part in params["blocks"]}
+    xs = (blocks, fast.layers.levels[name], taps, signal, added, factor_LxBxC, gate_LxB)
     _, (state, stats) = jax.lax.scan(one_layer, None, xs)
     mean = jnp.sum(norm_LxBxC * valid_BxC, -1) / jnp.maximum(jnp.sum(valid_BxC, -1), 1)
     unfinished_B = jnp.where(jnp.any(due_BxG, 1) | (clock.period <= size), 0, fast.count_B % clock.period)
@@ -157,7 +158,17 @@ def scan_chunks(config, batch: dict) -> dict:
   return jax.tree.map(lambda a: jnp.moveaxis(a.reshape(a.shape[0], -1, size), 1, 0), batch)
 
 
-def summary(stats: dict) -> dict:
+def by_layer(config, notes: dict) -> dict:
+  """Notes of token mixers, {mixer: {name: (its layers,)}}, as {name: (L,)}: not-a-number where a layer has another mixer."""
+  out = {}
+  for mixer, values in notes.items():
+    layers = jnp.array(mixers.layers_of(config, mixer))
+    for name, value in values.items():
+      out[name] = value if len(layers) == config.model.layers else jnp.full(config.model.layers, jnp.nan).at[layers].set(value)
+  return out
+
+
+def summary(config, stats: dict) -> dict:
   """Statistics of N chunks, {level: {name: (N, L, B)}}, as {"name/path": (L,)}: means over streams.
 
   updates, open (chunks that wrote) and moved (lengths of all changes) are sums over the chunks, pending (tokens of an
@@ -165,8 +176,8 @@ def summary(stats: dict) -> dict:
   """
   out = {}
   for memory, values in stats.items():
-    if memory == "selfmod":
-      out |= {name: value[-1] for name, value in values.items()}
+    if memory in mixers.TABLE:
+      out |= by_layer(config, {memory: {name: value[-1] for name, value in values.items()}})
       continue
     for name, value in values.items():
       over_chunks = {"updates": jnp.sum, "open": jnp.sum, "moved": jnp.sum, "pending": lambda a, _: a[-1]}.get(name, jnp.mean)

@@ -96,7 +96,7 @@ class Stream:
     limit = lm.context_length(self.config)
     if limit and len(ids) > limit:
       raise ValueError(f"the prompt is {len(ids)} tokens long and attention sees {limit}: shorten it, or train with a "
-                       "longer attention.window (attention.context, if that is 0); hope_selfmod reads any length")
+                       "longer attention.window (attention.context, if that is 0); selfmod alone reads any length")
     return self._write(ids, tokens, stop)
 
   def _known(self, ids: Sequence[int]) -> list[int]:

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax.model import lm, plan
-from hope_jax.model.attention import emptied
+from hope_jax.model import lm, mixers, plan
 from hope_jax.model.state import FastState
 from hope_jax.reading import reader
 
@@ -44,7 +43,7 @@ class Report(NamedTuple):
     return {plan.path(level): {"updates": total(s["updates"]), "gate_hits": total(s["open"]), "moved": total(s["moved"]),
                                   "pending": float(np.mean(s["pending"][-1])), "surprise": float(np.mean(s["surprise"])),
                                   "surprise_max": float(np.max(s["surprise"]))}
-            for level, s in self.stats.items() if level != "selfmod" and (paths is None or plan.path(level) in paths)}
+            for level, s in self.stats.items() if "updates" in s and (paths is None or plan.path(level) in paths)}
 
 
 def size(config) -> int:
@@ -87,7 +86,7 @@ def _program(config, write: bool):
       return fast, {"nats_BxC": out["nats_BxC"], "stats": out["stats"]}
     logits, fast, stats = lm.build(config).apply(
         {"params": params}, piece["tokens"], fast, piece["segments"], aligned=True)
-    return fast, {"nats_BxC": reader.token_losses(logits, piece["labels"]), "stats": {"selfmod": stats} if stats else {}}
+    return fast, {"nats_BxC": reader.token_losses(logits, piece["labels"]), "stats": stats}
 
   return jax.jit(read, donate_argnums=1)
 
@@ -135,12 +134,6 @@ def memorize(config, params, fast: FastState, texts: Sequence[Sequence[int]], *,
   return fast, Report(rows(joined["nats_BxC"]), rows(chunks["labels"] >= 0), joined["stats"])
 
 
-def forget_context(fast: FastState) -> FastState:
-  """The streams with what they have learned, and without the keys and values that attention keeps."""
-  cache = fast.layers.cache
-  return fast if cache is None else fast.replace(layers=fast.layers.replace(cache=emptied(cache)))
-
-
 def replay(config, params, fast: FastState, texts: Sequence[Sequence[int]], steps: int = 1,
            progress: bool = False) -> tuple[FastState, list[Report]]:
   """One text per stream, read `steps` times, each time without the context that attention kept of the time before.
@@ -149,7 +142,7 @@ def replay(config, params, fast: FastState, texts: Sequence[Sequence[int]], step
   """
   reports = []
   for _ in range(steps):
-    fast, report = memorize(config, params, forget_context(fast), texts, progress=progress)
+    fast, report = memorize(config, params, lm.forget_context(config, fast), texts, progress=progress)
     reports.append(report)
   return fast, reports
 
@@ -164,7 +157,7 @@ def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = T
   reports = {"before": memorize(config, params, fresh(), [ids], write=False, progress=progress)[1]}
   fast, readings = replay(config, params, fresh(), [ids], steps, progress)
   check(config, readings)
-  reports["read"], copy = readings[0], jax.tree.map(jnp.copy, forget_context(fast))
+  reports["read"], copy = readings[0], jax.tree.map(jnp.copy, lm.forget_context(config, fast))
   return fast, reports | {"after": memorize(config, params, copy, [ids], write=False, progress=progress)[1]}
 
 
@@ -180,7 +173,7 @@ def describe(config, reports: dict[str, Report]) -> dict:
           "nats": {name: by_chunk(nats_N) for name, nats_N in losses.items()},
           "memories": {plan.path(name): {"period": entries[name].period}
                        | {key: value[..., 0].tolist() for key, value in stats.items()}
-                       for name, stats in first.stats.items() if name != "selfmod"},
+                       for name, stats in first.stats.items() if name in entries},
           "selfmod": {key: value.tolist() for key, value in first.stats.get("selfmod", {}).items()},
           "totals": first.totals()}
 
@@ -195,8 +188,8 @@ def check(config, readings: Sequence[Report]) -> None:
   """RuntimeError, with the reason, if an enabled memory was written in none of a text's readings."""
   enabled = plan.of(config).enabled
   check_updates(mean_totals([report.totals(enabled) for report in readings]))
-  if "selfmod" in enabled:
-    check_moved(readings[-1].stats["selfmod"])
+  for mixer in [name for name in mixers.of(config) if name in enabled]:
+    check_moved(readings[-1].stats[mixer])
 
 
 def check_moved(stats: dict) -> None:

@@ -2,6 +2,7 @@
 
 from absl import flags
 
+from hope_jax import config as configs
 from hope_jax.model import checks, plan
 from hope_jax.reading import opening
 
@@ -31,8 +32,8 @@ def load(f: flags.FlagValues):
   """
   config, params, tokenizer = opening.load(f.checkpoint)
   if not plan.of(config).paths:
-    raise ValueError(f"{f.checkpoint} is a {config.model.kind} that writes nothing while it reads: train one with "
-                     "mixer.in_context=True, or model.kind=hope_selfmod, hope_hybrid or titan_hybrid")
+    raise ValueError(f"{f.checkpoint} is {configs.describe(config)}, which writes nothing while it reads: train one with "
+                     "mixer.in_context=True, selfmod in model.pattern, or a model.titan")
   override(config, f)
   checks.validate(config)
   return config, params, tokenizer

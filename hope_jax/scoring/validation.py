@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from hope_jax.data import loader
-from hope_jax.model import plan
+from hope_jax.model import mixers, plan
 from hope_jax.scoring.bigram import Bigram
 from hope_jax.runtime.startup import say
 
@@ -27,7 +27,7 @@ def evaluate(config, step: Callable, place: Callable, token_bytes=None, model: B
     if stopped():
       return None
     out = jax.device_get(step(place(batch)))
-    moved.append({name: float(np.mean(v)) for name, v in out["memory"].items()
+    moved.append({name: float(np.nanmean(v)) for name, v in out["memory"].items()
                   if name.startswith("moved") and _writes(config, name)})
     for row, name in enumerate(names):
       if not name:
@@ -84,5 +84,5 @@ def check_updates(moved: list[dict]) -> None:
 
 def _writes(config, name: str) -> bool:
   """Whether the memory of a statistic ("moved/titan", "moved/k") may be written."""
-  path = name.partition("/")[2]
-  return (path if path in plan.of(config).paths else "selfmod") in plan.of(config).enabled
+  path, own = name.partition("/")[2], plan.of(config)
+  return path in own.enabled if path in own.paths else any(mixer in own.enabled for mixer in mixers.of(config))

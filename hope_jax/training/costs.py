@@ -13,6 +13,7 @@ import jax
 from jax.interpreters import partial_eval
 import jax.numpy as jnp
 
+from hope_jax import config as configs
 from hope_jax.model import checks, lm, sharding, state
 from hope_jax.training import collectives, optimizer, steps
 
@@ -175,7 +176,7 @@ def dry_run(config) -> str:
   line = lambda name, value, note="": f"{name:28}{value:>24}  {note}".rstrip()
   flops = lambda name, value, note="": line(name, f"{value / 1e6:,.2f} MFLOP", note)
   cache = lm.context_length(c)
-  kind = c.model.kind + (f", {c.selfmod.memory} memories" if c.model.kind == "hope_selfmod" else "")
+  kind = configs.describe(c) + (f", {c.selfmod.memory} memories" if "selfmod" in c.model.pattern else "")
   return "\n".join([
       f"{kind}: {c.model.layers} layers of {c.model.dim}, {c.model.heads} heads, vocabulary {c.model.vocab:,}, "
       f"{c.model.dtype}",

@@ -279,7 +279,7 @@ class _Run:
     if good:
       values["grad_norm"] = out["grad_norm"]
     rates = self.meter.read(i)
-    layers = {str(layer): {name: value[layer] for name, value in out["memory"].items()}
+    layers = {str(layer): {name: value[layer] for name, value in out["memory"].items() if not np.isnan(value[layer])}
               for layer in range(self.config.model.layers)} if out["memory"] and good else {}
     self.record(i, {"train": values | rates, "memory": layers})
     if labels:

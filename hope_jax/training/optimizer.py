@@ -1,6 +1,6 @@
 """Outer optimizers as optax chains: AdamW or the Muon hybrid, one partition for each CMS level with a clock of its own.
 
-Every parameter has a kind by its name (matrix, embedding, vector); a name without a kind is an error. Matrices are
+Every parameter has a kind (matrix, embedding, vector: parameters.py). Matrices are
 decayed and, under Muon, orthogonalised one by one (stacked layers, heads and memories are batch axes). A CMS level with a
 period longer than the sequence accumulates its gradient and is stepped once per period (NL Eq. 71).
 """
@@ -11,22 +11,12 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from hope_jax.model import parameters
 from hope_jax.model.sharding import constrain_layers, constrain_params, path_name
 
-KINDS = (  # of parameters, by the end of their path
-    (r"embedding", "embedding"),
-    (r"(kernel|v_in|v_out|g_in|w_q|/w)", "matrix"),
-    (r"(scale|bias|skip|share|g_out|g_skip|b_eta|b_alpha|conv(_k|_v|_q)?)", "vector"),
-)
-
-
 def kind(path) -> str:
-  """matrix, embedding or vector. ValueError for a parameter that no rule names."""
-  name = path_name(path)
-  for pattern, label in KINDS:
-    if re.search(rf"{pattern}$", name):
-      return label
-  raise ValueError(f"no optimizer rule for parameter {name}: add its name to hope_jax.optim.KINDS")
+  """matrix, embedding or vector. ValueError for a parameter that the table does not know."""
+  return parameters.row(path_name(path)).group
 
 
 def schedule(config):

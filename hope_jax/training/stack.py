@@ -23,12 +23,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from hope_jax import config as configs
 from hope_jax.checkpoints import weights
+from hope_jax.model import mixers
 
-KINDS = ("transformer", "hope_attention")
-SAME = ("model.dim", "model.layers", "model.heads", "model.vocab", "model.embed_std", "attention.window",
+SAME = ("model.pattern", "model.titan", "model.dim", "model.layers", "model.heads", "model.vocab", "model.embed_std", "attention.window",
         "attention.rope_base", "mixer.hidden", "mixer.activation", "mixer.norm")
-MODEL = ("model", "attention", "mixer", "selfmod", "titan")  # sections of the configuration
+MODEL = ("model", "mixer", "titan", *mixers.TABLE)  # sections of the configuration
 MLP = {"mixer.activation": "swiglu", "mixer.norm": "rms"}  # what a transformer's channel mixer is, as a level
 
 
@@ -65,16 +66,16 @@ def check(config, config_old) -> None:
 
   attention.context and model.dtype may change: they decide how long generation looks back, and the rounding.
   """
-  old, new, kind = config_old.mixer, config.mixer, config_old.model.kind
-  if kind not in KINDS:
-    raise ValueError(f"the checkpoint's model.kind is {kind}: levels are stacked on one of {' or '.join(KINDS)}; "
-                     f"without new levels, give its own {', '.join(MODEL)} (config.json in its folder)")
-  need = {"model.kind": "hope_attention", "mixer.kind": "cms"}
+  old, new, kind = config_old.mixer, config.mixer, configs.describe(config_old)
+  if tuple(config_old.model.pattern) != ("attention",) or config_old.model.titan != "none":
+    raise ValueError(f"the checkpoint's model is {kind}: levels are stacked on attention alone; without new levels, give "
+                     f"its own {', '.join(MODEL)} (config.json in its folder)")
+  need = {"mixer.kind": "cms"}
   need |= {field: attrgetter(field)(config_old) for field in SAME} | (MLP if old.kind == "swiglu" else {})
   for field, value in need.items():
     given = attrgetter(field)(config)
     if given != value:
-      raise ValueError(f"{field}={given}, but to go on from this {kind} checkpoint it must be {value}: "
+      raise ValueError(f"{field}={given}, but to go on from this checkpoint ({kind}) it must be {value}: "
                        f"set --config.{field}={value}")
   trained, count = 1 if old.kind == "swiglu" else len(old.levels), len(new.levels)
   if not trained:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax.model import lm, plan, sharding
+from hope_jax.model import axes, lm, plan, sharding
 from hope_jax.reading import reader
 from hope_jax.training import spikes, optimizer
 from hope_jax.model.state import TrainState
@@ -33,7 +33,7 @@ def _whole(config, params, batch, rng, _):
   def loss_sum(params):
     logits, _, stats = lm.build(config).apply(
         {"params": params}, batch["tokens"], None, batch["segments"], aligned=True, rng=rng)
-    return jnp.sum(reader.token_losses(logits, batch["labels"])), stats
+    return jnp.sum(reader.token_losses(logits, batch["labels"])), reader.by_layer(config, stats)
 
   (loss, stats), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
   return loss, stats, gradient
@@ -58,7 +58,7 @@ def _online(config, params, batch, rng, step):
     numbers = jnp.arange(len(pieces["tokens"]))
     (_, gradients), (losses, stats) = jax.lax.scan(jax.checkpoint(body) if second_order else body, (fast, gradients),
                                                    (numbers, pieces))
-    return jnp.sum(losses), (reader.summary(stats), gradients)
+    return jnp.sum(losses), (reader.summary(config, stats), gradients)
 
   if second_order:
     (loss, (stats, _)), gradients = jax.value_and_grad(scan, has_aux=True)(params, None)
@@ -91,7 +91,7 @@ def make_train_step(config, devices=None):
   tx, factor, parts = optimizer.make(config), optimizer.schedule(config), config.optim.accumulate
 
   def train_step(state: TrainState, batch):
-    with sharding.within(devices):
+    with axes.within(devices):
       return update(state, batch)
 
   def sums(batch, params, rng, step):
@@ -103,7 +103,7 @@ def make_train_step(config, devices=None):
       return sharding.constrain_params(jax.tree.map(jnp.add, gradients, g)), (loss, stats)
 
     # rows of a piece are interleaved, so that every device works on every piece
-    pieces = jax.tree.map(lambda a: sharding.constrain(a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1), None, "streams"), batch)
+    pieces = jax.tree.map(lambda a: axes.constrain(a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1), None, "streams"), batch)
     zeros = sharding.constrain_params(jax.tree.map(jnp.zeros_like, params))
     if parts == 1:
       gradients, (loss, stats) = part(zeros, (jax.tree.map(lambda a: a[0], pieces), 0))
@@ -140,7 +140,7 @@ def read(config, params, batch):
   if not plan.of(config).levels:
     logits, _, stats = lm.build(config).apply({"params": params}, batch["tokens"], None, batch["segments"], aligned=True)
     hit = (jnp.argmax(logits, -1) == batch["labels"]) & (batch["labels"] >= 0)
-    return reader.token_losses(logits, batch["labels"]), hit, stats
+    return reader.token_losses(logits, batch["labels"]), hit, reader.by_layer(config, stats)
 
   def chunk(fast, piece):
     out, fast, _ = reader.chunk(config, params, fast, piece, reader.strength(config))
@@ -148,13 +148,13 @@ def read(config, params, batch):
   fast = sharding.constrain_fast(lm.init_fast(config, batch["tokens"].shape[0]))
   _, out = jax.lax.scan(chunk, fast, reader.scan_chunks(config, batch))
   rows = lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
-  return rows(out["nats_BxC"]), rows(out["correct_BxC"]), reader.summary(out["stats"])
+  return rows(out["nats_BxC"]), rows(out["correct_BxC"]), reader.summary(config, out["stats"])
 
 
 def make_eval_step(config, devices=None):
   """(params, batch) -> per-row sums (B,): nats, labels, correct; and the memories' statistics, on all devices of the mesh."""
   def eval_step(params, batch):
-    with sharding.within(devices):
+    with axes.within(devices):
       nats, hit, stats = read(config, params, batch)
     return {"nats": jnp.sum(nats, 1), "labels": jnp.sum(batch["labels"] >= 0, 1), "correct": jnp.sum(hit, 1),
             "memory": stats}

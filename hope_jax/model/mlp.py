@@ -1,0 +1,29 @@
+"""The channel mixer of a Transformer: a gated MLP."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from hope_jax.model.contract import Parameter
+from hope_jax.model.layers import scaled_normal
+
+
+class SwiGLU(nn.Module):
+  """W_down (silu(W_gate x) * W_up x)."""
+  hidden: int
+  layers: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x_BxTxD):
+    width = x_BxTxD.shape[-1]
+    dense = lambda name, features, init: nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+    gate = dense("gate", self.hidden, scaled_normal(width))(x_BxTxD)
+    up = dense("up", self.hidden, scaled_normal(width))(x_BxTxD)
+    return dense("down", width, scaled_normal(self.hidden, 2 * self.layers))(nn.silu(gate) * up)
+
+
+PARAMETERS = (
+    Parameter(r"(gate|up)/kernel", ("model", "hidden"), "matrix", r"mlp.\1_proj.weight", True),
+    Parameter(r"down/kernel", ("hidden", "model"), "matrix", r"mlp.down_proj.weight", True),
+)

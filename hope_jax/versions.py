@@ -1,0 +1,52 @@
+"""What files of earlier versions called things. Every file of a configuration, and every saved state, says its version.
+
+    1    0.1.0, which wrote no version: model.kind; the fast state of token mixers beside each other in its layer
+    2    model.pattern and model.titan; the fast state of token mixers by their names
+"""
+
+import difflib
+import re
+
+NOW = 2
+KINDS = {  # of version 1: (model.pattern, model.titan)
+    "transformer": (("attention",), "none"), "hope_attention": (("attention",), "none"),
+    "hope_selfmod": (("selfmod",), "none"), "hope_hybrid": (("attention",), "modified"),
+    "titan_hybrid": (("attention",), "plain")}
+FAST_1 = (  # path of fast state now, and in version 1
+    (r"layers/tokens/attention/(.*)", r"layers/cache/\1"),
+    (r"layers/tokens/selfmod/(.*)", r"layers/\1"),
+)
+
+
+def config(stored: dict) -> dict:
+  """The sections of a stored configuration, by the names of today. ValueError for a version that is still to come."""
+  version = stored.pop("version", 1)
+  if version > NOW:
+    raise ValueError(f"the configuration is of version {version}, this hope_jax reads up to {NOW}: install a newer one")
+  if version == 1:
+    stored["model"]["pattern"], stored["model"]["titan"] = KINDS[stored["model"].pop("kind")]
+  return stored
+
+
+def fast_path(path: str, version: int) -> str:
+  """What the state at this path was called in a version."""
+  if version == 1:
+    for now, then in FAST_1:
+      if match := re.fullmatch(now, path):
+        return match.expand(then)
+  return path
+
+
+def check_known(stored: dict, known: dict) -> None:
+  """ValueError, with the nearest name, for a section or field that is none."""
+  fields = [f"{section}.{name}" for section, part in known.items() if isinstance(part, dict) for name in part]
+  for section, part in stored.items():
+    if section not in known:
+      near = difflib.get_close_matches(section, known, 1, 0)
+      raise ValueError(f"no section {section} in a configuration: did you mean {near[0]}?")
+    if not isinstance(part, dict):
+      continue
+    for name in part:
+      if name not in known[section]:
+        near = difflib.get_close_matches(f"{section}.{name}", fields, 1, 0)
+        raise ValueError(f"no field {section}.{name} in a configuration: did you mean {near[0]}?")
