@@ -16,7 +16,7 @@ from hope_jax.reading import study
 from hope_jax.reading.stream import Stream
 from hope_jax.training import costs, steps
 
-VOCAB, TOKENS = 13, 21
+VOCAB, TOKENS = 14, 21
 CLOSE = dict(atol=3e-5, rtol=1e-4)
 PATTERNS = {name: (name,) for name in mixers.TABLE} | {"all": tuple(mixers.TABLE)}
 
