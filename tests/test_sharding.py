@@ -198,7 +198,7 @@ def test_what_no_rule_names_is_refused():
     sharding.of_params({"blocks": {"new": {"thing": leaf(2, 8, 8)}}}, abstract(1, 1, 1))
   with pytest.raises(ValueError, match="no row for parameter blocks/mlp/startup"):
     sharding.of_params({"blocks": {"mlp": {"startup": leaf(2, 8, 8)}}}, abstract(1, 1, 1))
-  params = {"mlp": {"up": {"kernel": leaf(2, 8, 8)}}}
+  params = {"blocks": {"mlp": {"up": {"kernel": leaf(2, 8, 8)}}}}
   whole = state.TrainState(leaf(), params, {"factor": leaf(8, 8)}, leaf())
   with pytest.raises(ValueError, match=r"optimizer state factor of shape \(8, 8\) belongs to no parameter"):
     sharding.of_state(whole, abstract(1, 2, 1))
