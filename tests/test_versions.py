@@ -41,10 +41,10 @@ def saved(request, tmp_path_factory):
 
 
 def same(got, name, key):
-  """Bit for bit with the library that made them; elsewhere to rounding."""
+  """To rounding: other flags or another CPU change the last bits (5e-6 was seen); more with another library."""
   want = gold(name)[key]
   if importlib.metadata.version("jaxlib") == str(gold(name)["environment/jaxlib"]) and key.split("/")[0] != "run":
-    np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
   else:
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
