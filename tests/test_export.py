@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from hope_jax.checkpoints import sidecar
-from hope_jax.reading import opening
 from hope_jax import config, export
-from hope_jax.checkpoints import arrays, weights
+from hope_jax.checkpoints import arrays, sidecar, weights
 from hope_jax.data import tokenizer
 from hope_jax.memory import linear_memory, mlp_memory, write_rule
-from hope_jax.model import checks, mixers, lm
+from hope_jax.model import checks, lm, mixers
+from hope_jax.reading import opening
 from hope_jax.training import loop, stack
 
 VOCAB = 23
@@ -185,7 +184,7 @@ def test_an_imported_run(tmp_path):
   start, _ = stack.load(c, imported)
   chex.assert_trees_all_equal(start, params)
   c.selfmod.eta_init = 0.2
-  with pytest.raises(ValueError, match="without new levels, give its own model, attention, mixer, selfmod, titan"):
+  with pytest.raises(ValueError, match="without new levels, give its own model, mixer, titan, attention, selfmod, gru"):
     stack.load(c, imported)
   with pytest.raises(FileExistsError, match="step 7 already|has a checkpoint already: choose another --workdir"):
     export.import_run(file, imported)

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.checkpoints import sidecar
-from hope_jax import config, integrity
-from hope_jax.checkpoints import weights
+from hope_jax import config
+from hope_jax.checkpoints import sidecar, weights
 from hope_jax.scoring import validation
 from hope_jax.training import loop, steps
 
@@ -185,7 +184,7 @@ def test_a_save_that_fails_may_be_passed_over_but_not_the_last(whole, monkeypatc
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     seal(folder, facts)
 
-  monkeypatch.setattr(integrity, "seal", full)
+  monkeypatch.setattr(sidecar, "seal", full)
   broken, run = {10}, folder / "full"
   c.train.on_save_error = "warn"
   try:
