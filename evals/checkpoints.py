@@ -19,14 +19,13 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
 
-from hope_jax.checkpoints import sidecar
 from hope_jax import config as configs
-from hope_jax.checkpoints import checkpoint
+from hope_jax.checkpoints import checkpoint, sidecar
 from hope_jax.model import checks
+from hope_jax.model.state import TrainState
+from hope_jax.reports.tables import markdown
 from hope_jax.runtime import program, startup
 from hope_jax.training import steps
-from hope_jax.reports.tables import markdown
-from hope_jax.model.state import TrainState
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Model whose training state is saved.")
 GIB = flags.DEFINE_float("gib", 1.0, "Without --config: size of the state, a third each for parameters and two moments.",

@@ -22,9 +22,9 @@ import jax
 from tqdm import tqdm
 
 from hope_jax.model import checks
+from hope_jax.reports.tables import markdown
 from hope_jax.runtime import program
 from hope_jax.training import collectives, costs
-from hope_jax.reports.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30

@@ -29,11 +29,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax.checkpoints import sidecar
-from hope_jax.reports import tables
 from hope_jax import config as configs
-from hope_jax.checkpoints import checkpoint
+from hope_jax.checkpoints import checkpoint, sidecar
 from hope_jax.model import sharding
+from hope_jax.reports import tables
 from hope_jax.runtime import metrics, startup
 from hope_jax.scoring import validation
 from hope_jax.training import loop, steps

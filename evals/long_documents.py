@@ -30,17 +30,16 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax.reading import opening
-from hope_jax.reading import study
-from hope_jax.scoring import memorization
 from hope_jax import config as configs
 from hope_jax.checkpoints import arrays
 from hope_jax.data import corpus
 from hope_jax.model import checks, lm, plan
-from hope_jax.runtime import program, startup
-from hope_jax.scoring.intervals import both_ways
+from hope_jax.reading import opening, study
 from hope_jax.reports.tables import markdown
+from hope_jax.runtime import program, startup
 from hope_jax.runtime.startup import say
+from hope_jax.scoring import memorization
+from hope_jax.scoring.intervals import both_ways
 
 
 

@@ -25,10 +25,10 @@ from hope_jax import config as configs
 from hope_jax.checkpoints import weights
 from hope_jax.data import loader
 from hope_jax.model import checks, plan, sharding
+from hope_jax.reports.tables import markdown
 from hope_jax.runtime import program, startup
 from hope_jax.scoring import validation
 from hope_jax.training import steps
-from hope_jax.reports.tables import markdown
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.", required=True)
 STEP = flags.DEFINE_integer("step", None, "Which of its checkpoints; default: the last.")

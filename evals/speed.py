@@ -28,9 +28,9 @@ from tqdm import tqdm
 from hope_jax import config as configs
 from hope_jax.model import checks, lm, plan, sharding
 from hope_jax.reading import reader
+from hope_jax.reports.tables import markdown
 from hope_jax.runtime import metrics, program
 from hope_jax.training import costs, steps
-from hope_jax.reports.tables import markdown
 
 PRESETS = {  # vocabulary, width, layers, heads, sequence, batch, dtype
     "small": dict(vocab=4096, dim=256, layers=4, heads=4, seq=512, batch=4, dtype="float32"),

@@ -28,7 +28,7 @@ class Level:
 
   period: tokens per update. In context (mixer.in_context): from 1 to data.seq. Longer: stepped by the outer optimizer,
     once per period. 0: by the outer optimizer, at every step.
-  rule, lr, beta: the inner optimizer (inner.py).
+  rule, lr, beta: the inner optimizer (memory/inner_rules.py).
   warmup: optimizer steps in which lr rises from 0.
   scale: of the teach signal, on top of teach.scale.
   """

@@ -3,7 +3,8 @@
     python -m hope_jax.export --checkpoint=runs/smoke --output=smoke.safetensors [--step=N] [--dtype=bfloat16]
     python -m hope_jax.export --input=smoke.safetensors --workdir=runs/imported
 
-The table of parameters (model/parameters.py) gives the names. Letters: H heads, K head width, M a memory's hidden width, O its outputs (K; 1 for eta and alpha).
+The table of parameters (model/parameters.py) gives the names. Letters: H heads, K head width, M a memory's hidden width,
+O its outputs (K; 1 for eta and alpha).
 
     *_proj.weight               matrices (out, in). qkv_proj: the rows of q, then k, then v, head by head in each
     self_modifying.memory_*     one for each head: w_in (H, M, K), w_out (H, O, M), w_skip (H, 1, K); weight (H, O, K) if linear;
@@ -43,7 +44,9 @@ def parts(path: str, config) -> tuple[dict[str, tuple], bool]:
   row = parameters.row(path)
   if "{layer}" not in row.name:
     return {row.name: ()}, row.transposed
-  layers = range(config.model.layers) if row.mixer is None else mixers.layers_of(config, row.mixer)
+  module = path.split("/")[1]
+  in_all = module not in mixers.TABLE
+  layers = range(config.model.layers) if in_all else mixers.layers_of(config, module)
   places = {row.name: ()}
   if row.cuts:  # axes of the array: layer, head, part
     places = {row.name.replace("{part}", part): (slice(None), at) for part, at in row.cuts(config).items()}

@@ -63,7 +63,7 @@ def run(rule, period, chunk, lr, beta, params, x_TxD, teach_TxD, open_T, flush=F
 
 
 def step(rule, lr, beta, g, x_NxI, w, m, v):
-  """What the inner rule adds to one parameter (inner.py says how); x None: a vector. Changes the averages m and v."""
+  """What the inner rule adds to one parameter (inner_rules.py says how); x None: a vector. Changes the averages m and v."""
   if rule == "sgd":
     return -lr * g
   if rule == "nl_l2_precond":

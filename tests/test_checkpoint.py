@@ -19,11 +19,10 @@ import optax
 from orbax.checkpoint import v1 as ocp
 import pytest
 
-from hope_jax.checkpoints import sidecar
 from hope_jax import config
-from hope_jax.checkpoints import stored, weights
+from hope_jax.checkpoints import sidecar, stored, weights
+from hope_jax.checkpoints.checkpoint import PARTIAL, Checkpoints
 from hope_jax.reading import conversation
-from hope_jax.checkpoints.checkpoint import Checkpoints, PARTIAL
 
 CONFIG = config.base()
 CONFIG.data.sources = ()

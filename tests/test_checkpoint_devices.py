@@ -12,11 +12,10 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax.checkpoints import sidecar
 from hope_jax import config
-from hope_jax.checkpoints import weights
-from hope_jax.model import lm
+from hope_jax.checkpoints import sidecar, weights
 from hope_jax.checkpoints.checkpoint import Checkpoints
+from hope_jax.model import lm
 from tests.test_checkpoint import TrainState, assert_same, initial
 ROOT = Path(__file__).resolve().parents[1]
 

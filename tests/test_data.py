@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from hope_jax import config
-from hope_jax.data import corpus, tokenized, loader, shard
+from hope_jax.data import corpus, loader, shard, tokenized
 from hope_jax.data.windows import Windows
 
 

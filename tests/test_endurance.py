@@ -16,12 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.checkpoints import sidecar
 from hope_jax import config as configs, launch
-from hope_jax.checkpoints import checkpoint, weights
-from hope_jax.data import loader
-from hope_jax.data import tokenized
-from hope_jax.training import spikes, loop, steps
+from hope_jax.checkpoints import checkpoint, sidecar, weights
+from hope_jax.data import loader, tokenized
+from hope_jax.training import loop, spikes, steps
 from test_train import losses, poison
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,15 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.checkpoints import sidecar
-from hope_jax.reading import opening
-from hope_jax.reading.stream import nucleus
 from hope_jax import config, generate, memorize
-from hope_jax.checkpoints import checkpoint, stored
+from hope_jax.checkpoints import checkpoint, sidecar, stored
 from hope_jax.data import tokenizer
 from hope_jax.model import checks, lm
-from hope_jax.reading.stream import Stream
 from hope_jax.model.state import TrainState, fast_bytes
+from hope_jax.reading import opening
+from hope_jax.reading.stream import Stream, nucleus
 
 VOCAB, CONTEXT = 29, 40
 PROMPT = np.random.default_rng(5).integers(0, VOCAB, 29).tolist()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hope_jax.training import loop
 from hope_jax.runtime.goodput import KINDS, Goodput
+from hope_jax.training import loop
 from test_endurance import short, strict_rows
 
 

@@ -13,8 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from hope_jax.checkpoints import sidecar
 from hope_jax import config
+from hope_jax.checkpoints import sidecar
 from hope_jax.runtime import hosts
 from hope_jax.training import loop
 from test_endurance import short

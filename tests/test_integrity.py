@@ -17,12 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.checkpoints import sidecar
 from hope_jax import config, integrity
-from hope_jax.checkpoints import arrays, stored, weights
-from hope_jax.reading import conversation
+from hope_jax.checkpoints import arrays, sidecar, stored, weights
 from hope_jax.checkpoints.checkpoint import Checkpoints
 from hope_jax.model.state import TrainState
+from hope_jax.reading import conversation
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = b"a tokenizer"

@@ -14,15 +14,14 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax.reading import opening
-from hope_jax.reading import study
-from hope_jax.reports import memorized
 from hope_jax import config, memorize
 from hope_jax.checkpoints import arrays, checkpoint
 from hope_jax.data import corpus, tokenizer
 from hope_jax.model import lm, plan
-from hope_jax.scoring import intervals
 from hope_jax.model.state import TrainState
+from hope_jax.reading import opening, study
+from hope_jax.reports import memorized
+from hope_jax.scoring import intervals
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evals import long_documents as program

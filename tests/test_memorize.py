@@ -15,12 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.reading import stream
 from hope_jax import config
-from hope_jax.reading import study
 from hope_jax.model import checks, lm, plan
-from hope_jax.reading import conversation
 from hope_jax.model.state import select
+from hope_jax.reading import conversation, stream, study
 
 VOCAB, CHUNK = 11, 8
 CLOSE = dict(atol=3e-5, rtol=1e-4)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.reading import study
 from hope_jax.model import lm
+from hope_jax.reading import study
 from tests import test_long_documents as documents
 from tests.test_memorize import parameters, texts, tiny
 

@@ -7,9 +7,9 @@ from absl import flags
 import numpy as np
 import pytest
 
+from hope_jax import config, report
 from hope_jax.reading import study
 from hope_jax.reports import memorized
-from hope_jax import config, report
 
 FAST = dict(period=8, updates=[[1, 1], [0, 0], [1, 0]], open=[[1, 1], [0, 0], [0, 1]],
             moved=[[0.5, 1.5], [0.0, 0.0], [3.0, 0.0]], surprise=[[2.0, 4.0], [0.5, 0.5], [1.0, 3.0]],

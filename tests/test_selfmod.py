@@ -13,8 +13,8 @@ import pytest
 
 import reference_selfmod as reference
 import selfmod_cases as cases
-from hope_jax.model import selfmod
 from hope_jax.memory.write_rule import Rule
+from hope_jax.model import selfmod
 
 TOKENS = 21
 # Each option at one pair of chunk sizes (M_mem, generators): all sizes with each kind of memory; the rest is slow.

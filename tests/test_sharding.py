@@ -17,11 +17,10 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec as P
 import numpy as np
 import pytest
 
-from hope_jax.checkpoints import sidecar
-from hope_jax.reading import study
 from hope_jax import config
-from hope_jax.checkpoints import arrays
+from hope_jax.checkpoints import arrays, sidecar
 from hope_jax.model import checks, lm, sharding, state
+from hope_jax.reading import study
 from hope_jax.training import collectives, loop, optimizer, steps
 from tests import test_train
 

@@ -1,4 +1,4 @@
-"""The bound stated in hope_jax/rule.py: no spectral norm grows beyond it, for any input, width and number of tokens.
+"""The bound stated in hope_jax/memory/write_rule.py: no spectral norm grows beyond it, for any input, width and number of tokens.
 
     python -m pytest tests/test_stability.py -m 'not slow'
 """
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import selfmod_cases as cases
-from hope_jax.model import selfmod
 from hope_jax.memory.write_rule import Rule
+from hope_jax.model import selfmod
 
 BOUND, CHUNK = 3.0, 32
 GATES = ((-1.0, 2.0), (20.0, 20.0), (20.0, -20.0), (-20.0, 20.0), (20.0, 2.0))  # b_eta, b_alpha

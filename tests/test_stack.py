@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.reading import study
 from hope_jax import config
 from hope_jax.checkpoints import weights
 from hope_jax.data import loader
 from hope_jax.model import checks, lm
+from hope_jax.reading import study
 from hope_jax.training import loop, stack, steps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,7 +176,7 @@ def test_what_does_not_fit_a_transformer(fields, message):
      "mixer.connection=nested, but the checkpoint's 2 levels are independent: .* set .*connection=independent"),
     (dict(count=2, connection="independent"), dict(count=3, connection="independent"),
      "mixer.levels: 3 levels, the checkpoint has 2; among independent levels, .*: give 2"),
-    (dict(count=1), dict(count=2, activation="swiglu"), "mixer.activation=swiglu, .* must be gelu"),
+    (dict(count=1), dict(count=2, activation="swiglu"), "mixer.activation=swiglu, .* checkpoint .attention, cms. it must be gelu"),
     (dict(count=1, norm="layer"), dict(count=2), "mixer.norm=rms, .* must be layer: set --config.mixer.norm=layer"),
     (dict(count=0, in_context=False), dict(count=2), "mixer.levels are none"),
 ])
@@ -189,7 +189,7 @@ def test_what_does_not_fit_hope_attention(old, new, message):
 def test_other_models_have_no_place_for_levels(kind):
   old = stacked("transformer", 1)
   old.model.update(config.PRESETS[kind])
-  with pytest.raises(ValueError, match="levels are stacked on attention alone"):
+  with pytest.raises(ValueError, match="the checkpoint's model is .*: levels are stacked on attention alone"):
     stack.stack(stacked("transformer", 2), {}, old)
 
 

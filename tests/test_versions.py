@@ -23,6 +23,7 @@ from hope_jax.training import steps
 
 HERE = Path(__file__).resolve().parent / "v010"
 STEPS, MORE = 20, 4
+DRAWN = dict(temperature=1.0, top_p=0.9, seed=3)
 NAMES = ("selfmod", "attention", "hybrid")
 
 
@@ -34,10 +35,11 @@ def gold(name):
 
 @pytest.fixture(scope="module", params=NAMES)
 def saved(request, tmp_path_factory):
-  """(name, folder) of what 0.1.0 wrote."""
+  """(name, folder, configuration, training step) of what 0.1.0 wrote."""
   folder = tmp_path_factory.mktemp(request.param)
   shutil.unpack_archive(HERE / f"{request.param}.zip", folder)
-  return request.param, folder
+  c = config.load(folder / "run" / "config.json")
+  return request.param, folder, c, steps.make_train_step(c)
 
 
 def same(got, name, key):
@@ -49,6 +51,19 @@ def same(got, name, key):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+def trained(step, state, batches, count):
+  """(state, loss of each step) after so many more steps."""
+  losses = []
+  for batch in itertools.islice(batches, count):
+    state, out = step(state, batch)
+    losses.append(np.asarray(out["loss"]))
+  return state, np.stack(losses)
+
+
+def written(c, params, ids, count, **options):
+  return list(Stream(c, params, **options).generate(ids, count))
+
+
 def logits(c, params, ids, fast=None):
   tokens = jnp.asarray(ids, jnp.int32)[None]
   call = jax.jit(lm.build(c).apply)
@@ -56,28 +71,25 @@ def logits(c, params, ids, fast=None):
 
 
 def test_training_evaluation_generation_and_memorizing(saved):
-  name, folder = saved
-  c = config.load(folder / "run" / "config.json")
-  step, state = steps.make_train_step(c), steps.init_state(c, jax.random.key(c.seed))
-  losses = []
-  for batch in itertools.islice(loader.train_batches(c), STEPS):
-    state, out = step(state, batch)
-    losses.append(np.asarray(out["loss"]))
-  same(np.stack(losses), name, "train/loss")
+  name, _, c, step = saved
+  fresh = steps.init_state(c, jax.random.key(c.seed))
+  state, losses = trained(step, fresh, loader.train_batches(c), STEPS)
+  same(losses, name, "train/loss")
   evaluate = steps.make_eval_step(c)
   rows = [evaluate(state.params, batch)["nats"] for _, batch in loader.eval_batches(c, c.train.eval_batches)]
   same(np.stack(rows), name, "eval/nats")
   prompt, text = (gold(name)[f"inputs/{key}"].tolist() for key in ("prompt", "text"))
-  assert list(Stream(c, state.params).generate(prompt, 16)) == gold(name)["generate/greedy"].tolist()
+  assert written(c, state.params, prompt, 16) == gold(name)["generate/greedy"].tolist()
+  assert written(c, state.params, prompt, 16, **DRAWN) == gold(name)["generate/sampled"].tolist()
   _, reports = study.study(c, state.params, text, progress=False)
   for key, report in reports.items():
     same(report.nats_BxT[report.labels_BxT], name, f"memorize/{key}")
 
 
 def test_files_load_and_give_the_same_logits(saved):
-  name, folder = saved
-  params, c, _ = weights.load(folder / "run" / "checkpoints")
-  assert c == config.load(folder / "run" / "config.json")
+  name, folder, c, _ = saved
+  params, stored, _ = weights.load(folder / "run" / "checkpoints")
+  assert stored == c
   tokens = gold(name)["inputs/tokens"]
   same(logits(c, params, tokens), name, "run/logits")
   exported, _, _ = export.read(folder / "model.safetensors")
@@ -91,17 +103,13 @@ def test_files_load_and_give_the_same_logits(saved):
 
 
 def test_a_run_goes_on(saved):
-  name, folder = saved
-  c = config.load(folder / "run" / "config.json")
+  name, folder, c, step = saved
   with checkpoint.Checkpoints(folder / "run" / "checkpoints", keep=1) as run:
     like = jax.eval_shape(lambda: steps.init_state(c, jax.random.key(0)))
     state, position, _ = run.restore(run.newest_good(), like)
-  batches, step, losses = iter(loader.train_batches(c)), steps.make_train_step(c), []
+  batches = iter(loader.train_batches(c))
   batches.set_state(position)
-  for batch in itertools.islice(batches, MORE):
-    state, out = step(state, batch)
-    losses.append(np.asarray(out["loss"]))
-  same(np.stack(losses), name, "run/losses")
+  same(trained(step, state, batches, MORE)[1], name, "run/losses")
 
 
 def test_there_and_back_and_what_no_version_knows():

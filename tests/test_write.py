@@ -15,9 +15,9 @@ import pytest
 import reference_write as reference
 from hope_jax import config
 from hope_jax.memory import level, level_write, teach_signal
+from hope_jax.memory.inner_rules import RULES
 from hope_jax.model import checks, lm
 from hope_jax.reading import reader
-from hope_jax.memory.inner_rules import RULES
 from reference_write import CHUNK, CHUNKS, STREAMS, WIDTH, noise, parameters, text
 
 LR, BETA = 0.2, 0.7

@@ -4,7 +4,7 @@
                      train       everything else in TrainState: step, optimizer, random key, streams' fast state
                      iterator    the data iterator's state, JSON
                      meta        JSON: "config" (config.to_json), "tokenizer" (digest), and what the trainer adds
-                     integrity.json    digests of all of it (integrity.py), and the step's validation loss
+                     integrity.json    digests of all of it (sidecar.py), and the step's validation loss
 
 A step is written under another name, hashed, and renamed when it is whole. How one is read: stored.py.
 
@@ -32,10 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from hope_jax.checkpoints import sidecar
-from hope_jax.checkpoints import stored
-from hope_jax.runtime import hosts
+from hope_jax.checkpoints import sidecar, stored
 from hope_jax.checkpoints.arrays import check_architecture, fingerprint
+from hope_jax.runtime import hosts
 from hope_jax.runtime.startup import say
 
 PARTIAL = ".partial"  # mark on a step that is being written, hashed or deleted

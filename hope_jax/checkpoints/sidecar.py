@@ -4,7 +4,7 @@ The sidecar, integrity.json, lies in the step's folder:
 
     files     {name: {"bytes", "sha256"}} of every other file in the folder
     sha256    of all else in the sidecar
-    and the facts that run.py adds: step, metric; digests of the code, configuration, tokenizer and random key
+    and the facts that checkpoint.py adds: step, metric; digests of the code, configuration, tokenizer and random key
 
 It is written last, before the folder gets its name: a step without it is not whole.
 """

@@ -12,8 +12,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from hope_jax.checkpoints import sidecar
-from hope_jax.checkpoints import arrays
+from hope_jax.checkpoints import arrays, sidecar
 from hope_jax.runtime.startup import say
 
 TRAIN_COMMAND = "python -m hope_jax.launch --config=configs/smoke.py --workdir=runs/smoke"

@@ -5,9 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hope_jax.checkpoints import sidecar
 from hope_jax import config as configs
-from hope_jax.checkpoints import arrays, checkpoint, stored
+from hope_jax.checkpoints import arrays, checkpoint, sidecar, stored
 
 
 def load(directory: str | Path, like: Any = None, step: int | None = None, dtype: Any = None) -> tuple[Any, ConfigDict, dict]:

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from hope_jax.data import tokenized, recall
+from hope_jax.data import recall, tokenized
 from hope_jax.data.windows import Windows
 
 _EVAL_SEED = 0  # not data.seed: runs with different seeds are evaluated on the same windows

@@ -10,7 +10,8 @@ Rows of the stacked weights: k, v, (q), eta, alpha, mem. Letters: C tokens, D he
 import jax.numpy as jnp
 
 from hope_jax.memory import delta_rule
-from hope_jax.memory.write_rule import Rule, length, log_momentum, rate_size, running_size, step_size
+from hope_jax.memory.write_rule import Rule, length, log_momentum, rate_size, running_size
+from hope_jax.memory.write_rule import step_size
 
 
 def rows(rule: Rule, width: int) -> dict[str, slice]:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from hope_jax.memory import delta_rule
 from hope_jax.memory.products import apply, apply_transposed, gelu, gelu_and_slope
-from hope_jax.memory.write_rule import Rule, length, log_momentum, rate_size, running_size, step_size, unit
+from hope_jax.memory.write_rule import Rule, length, log_momentum, rate_size, running_size
+from hope_jax.memory.write_rule import step_size, unit
 
 LAYERS = ("v_in", "v_out", "g_in", "g_out", "g_skip")
 GATES = ("eta", "alpha")

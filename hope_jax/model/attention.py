@@ -10,10 +10,10 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from hope_jax.model.layers import scaled_normal
-from hope_jax.model.slots import Layout
 from hope_jax.model.axes import constrain
 from hope_jax.model.contract import Mixer, Parameter
+from hope_jax.model.layers import compute_dtype, scaled_normal
+from hope_jax.model.slots import Layout
 
 HIDDEN = -1e30  # score of a key that a query may not see
 
@@ -97,7 +97,7 @@ attend_after.defvjp(_after_forward, _after_backward)
 def attend_banded(q_BxSxHxK, k_BxSxHxK, v_BxSxHxK, layout: Layout, window: int):
   """Sliding window without a cache in O(S * window): blocks of `window` slots see themselves and the block before.
 
-  A document's tokens lie in slots next to each other (model.chunk_grid): across a gap the band would miss some.
+  A document's tokens lie in slots next to each other (lm.chunk_grid): across a gap the band would miss some.
   """
   batch, total = layout.valid_BxS.shape
   blocks = -(-total // window)
@@ -149,7 +149,10 @@ class Heads(nn.Module):
 
 
 class Attention(nn.Module):
-  """Token mixer: (x, cache or None, layout, may_write) -> (y, cache, {}). Queries and keys are normalised per head, which keeps Muon and bf16 stable."""
+  """Token mixer: (x, cache or None, layout, may_write) -> (y, cache, {}).
+
+  Queries and keys are normalised per head, which keeps Muon and bf16 stable.
+  """
   heads: int
   layers: int
   window: int  # 0: the whole document
@@ -187,7 +190,7 @@ class Attention(nn.Module):
 def build(config) -> Attention:
   """The module of a configuration."""
   m, a = config.model, config.attention
-  return Attention(m.heads, m.layers, a.window, a.rope_base, jnp.dtype(m.dtype), name="attention")
+  return Attention(m.heads, m.layers, a.window, a.rope_base, compute_dtype(config), name="attention")
 
 
 def context(config) -> int:
@@ -198,7 +201,7 @@ def context(config) -> int:
 def fresh(config, batch: int) -> Cache:
   """An empty cache of that length."""
   m = config.model
-  return empty_cache(batch, context(config), m.heads, m.dim // m.heads, jnp.dtype(m.dtype))
+  return empty_cache(batch, context(config), m.heads, m.dim // m.heads, compute_dtype(config))
 
 
 def grid(config) -> int:

@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from hope_jax.model import mixers, plan, sharding
 from hope_jax.memory.inner_rules import RULES
+from hope_jax.model import mixers, plan, sharding
 
 CHOICES = {
     "model.titan": ("none", "plain", "modified"),

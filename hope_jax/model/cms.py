@@ -1,7 +1,8 @@
 """Continuum memory system: levels of memory in one channel mixer, from fast to slow (NL Eq. 70-74).
 
-This file holds how levels are connected. What one computes is in level.py, how it is written while it reads in write.py. A
-level of a period longer than the sequence is stepped by the outer optimizer, once per period (optim.py).
+This file holds how levels are connected. What one computes is in memory/level.py, how it is written while it
+reads in memory/level_write.py. A level of a period longer than the sequence is stepped by the outer optimizer, once per
+period (training/optimizer.py).
 """
 
 import functools

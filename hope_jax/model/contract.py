@@ -1,7 +1,7 @@
 """What a token mixer must offer, and what is said of each parameter: the two records that modules end with.
 
 A token mixer is a file with a record, a line in the table (mixers.py) and a section in config.py. Everything else follows
-from the record: training, streams, placement on devices, optimizer, export, costs (docs/extending.md).
+from the record: training, streams, placement on devices, optimizer, export, costs.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,16 @@ class Parameter(NamedTuple):
 
 class Mixer(NamedTuple):
   """A token mixer. Letters: B streams, S slots (slots.py), D model width, N layers of this mixer."""
-  build: Callable  # config -> module: (x_BxSxD, state | None, slots.Layout, may_write ()) -> (y_BxSxD, state | None, notes)
-  fresh: Callable  # (config, B) -> state of streams that have read nothing, leaves (B, ...); None if it keeps nothing
+  # config -> module: (x_BxSxD, state | None, slots.Layout, may_write ()) -> (y_BxSxD, state | None, notes)
+  build: Callable
+  fresh: Callable  # (config, B) -> state of streams that have read nothing, leaves (B, ...)
   forget: Callable  # state with leaves (N, B, ...) -> the same without context, with what was learned
   context: Callable  # config -> tokens that are kept as context; 0: none
-  grid: Callable  # config -> documents start at multiples of this many slots (1: anywhere, without gaps); 0: anywhere
+  # config -> documents start at multiples of so many slots (1: anywhere, without gaps); 0: anywhere
+  grid: Callable
   check: Callable  # config -> None; ValueError naming the field and the fix
-  writes: bool  # memories of its own at every token; teach.paths knows them by the mixer's name; notes have "moved/..."
+  # memories of its own at every token: teach.paths knows them by the mixer's name, notes have "moved/..."
+  writes: bool
   parameters: tuple[Parameter, ...]
   state_axes: tuple[tuple[str, tuple], ...]  # (pattern of a leaf's path in the state, its axes after N and B)
 
@@ -35,5 +38,6 @@ def complete(name: str, mixer: Mixer) -> Mixer:
   """The record; ValueError, naming what is missing, if it is not whole."""
   missing = [field for field, value in zip(Mixer._fields, mixer) if value is None]
   if missing:
-    raise ValueError(f"mixer {name} has no {', '.join(missing)}: give it in its record; model/contract.py says what it is")
+    raise ValueError(f"mixer {name} has no {', '.join(missing)}: give it in its record; model/contract.py says "
+                     "what it is")
   return mixer

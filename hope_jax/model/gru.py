@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.model.contract import Mixer, Parameter
-from hope_jax.model.layers import scaled_normal
+from hope_jax.model.layers import compute_dtype, scaled_normal
 from hope_jax.model.slots import Layout
 
 
@@ -60,7 +60,7 @@ class GRU(nn.Module):
 def build(config) -> GRU:
   """The module of a configuration."""
   m = config.model
-  return GRU(m.heads, m.layers, config.gru.forget_init, jnp.dtype(m.dtype), name="gru")
+  return GRU(m.heads, m.layers, config.gru.forget_init, compute_dtype(config), name="gru")
 
 
 def fresh(config, batch: int):
@@ -69,7 +69,7 @@ def fresh(config, batch: int):
 
 
 MIXER = Mixer(
-    build=build, fresh=fresh, forget=lambda h: jnp.zeros_like(h), context=lambda config: 0, grid=lambda config: 0,
+    build=build, fresh=fresh, forget=jnp.zeros_like, context=lambda config: 0, grid=lambda config: 0,
     check=lambda config: None, writes=False,
     parameters=(
         Parameter(r"in/kernel", ("model", None), "matrix", r"gru.in_proj.weight", True),

@@ -7,6 +7,11 @@ import jax.numpy as jnp
 CONV = 4  # tokens a convolution sees
 
 
+def compute_dtype(config):
+  """Of activations and matrix products."""
+  return jnp.dtype(config.model.dtype)
+
+
 def near_identity(noise: float = 0.02):
   """Initializer of square matrices (..., D, D): the identity plus noise.
 

@@ -11,6 +11,8 @@ mixer in a stack of its own layers.
     logits, fast, _ = model.apply({"params": params}, tokens_BxT, init_fast(config, B))   # to be continued
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,10 @@ from ml_collections import FrozenConfigDict
 
 from hope_jax.memory import level, level_write
 from hope_jax.model import mixers, plan, slots
-from hope_jax.model.cms import CMS
-from hope_jax.model.mlp import SwiGLU
 from hope_jax.model.axes import constrain
+from hope_jax.model.cms import CMS
+from hope_jax.model.layers import compute_dtype
+from hope_jax.model.mlp import SwiGLU
 from hope_jax.model.sharding import constrain_params
 from hope_jax.model.state import FastState, LayerState
 from hope_jax.model.titan import Titan
@@ -29,18 +32,15 @@ REMAT = {  # what is kept of a block for the backward pass
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": jax.checkpoint_policies.nothing_saveable}
 
 
-def compute_dtype(config):
-  """Of activations and matrix products."""
-  return jnp.dtype(config.model.dtype)
-
-
 def chunk_grid(config) -> int:
   """Documents start at multiples of this; 1: anywhere, but without gaps (bands of attention); 0: anywhere."""
-  return max(mixer.grid(config) for mixer in mixers.of(config).values())
+  grids = [grid for mixer in mixers.of(config).values() if (grid := mixer.grid(config))]
+  return math.lcm(*grids) if grids else 0
 
 
 class Block(nn.Module):
-  """Token mixer and channel mixer: (x, state or None, layout, dropout key, weights, probes, may_write) -> (x, state, notes, taps).
+  """Token mixer and channel mixer: (x, state or None, layout, dropout key, weights, probes, may_write)
+  -> (x, state, notes, taps).
 
   `weights` are those of levels that a stream has written. `probes` are zeros added inside the levels of those names
   (level.zeros), and "block" at the block's output: their gradients write the memories. `taps` holds what else is needed
@@ -128,7 +128,7 @@ class HopeLM(nn.Module):
                for name, own in (levels or {}).items()}
     x, tokens, notes, taps = self.scan(x, blocks, tokens, weights, probes or {}, layout, rng)
 
-    head = nn.initializers.constant(0.02 / c.model.embed_std)  # the tied head starts the same whatever the embedding's scale
+    head = nn.initializers.constant(0.02 / c.model.embed_std)  # so the tied head starts the same at any embed_std
     x = nn.RMSNorm(dtype=dtype, scale_init=head, name="norm")(slots.to_tokens(layout, x))
     logits = jnp.einsum("btd,vd->btv", x, table_VxD.astype(dtype),
                         preferred_element_type=jnp.promote_types(dtype, jnp.float32))
@@ -172,15 +172,18 @@ class HopeLM(nn.Module):
     if c.model.remat != "none":
       step = jax.checkpoint(step, policy=REMAT[c.model.remat])
     whole, rest = divmod(c.model.layers, period)
-    periods = (_periods(of_all, whole, period), {name: _periods(own, whole, each[name]) for name, own in of_mixer.items()})
+    periods = (_periods(of_all, whole, period),
+               {name: _periods(own, whole, each[name]) for name, own in of_mixer.items()})
     x, (new, taps) = jax.lax.scan(step, x, periods)
     new, taps = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (new, taps))
     if rest:
-      left = _after(of_all, whole * period), {name: _after(own, whole * each[name]) for name, own in of_mixer.items()}
-      x, (more, more_taps) = step(x, left)
-      joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ({name: new[name] for name in more}, taps), (more, more_taps))
-      new, taps = new | joined[0], joined[1]
-    return x, {name: own[0] for name, own in new.items()}, {name: own[1] for name, own in new.items() if own[1]}, taps
+      x, (more, more_taps) = step(x, (
+          _after(of_all, whole * period),
+          {name: _after(own, whole * each[name]) for name, own in of_mixer.items()}))
+      new |= {name: _joined(new[name], own) for name, own in more.items()}
+      taps = _joined(taps, more_taps)
+    states = {name: state for name, (state, _) in new.items()}
+    return x, states, {name: notes for name, (_, notes) in new.items() if notes}, taps
 
 
 def _pick(tree, i: int):
@@ -198,6 +201,10 @@ def _periods(tree, count: int, each: int):
 
 def _after(tree, at: int):
   return jax.tree.map(lambda a: a[at:], tree)
+
+
+def _joined(first, then):
+  return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, then)
 
 
 def init_blocks(config, key) -> dict:
@@ -242,9 +249,9 @@ def context_length(config) -> int:
 
 def init_fast(config, batch: int) -> FastState:
   """The state of B streams that have read nothing."""
-  tokens = {name: jax.tree.map(lambda a, n=len(mixers.layers_of(config, name)): jnp.stack([a] * n), mixer.fresh(config, batch))
+  tokens = {name: _stack([mixer.fresh(config, batch)] * len(mixers.layers_of(config, name)))
             for name, mixer in mixers.of(config).items()}
-  levels = jax.tree.map(lambda a: jnp.stack([a] * config.model.layers), _fresh_levels(config, batch))
+  levels = _stack([_fresh_levels(config, batch)] * config.model.layers)
   zero = lambda: jnp.zeros(batch, jnp.int32)  # two buffers, so that the state can be donated
   held = jnp.full((batch, plan.of(config).chunk), -1) if levels else None
   return FastState(zero(), zero(), LayerState(tokens, levels), held)

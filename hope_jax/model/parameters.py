@@ -7,7 +7,6 @@ Layers come first in what lies below blocks/. A parameter without a row is an er
 
 import functools
 import re
-from typing import NamedTuple
 
 from hope_jax.model import cms, mixers, mlp, titan
 from hope_jax.model.contract import Parameter
@@ -24,33 +23,22 @@ BLOCK = (  # below blocks/
 PARTS = {"mlp": mlp.PARAMETERS, "cms": cms.PARAMETERS, "titan": titan.PARAMETERS}
 
 
-class Row(NamedTuple):
-  """What the table says of one path."""
-  axes: tuple[str | None, ...]
-  group: str
-  name: str  # may hold {layer} and {part}
-  transposed: bool
-  cuts: object
-  mixer: str | None  # the token mixer that it belongs to
+@functools.cache
+def table() -> tuple[tuple[str, Parameter], ...]:
+  """(pattern of the whole path, its row with the whole exported name) of every row."""
+  modules = {name: mixer.parameters for name, mixer in mixers.TABLE.items()} | PARTS
+  below = [(p.path, p) for p in BLOCK]
+  below += [(f"{module}/{p.path}", p) for module, rows in modules.items() for p in rows]
+  return (*((p.path, p) for p in MODEL), *((f"blocks/{path}", p._replace(name=LAYER + p.name)) for path, p in below))
 
 
 @functools.cache
-def table() -> tuple[tuple[str, str, Parameter, str | None], ...]:
-  """(pattern of the whole path, what comes before the name, row, token mixer) of every row."""
-  below = {"mixer": {name: mixer.parameters for name, mixer in mixers.TABLE.items()}, "part": PARTS}
-  rows = [(p.path, "", p, None) for p in MODEL] + [(f"blocks/{p.path}", LAYER, p, None) for p in BLOCK]
-  for kind, modules in below.items():
-    rows += [(f"blocks/{module}/{p.path}", LAYER, p, module if kind == "mixer" else None)
-             for module, parameters in modules.items() for p in parameters]
-  return tuple(rows)
-
-
-@functools.cache
-def row(path: str) -> Row:
-  """What is said of the parameter at a path, or of what an optimizer keeps of it. ValueError if there is nothing."""
+def row(path: str) -> Parameter:
+  """The row of a parameter, or of what an optimizer keeps of it, with its exported name written out but for {layer}
+  and {part}. ValueError if there is none."""
   path = path[path.index("blocks/"):] if "blocks/" in path else "/".join(path.split("/")[-2:])
-  for pattern, before, p, mixer in table():
+  for pattern, p in table():
     if match := re.fullmatch(pattern, path):
-      return Row(p.axes, p.group, before + match.expand(p.name), p.transposed, p.cuts, mixer)
-  raise ValueError(f"no row for parameter {path}: add one to the parameters of its module (hope_jax/model/parameters.py "
-                   "lists them)")
+      return p._replace(name=match.expand(p.name))
+  raise ValueError(f"no row for parameter {path}: add one to the parameters of its module "
+                   "(hope_jax/model/parameters.py lists them)")

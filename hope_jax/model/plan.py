@@ -31,6 +31,14 @@ def path(name: str) -> str:
   return name if name == "titan" else f"cms_{name}"
 
 
+def layers_of(config: ConfigDict, statistic: str) -> list[int]:
+  """Layers that a statistic of a step is about: of a level ("moved/titan") all, of a token mixer ("moved/k") its own."""
+  if statistic.partition("/")[2] in of(config).paths:
+    return list(range(config.model.layers))
+  return sorted(layer for name, mixer in mixers.of(config).items() if mixer.writes
+                for layer in mixers.layers_of(config, name))
+
+
 def of(config: ConfigDict) -> Plan:
   """The plan of a configuration."""
   sections = {name: config[name] for name in ("model", "mixer", "titan", "teach")}
@@ -42,11 +50,13 @@ def _of(c: FrozenConfigDict) -> Plan:
   levels, chunk, every = _levels(c), c.teach.chunk, np.arange(c.model.layers)
   if c.teach.mode == "exact":
     chunk = min([chunk, *(entry.period for entry in levels.values())])
-  rates = {path(name): entry.lr for name, entry in levels.items()}
-  rates = {name: 1.0 for name, mixer in mixers.of(c).items() if mixer.writes} | rates
+  own = mixers.of(c)
+  rates = {name: 1.0 for name, mixer in own.items() if mixer.writes}
+  rates |= {path(name): entry.lr for name, entry in levels.items()}
   in_layer = np.isin(every, c.teach.layers or every)
-  has = {name: np.isin(every, mixers.layers_of(c, name)) for name in mixers.of(c)}
-  layers = {name: has.get(name, True) & in_layer & (not c.teach.paths or name in c.teach.paths) for name in rates}
+  has = {name: np.isin(every, mixers.layers_of(c, name)) for name in own}
+  layers = {name: has.get(name, True) & in_layer & (not c.teach.paths or name in c.teach.paths)
+            for name in rates}
   clocks = {name: Clock(entry.period, chunk, entry.rule, entry.beta) for name, entry in levels.items()}
   enabled = tuple(name for name, rate in rates.items() if layers[name].any() and rate > 0)
   return Plan(levels, chunk, clocks, layers, enabled)

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.memory import linear_memory, mlp_memory
-from hope_jax.model.layers import CONV, conv, conv_tail, extend, near_identity, pass_through
-from hope_jax.model.contract import Mixer, Parameter
-from hope_jax.model.slots import Layout
 from hope_jax.memory.write_rule import Rule, from_config, unit
+from hope_jax.model.contract import Mixer, Parameter
+from hope_jax.model.layers import CONV, compute_dtype, conv, conv_tail, extend, near_identity
+from hope_jax.model.layers import pass_through
+from hope_jax.model.slots import Layout
 
 
 class Token(NamedTuple):
@@ -65,7 +66,7 @@ def run(rule: Rule, params: dict, state: dict | None, xk_DxT, xv_DxT, xq_DxT, va
     state: where the stream is; None: documents start in this call, at multiples of `rule.grid`, and nothing follows.
       (Every chunk then starts on a boundary, which saves the bookkeeping of open chunks.)
     valid_T: False at padding, which neither writes nor counts.
-    position_T: of the token in its document; a token's index in T is its position modulo `rule.grid` (layout.py), or
+    position_T: of the token in its document; a token's index in T is its position modulo `rule.grid` (slots.py), or
       T is 1.
     writes: False: the memories are read, and stay as they are.
     truncate: the outer gradient flows through the writes of at most this many chunks; 0: through all.
@@ -220,9 +221,10 @@ class SelfMod(nn.Module):
 def build(config) -> SelfMod:
   """The module of a configuration."""
   m, s = config.model, config.selfmod
-  truncate = {"full": 0, "none": 1}.get(s.through_writes) if ":" not in s.through_writes else int(s.through_writes.split(":")[1])
+  kind, _, chunks = s.through_writes.partition(":")
+  truncate = int(chunks) if chunks else {"full": 0, "none": 1}[kind]
   return SelfMod(from_config(s), m.heads, m.layers, int(s.hidden * m.dim // m.heads), s.conv, s.gate_skip, s.eta_init,
-                 s.alpha_init, truncate, s.remat_chunks, jnp.dtype(m.dtype), name="selfmod")
+                 s.alpha_init, truncate, s.remat_chunks, compute_dtype(config), name="selfmod")
 
 
 def fresh_state(config, batch: int) -> State:
@@ -230,7 +232,7 @@ def fresh_state(config, batch: int) -> State:
   m, s = config.model, config.selfmod
   width = m.dim // m.heads
   memory = empty_memory(from_config(s), batch, m.heads, width, int(s.hidden * width), s.gate_skip)
-  return State(memory, None if s.conv == "none" else jnp.zeros((batch, CONV - 1, m.dim), jnp.dtype(m.dtype)))
+  return State(memory, None if s.conv == "none" else jnp.zeros((batch, CONV - 1, m.dim), compute_dtype(config)))
 
 
 def check(config) -> None:

@@ -3,7 +3,7 @@
     streams     rows of the batch and fast state, over data and fsdp: every device works on its own
     model       one axis of each matrix, over fsdp: at rest only; gathered, block by block, where it is used
     heads, hidden, vocab    over tensor: devices share the work on a stream
-    layers      whole matrices of a stack, over fsdp: only while Muon orthogonalises them (optim.py)
+    layers      whole matrices of a stack, over fsdp: only while Muon orthogonalises them (training/optimizer.py)
 
 What the compiler cannot see from the arguments of a program is said inside it by `constrain`, under `within(mesh)`.
 """

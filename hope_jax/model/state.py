@@ -23,7 +23,7 @@ class FastState:
   segment_B: jax.Array  # id of the document each stream is in, 0 before the first
   count_B: jax.Array  # tokens read of it
   layers: LayerState  # leaves (L, B, ...)
-  held_BxC: jax.Array | None = None  # tokens given to memorize.py that wait for the rest of their chunk, then -1
+  held_BxC: jax.Array | None = None  # tokens given to study.py that wait for the rest of their chunk, then -1
 
 
 @struct.dataclass

@@ -8,10 +8,9 @@ import jax
 from ml_collections import ConfigDict
 
 from hope_jax import versions
-from hope_jax.checkpoints import sidecar
-from hope_jax.checkpoints import arrays, stored
-from hope_jax.model import plan
+from hope_jax.checkpoints import arrays, sidecar, stored
 from hope_jax.checkpoints.checkpoint import Checkpoints
+from hope_jax.model import plan
 
 
 def owner(config: ConfigDict, params: Any) -> dict:
@@ -63,8 +62,6 @@ def load(directory: str | Path, like: Any, own: dict) -> tuple[Any, dict]:
   shapes = stored.shapes(path, "fast")
   named = {versions.fast_path(name, version): leaf for name, leaf in arrays.leaves(like).items()}
   arrays.check_architecture(shapes, named, "fast state")
-  if version == versions.NOW:
-    return stored.read(path, {"fast": like})["fast"], meta
   then = jax.tree.unflatten(jax.tree.structure(shapes), [named[name] for name in arrays.leaves(shapes)])
   found = arrays.leaves(stored.read(path, {"fast": then})["fast"])
   return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in named]), meta

@@ -13,6 +13,7 @@ import optax
 
 from hope_jax.memory import level, level_write, teach_signal
 from hope_jax.model import axes, lm, mixers, plan, sharding, titan
+from hope_jax.model.layers import compute_dtype
 from hope_jax.model.state import FastState
 
 
@@ -43,7 +44,7 @@ def probes(config, params, batch: int) -> dict:
   c, names = config, plan.of(config).levels
   chunk, out = plan.of(c).chunk, {}
   if c.teach.target == "block" or "titan" in names:
-    out["block"] = jnp.zeros((c.model.layers, batch, chunk, c.model.dim), lm.compute_dtype(c))
+    out["block"] = jnp.zeros((c.model.layers, batch, chunk, c.model.dim), compute_dtype(c))
   if c.teach.target == "exact":
     out |= {name: jax.vmap(lambda layer: level.zeros(layer, batch, chunk))(lm.level_parameters(params["blocks"], name))
             for name in names if name != "titan"}

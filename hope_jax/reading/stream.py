@@ -74,7 +74,7 @@ class Stream:
     self.start(lm.init_fast(self.config, 1))
 
   def start(self, fast: FastState, pending: int | None = None) -> None:
-    """Goes on from a copy of a state, of memorize.py or of another stream."""
+    """Goes on from a copy of a state, of study.py or of another stream."""
     self._unread = [] if fast.held_BxC is None else [int(i) for i in np.asarray(fast.held_BxC[0]) if i >= 0]
     self.fast, self.pending = jax.device_put(fast, self._place, may_alias=False), pending
 

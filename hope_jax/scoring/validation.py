@@ -9,8 +9,8 @@ import numpy as np
 
 from hope_jax.data import loader
 from hope_jax.model import mixers, plan
-from hope_jax.scoring.bigram import Bigram
 from hope_jax.runtime.startup import say
+from hope_jax.scoring.bigram import Bigram
 
 
 def evaluate(config, step: Callable, place: Callable, token_bytes=None, model: Bigram | None = None,
@@ -27,7 +27,7 @@ def evaluate(config, step: Callable, place: Callable, token_bytes=None, model: B
     if stopped():
       return None
     out = jax.device_get(step(place(batch)))
-    moved.append({name: float(np.nanmean(v)) for name, v in out["memory"].items()
+    moved.append({name: float(np.mean(v[plan.layers_of(config, name)])) for name, v in out["memory"].items()
                   if name.startswith("moved") and _writes(config, name)})
     for row, name in enumerate(names):
       if not name:

@@ -22,18 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.checkpoints import sidecar
 from hope_jax import config as configs
-from hope_jax.checkpoints import checkpoint, stored
-from hope_jax.data import tokenized, loader
-from hope_jax.model import checks, sharding
+from hope_jax.checkpoints import checkpoint, sidecar, stored
+from hope_jax.data import loader, tokenized
+from hope_jax.model import checks, plan, sharding
 from hope_jax.runtime import hosts
-from hope_jax.scoring import validation
-from hope_jax.training import costs, stack, steps
 from hope_jax.runtime.goodput import Goodput
 from hope_jax.runtime.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.runtime.signals import Signals
 from hope_jax.runtime.startup import say
+from hope_jax.scoring import validation
+from hope_jax.training import costs, stack, steps
 
 CLOSED_STEPS = 100  # without an open gate, after which it is said
 
@@ -279,7 +278,8 @@ class _Run:
     if good:
       values["grad_norm"] = out["grad_norm"]
     rates = self.meter.read(i)
-    layers = {str(layer): {name: value[layer] for name, value in out["memory"].items() if not np.isnan(value[layer])}
+    about = {name: plan.layers_of(self.config, name) for name in out["memory"]}
+    layers = {str(layer): {name: value[layer] for name, value in out["memory"].items() if layer in about[name]}
               for layer in range(self.config.model.layers)} if out["memory"] and good else {}
     self.record(i, {"train": values | rates, "memory": layers})
     if labels:

@@ -2,7 +2,7 @@
 
 A step is bad when its loss or its gradient norm is not finite, or when the norm is above optim.skip_above times the mean
 norm of the steps before it. The verdict and its counts stay on the device and are saved with the rest of TrainState, so
-that a resumed run judges as one that was never stopped. The trainer reads the counts and acts on them (train.py).
+that a resumed run judges as one that was never stopped. The trainer reads the counts and acts on them (loop.py).
 """
 
 from flax import struct

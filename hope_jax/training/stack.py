@@ -27,7 +27,8 @@ from hope_jax import config as configs
 from hope_jax.checkpoints import weights
 from hope_jax.model import mixers
 
-SAME = ("model.pattern", "model.titan", "model.dim", "model.layers", "model.heads", "model.vocab", "model.embed_std", "attention.window",
+SAME = ("model.pattern", "model.titan", "model.dim", "model.layers", "model.heads", "model.vocab",
+        "model.embed_std", "attention.window",
         "attention.rope_base", "mixer.hidden", "mixer.activation", "mixer.norm")
 MODEL = ("model", "mixer", "titan", *mixers.TABLE)  # sections of the configuration
 MLP = {"mixer.activation": "swiglu", "mixer.norm": "rms"}  # what a transformer's channel mixer is, as a level

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from hope_jax.model import axes, lm, plan, sharding
-from hope_jax.reading import reader
-from hope_jax.training import spikes, optimizer
 from hope_jax.model.state import TrainState
+from hope_jax.reading import reader
+from hope_jax.training import optimizer, spikes
 
 
 def init_state(config, key) -> TrainState:
