@@ -1,9 +1,11 @@
-"""The reference notes' middle size: the pilot with 24 layers of 1024, 4096 tokens, 30 billion of them.
+"""The reference notes' middle size: the pilot with 24 layers of 1024, 4096 tokens, 30 billion of
+them.
 
     python -m hope_jax.launch --config=configs/mid.py --workdir=runs/mid --config.mesh.fsdp=8
 
-764 M parameters, of which 126 M are the self-modifiers that only write: the notes' 760 M. They give no hidden widths; with
-the pilot's (4 x 1024 in the four levels and the Titan memory) it would be 1,946 M.
+764 M parameters, of which 126 M are the self-modifiers that only write: the notes' 760 M. They give
+no hidden widths; with the pilot's (4 x 1024 in the four levels and the Titan memory) it would be
+1,946 M.
 """
 
 from configs import pilot

@@ -1,4 +1,5 @@
-"""Levels that write themselves while they read, on the embedded corpus: attention sees 64 tokens, the rest is for the levels.
+"""Levels that write themselves while they read, on the embedded corpus: attention sees 64 tokens,
+the rest is for the levels.
 
     python -m hope_jax.launch --config=configs/online.py --workdir=runs/online
     python -m hope_jax.memorize --checkpoint=runs/online --text=README.md --state=out/

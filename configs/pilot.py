@@ -1,9 +1,10 @@
-"""The pilot of the reference notes: 12 layers, 512 wide, 2048 tokens, four CMS levels, teach signal, Muon hybrid, bf16.
+"""The pilot of the reference notes: 12 layers, 512 wide, 2048 tokens, four CMS levels, teach
+signal, Muon hybrid, bf16.
 
     python -m hope_jax.launch --config=configs/pilot.py --workdir=runs/pilot
 
-Attention with a Titan memory and levels that write themselves while they read, written by the teach signal at every 1, 4, 32
-and 128 tokens, in chunks of 128 tokens (README.md).
+Attention with a Titan memory and levels that write themselves while they read, written by the teach
+signal at every 1, 4, 32 and 128 tokens, in chunks of 128 tokens (README.md).
 """
 
 from hope_jax import config
@@ -17,7 +18,8 @@ def get_config():
   c.model.heads = 8
   c.model.vocab = 32_768
   c.model.dtype = "bfloat16"
-  c.mixer.levels = (config.Level("fast", 1), config.Level("mid", 4), config.Level("slow", 32), config.Level("ultra", 128))
+  c.mixer.levels = (config.Level("fast", 1), config.Level("mid", 4), config.Level("slow", 32),
+                    config.Level("ultra", 128))
   c.mixer.hidden = 4.0
   c.mixer.in_context = True
   c.teach.scale = 0.1

@@ -1,4 +1,5 @@
-"""Associative recall (MQAR): 8 key-value pairs, 64 keys, sequence 64. Can the memory store and find what it read once?
+"""Associative recall (MQAR): 8 key-value pairs, 64 keys, sequence 64. Can the memory store and find
+what it read once?
 
 Takes 80 s on two cores and reaches 100 % on unseen sequences from step 225.
 
@@ -18,7 +19,8 @@ def get_config():
   c.data.batch = 64
   c.model.vocab = 129  # filler, keys, values
   c.model.dim = 64
-  c.model.embed_std = 0.125  # at this learning rate smaller embeddings move faster than a memory can learn to use them
+  # at this learning rate smaller embeddings move faster than a memory can learn to use them
+  c.model.embed_std = 0.125
   c.model.layers = 2
   c.model.heads = 1
   c.mixer.hidden = 2.0

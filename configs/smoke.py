@@ -1,4 +1,5 @@
-"""A small HOPE on the text that every Python carries: 2 minutes on two cores, better than a bigram model.
+"""A small HOPE on the text that every Python carries: 2 minutes on two cores, better than a bigram
+model.
 
 1.87 against 2.02 bits per byte; the text is that of your Python, so numbers differ.
 

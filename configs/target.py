@@ -2,8 +2,9 @@
 
     python -m hope_jax.launch --config=configs/target.py --workdir=runs/target --config.mesh.fsdp=8
 
-1,334 M parameters, of which 378 M are the self-modifiers that only write: the notes' 1.3 B. They give no hidden widths; with
-the pilot's (4 x 1536 in the four levels and the Titan memory) it would be 5,789 M.
+1,334 M parameters, of which 378 M are the self-modifiers that only write: the notes' 1.3 B. They
+give no hidden widths; with the pilot's (4 x 1536 in the four levels and the Titan memory) it would
+be 5,789 M.
 """
 
 from configs import pilot

@@ -1,10 +1,11 @@
 """How fast a state is saved, hashed and restored, against the disk's own rate.
 
     python evals/checkpoints.py --gib=1 --folder=runs/speed
-    python evals/checkpoints.py --config=configs/pilot.py --folder=runs/speed          the state of a model instead
+    python evals/checkpoints.py --config=configs/pilot.py --folder=runs/speed   a model's state
 
-The state is random numbers, which no compression helps. Cold: the files are dropped from the system's cache before they are read
-(best effort; a network disk or a virtual one may keep its own). Writes, measures and deletes --folder/checkpoint_speed.
+The state is random numbers, which no compression helps. Cold: the files are dropped from the
+system's cache before they are read (best effort; a network disk or a virtual one may keep its own).
+Writes, measures and deletes --folder/checkpoint_speed.
 """
 
 import contextlib
@@ -28,9 +29,11 @@ from hope_jax.runtime import program, startup
 from hope_jax.training import steps
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Model whose training state is saved.")
-GIB = flags.DEFINE_float("gib", 1.0, "Without --config: size of the state, a third each for parameters and two moments.",
+GIB = flags.DEFINE_float("gib", 1.0, "Without --config: size of the state, a third each for "
+                                     "parameters and two moments.",
                          lower_bound=0.01)
-FOLDER = flags.DEFINE_string("folder", None, "Where to write: on the disk to be measured.", required=True)
+FOLDER = flags.DEFINE_string("folder", None, "Where to write: on the disk to be measured.",
+                             required=True)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "The median of so many is shown.", lower_bound=1)
 ARRAY = 1024 * 4096  # numbers in each array of --gib: 16 MiB
 
@@ -42,7 +45,8 @@ def state_like():
     return jax.eval_shape(lambda: steps.init_state(CONFIG.value, jax.random.key(0)))
   count = max(1, round(GIB.value * 2**30 / 3 / ARRAY / 4))
   tree = {f"array_{i}": jax.ShapeDtypeStruct((ARRAY,), jnp.float32) for i in range(count)}
-  return TrainState(jax.ShapeDtypeStruct((), jnp.int32), tree, {"first": tree, "second": tree}, jax.random.key(0))
+  return TrainState(jax.ShapeDtypeStruct((), jnp.int32), tree, {"first": tree, "second": tree},
+                    jax.random.key(0))
 
 
 def random_state(like):
@@ -87,7 +91,8 @@ class Times:
   def measure(self, name: str):
     began, worked = time.perf_counter(), time.process_time()
     yield
-    self.seconds.setdefault(name, []).append((time.perf_counter() - began, time.process_time() - worked))
+    self.seconds.setdefault(name,
+                            []).append((time.perf_counter() - began, time.process_time() - worked))
 
 
 def measure(folder: Path, rounds: int) -> tuple[dict[str, list[tuple[float, float]]], int, int]:
@@ -95,7 +100,8 @@ def measure(folder: Path, rounds: int) -> tuple[dict[str, list[tuple[float, floa
   like = state_like()
   state = jax.block_until_ready(random_state(like))
   meta, times = {"config": configs.to_json(configs.base()), "tokenizer": "none"}, Times()
-  train = jax.jit(lambda state: state.replace(step=state.step + 1), donate_argnums=0)  # as a step takes the arrays over
+  # as a step takes the arrays over
+  train = jax.jit(lambda state: state.replace(step=state.step + 1), donate_argnums=0)
   state = jax.block_until_ready(train(state))
   with checkpoint.Checkpoints(folder, keep=1) as saved:
     for step in range(rounds):
@@ -107,7 +113,8 @@ def measure(folder: Path, rounds: int) -> tuple[dict[str, list[tuple[float, floa
       path = folder / str(step)
       with times.measure("hash, files in the system's cache"):
         sidecar.check(path)
-      for name, run in (("read alone, cold", lambda: read(path)), ("hash, cold", lambda: sidecar.check(path))):
+      for name, run in (("read alone, cold", lambda: read(path)),
+                        ("hash, cold", lambda: sidecar.check(path))):
         drop_cache(path)
         with times.measure(name):
           run()
@@ -126,7 +133,8 @@ def main(_):
       seconds, size, count = measure(folder, ROUNDS.value)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
-  print(f"{size / 1e6:,.0f} MB in {count} files, {os.cpu_count()} cores, median of {ROUNDS.value}\n")
+  print(f"{size / 1e6:,.0f} MB in {count} files, {os.cpu_count()} cores, median of "
+        f"{ROUNDS.value}\n")
   rows = []
   for name, values in seconds.items():
     (middle, worked), (least, _) = np.median(values, 0), np.min(values, 0)

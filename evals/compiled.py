@@ -1,12 +1,14 @@
-"""What training steps need on devices that are not there: compiled for a CPU's stand-ins, never run.
+"""What training steps need on devices that are not there: compiled for a CPU's stand-ins, never
+run.
 
-    python evals/compiled.py --tables=remat                  # a minute or two; all of them: half an hour on two cores
+    python evals/compiled.py --tables=remat       # a minute or two; all: half an hour on 2 cores
     python evals/compiled.py --tables=meshes,remat,depths,lengths --output=docs/data/compiled.json
 
-Tables: meshes (pilot, mid, target on 1, 2, 8 and 64 devices), remat (policies), depths (time to compile), lengths (one long
-sequence on one device). Each program is compiled in a process of its own, with nothing cached. A CPU computes bf16 in
-float32, so temporaries should be less on a GPU; there are no fused attention kernels. The output is written after
-every program; tables that are not asked for stay in it as they are.
+Tables: meshes (pilot, mid, target on 1, 2, 8 and 64 devices), remat (policies), depths (time to
+compile), lengths (one long sequence on one device). Each program is compiled in a process of its
+own, with nothing cached. A CPU computes bf16 in float32, so temporaries should be less on a GPU;
+there are no fused attention kernels. The output is written after every program; tables that are not
+asked for stay in it as they are.
 """
 
 import importlib
@@ -28,7 +30,8 @@ from hope_jax.training import collectives, costs
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
-AT_ONCE = {"pilot": 8, "mid": 2, "target": 1}  # streams that a device reads at once, in the table of meshes
+# streams that a device reads at once, in the table of meshes
+AT_ONCE = {"pilot": 8, "mid": 2, "target": 1}
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 8, 1), (8, 8, 1)]
 TRANSFORMER = {"model.pattern": ("attention",), "model.titan": "none", "mixer.kind": "swiglu"}
 WHOLE = {"mixer.in_context": False}  # levels that only the outer optimizer writes: whole sequences
@@ -51,7 +54,8 @@ SIZES = ("pilot", "mid", "target")
 TABLES = flags.DEFINE_list("tables", ["remat"], "Of meshes, remat, depths, lengths.")
 MINUTES = flags.DEFINE_float("minutes", 8.0, "A program that takes longer to compile is left out.")
 OUTPUT = flags.DEFINE_string("output", None, "All numbers, as JSON.")
-CASE = flags.DEFINE_string("case", None, "One program, as JSON; prints its numbers. The other flags are for a list of them.")
+CASE = flags.DEFINE_string("case", None, "One program, as JSON; prints its numbers. The other "
+                                         "flags are for a list of them.")
 
 
 def case(config: str, label: str, mesh=(1, 1, 1), **fields) -> dict:
@@ -61,22 +65,29 @@ def case(config: str, label: str, mesh=(1, 1, 1), **fields) -> dict:
 def cases(table: str) -> list[dict]:
   """The programs of a table. ValueError for a table that does not exist."""
   if table == "meshes":
-    return [case(name, name, mesh, **{"data.batch": 64, "optim.accumulate": max(1, 64 // math.prod(mesh) // AT_ONCE[name])})
+    return [case(name, name, mesh,
+                 **{"data.batch": 64,
+                    "optim.accumulate": max(1, 64 // math.prod(mesh) // AT_ONCE[name])})
             for name in SIZES for mesh in MESHES]
   if table == "remat":
-    models = {"hope_hybrid, by chunks": {}, "selfmod mlp, whole": SELFMOD | WHOLE, "transformer": TRANSFORMER}
+    models = {"hope_hybrid, by chunks": {}, "selfmod mlp, whole": SELFMOD | WHOLE,
+              "transformer": TRANSFORMER}
     return [case("pilot", label, **fields, **{"model.remat": policy})
             for label, fields in models.items() for policy in checks.CHOICES["model.remat"]]
   if table == "depths":
     return [case("pilot", label, **fields, **{"model.layers": layers, "model.remat": "block"})
-            for label, fields in {"hope_hybrid": {}, "hope_selfmod": SELFMOD, "transformer": TRANSFORMER}.items()
+            for label, fields in {"hope_hybrid": {}, "hope_selfmod": SELFMOD,
+                                  "transformer": TRANSFORMER}.items()
             for layers in (12, 32)]
   if table == "lengths":
-    long = lambda name, label, length: case(
-        name, label, **({"model.remat": "block"} | LONG[label] | {"data.batch": 1, "data.seq": length}))
+    def long(name, label, length):
+      return case(
+            name, label,
+          **({"model.remat": "block"} | LONG[label] | {"data.batch": 1, "data.seq": length}))
     return [long("pilot", label, length) for label in LONG for length in LENGTHS] + [
         long(name, label, length) for name in ("mid", "target")
-        for label in ("hope_hybrid, by chunks, window 2048", "hope_attention, by chunks") for length in LENGTHS[2:]]
+        for label in ("hope_hybrid, by chunks, window 2048", "hope_attention, by chunks")
+        for length in LENGTHS[2:]]
   raise ValueError(f"no table {table}: choose from meshes, remat, depths, lengths")
 
 
@@ -97,19 +108,21 @@ def measure(entry: dict) -> dict:
   program = costs.train_program(c)
   compiled, seconds = costs.compile_program(*program)
   sent = collectives.count(compiled.as_text())
-  return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(program[1].params)), "batch": c.data.batch, "seq": c.data.seq,
-          "accumulate": c.optim.accumulate, "memory": costs.memory(compiled), "flops": sent.pop("flops"), "sent": sent,
-          "seconds": seconds}
+  return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(program[1].params)),
+          "batch": c.data.batch, "seq": c.data.seq,
+          "accumulate": c.optim.accumulate, "memory": costs.memory(compiled),
+          "flops": sent.pop("flops"), "sent": sent, "seconds": seconds}
 
 
 def apart(entry: dict, minutes: float) -> dict:
   """`measure` in a process of its own, with as many devices as the mesh has."""
   command = [sys.executable, __file__, f"--case={json.dumps(entry)}"]
   devices = str(math.prod(entry["mesh"]))
-  env = os.environ | {"JAX_NUM_CPU_DEVICES": devices, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
-                      "PYTHONPATH": str(ROOT)}
+  env = os.environ | {"JAX_NUM_CPU_DEVICES": devices, "JAX_PLATFORMS": "cpu",
+                      "JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": str(ROOT)}
   try:
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60 * minutes)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True,
+                          timeout=60 * minutes)
   except subprocess.TimeoutExpired:
     return entry | {"left_out": f"not compiled in {minutes:g} minutes"}
   if done.returncode:
@@ -123,19 +136,23 @@ def gib(size: float) -> str:
 
 def row(table: str, r: dict) -> list:
   """A line of a table."""
-  name = {"meshes": [r["label"], " x ".join(map(str, r["mesh"]))], "remat": [r["label"], r["fields"].get("model.remat")],
+  name = {"meshes": [r["label"], " x ".join(map(str, r["mesh"]))],
+          "remat": [r["label"], r["fields"].get("model.remat")],
           "depths": [r["label"], r["fields"].get("model.layers")],
-          "lengths": [f"{r['config']}: {r['label']}", f"{r['fields'].get('data.seq'):,}" if table == "lengths" else ""]}[table]
+          "lengths": [f"{r['config']}: {r['label']}",
+                      f"{r['fields'].get('data.seq'):,}" if table == "lengths" else ""]}[table]
   if "left_out" in r:
     return [*name, r["left_out"], *[""] * 6]
   m, streams = r["memory"], r["batch"] // r["accumulate"] // math.prod(r["mesh"][:2])
-  return [*name, f"{r['parameters'] / 1e6:,.0f}", streams, gib(m["arguments"]), gib(m["peak"]), gib(sum(r["sent"].values())),
+  return [*name, f"{r['parameters'] / 1e6:,.0f}", streams, gib(m["arguments"]), gib(m["peak"]),
+          gib(sum(r["sent"].values())),
           f"{r['flops'] / 1e12:,.2f}", f"{sum(r['seconds'].values()):.0f}"]
 
 
 def main(argv):
   if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, --tables=meshes,remat")
+    raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, "
+                         "--tables=meshes,remat")
   if CASE.value:
     print(json.dumps(measure(json.loads(CASE.value))))
     return
@@ -154,8 +171,10 @@ def main(argv):
           path.write_text(json.dumps(report, indent=1) + "\n")
         bar.update()
   for table in jobs:
-    print(markdown([table, {"meshes": "data x fsdp x tensor", "remat": "policy", "depths": "layers", "lengths": "tokens"}[table],
-                    "parameters, M", "streams at once", "arguments, GiB", "peak, GiB", "sent, GiB", "TFLOP", "compile s"],
+    print(markdown([table, {"meshes": "data x fsdp x tensor", "remat": "policy", "depths": "layers",
+                            "lengths": "tokens"}[table],
+                    "parameters, M", "streams at once", "arguments, GiB", "peak, GiB", "sent, GiB",
+                    "TFLOP", "compile s"],
                    [row(table, r) for r in report[table]["rows"]]))
 
 

@@ -1,6 +1,6 @@
 """Curves of one or several runs, as a picture and a table, from their metrics.jsonl.
 
-    python evals/curves.py --runs=runs/recall,runs/recall16 --key=validation/accuracy --output=docs/recall.png
+    python evals/curves.py --runs=runs/a,runs/b --key=validation/accuracy --output=docs/recall.png
 
 The table (every --every-th point) goes to stdout. Needs matplotlib: pip install 'hope_jax[plots]'.
 """
@@ -49,7 +49,8 @@ def main(_):
   shown = [s for i, s in enumerate(steps) if i % EVERY.value == 0 or s == steps[-1]]
   print("| step | " + " | ".join(curves) + " |\n|---:|" + "---:|" * len(curves))
   for step in shown:
-    print(f"| {step} | " + " | ".join(f"{c[step]:.4f}" if step in c else "" for c in curves.values()) + " |")
+    print(f"| {step} | "
+          + " | ".join(f"{c[step]:.4f}" if step in c else "" for c in curves.values()) + " |")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Kills a small run with SIGKILL, again and again, and compares it with one that was never killed, bit for bit.
+"""Kills a small run with SIGKILL, again and again, and compares it with one that was never killed,
+bit for bit.
 
     python evals/kills.py --kills=20
 
-A run has 60 steps, a level written in context, one stepped every fourth step, dropout, three evaluations and a checkpoint
-every 7 steps. A process is killed at a chosen moment, or at any time, and started again, until the run is complete; then
-the next run begins. Compared: every line of metrics.jsonl (without times and rates), and all that the last checkpoint
-holds: parameters, optimizer, random key, counters, the data's position. Training carries no fast state from step to step:
-every sequence of a batch starts fresh. Exit status 1 if anything differs. The table: where it was killed, how far it had come,
-where it went on.
+A run has 60 steps, a level written in context, one stepped every fourth step, dropout, three
+evaluations and a checkpoint every 7 steps. A process is killed at a chosen moment, or at any time,
+and started again, until the run is complete; then the next run begins. Compared: every line of
+metrics.jsonl (without times and rates), and all that the last checkpoint holds: parameters,
+optimizer, random key, counters, the data's position. Training carries no fast state from step to
+step: every sequence of a batch starts fresh. Exit status 1 if anything differs. The table: where it
+was killed, how far it had come, where it went on.
 """
 
 import functools
@@ -56,18 +58,23 @@ MOMENTS = {  # what is called then, and the most seconds from there to the kill
 def config():
   """The run. Tiny: most of its time is the start."""
   c = configs.base()
-  c.model.update(dict(configs.PRESETS["hope_attention"], dim=16, layers=2, heads=2, vocab=33, dropout=0.1))
+  c.model.update(dict(configs.PRESETS["hope_attention"], dim=16, layers=2, heads=2, vocab=33,
+                      dropout=0.1))
   c.attention.window = 16
   c.mixer.levels = (configs.Level("fast", 8, lr=0.05), configs.Level("slow", 128))
   c.mixer.in_context, c.teach.chunk = True, 8
-  c.data.update(dict(task="recall", recall_pairs=4, recall_keys=16, recall_taught=True, seq=32, align=8, batch=4))
+  c.data.update(dict(task="recall", recall_pairs=4, recall_keys=16, recall_taught=True, seq=32,
+                     align=8, batch=4))
   c.optim.warmup = 5
-  c.train.update(dict(steps=STEPS, log_every=1, eval_every=20, eval_batches=2, save_every=SAVE_EVERY))
+  c.train.update(dict(steps=STEPS, log_every=1, eval_every=20, eval_batches=2,
+                      save_every=SAVE_EVERY))
   return c
 
 
 def child(workdir: str, moment: str = "", count: int = 1, delay: float = 0.0) -> None:
-  """One process of the run; it kills itself `delay` seconds after the count-th call of a moment's function."""
+  """One process of the run; it kills itself `delay` seconds after the count-th call of a moment's
+  function.
+  """
   c = config()
   startup.prepare(c.data.batch)
   if moment:
@@ -78,7 +85,9 @@ def child(workdir: str, moment: str = "", count: int = 1, delay: float = 0.0) ->
     def struck(*args, **kwargs):
       if next(calls) == count:
         startup.say(f"struck {moment}")
-        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start() if delay else os.kill(os.getpid(), signal.SIGKILL)
+        threading.Timer(delay, os.kill,
+                        (os.getpid(),
+                         signal.SIGKILL)).start() if delay else os.kill(os.getpid(), signal.SIGKILL)
       return call(*args, **kwargs)
 
     setattr(owner, name, struck)
@@ -96,12 +105,15 @@ def start(workdir: Path, *moment) -> tuple[int, str, float]:
 
 def plan(moment: str, rng: random.Random) -> tuple[str, int, float]:
   """(moment, which call, seconds after it)."""
-  most = {"saving": 3, "writing metrics": 15, "between data and step": 15, "before the first save": SAVE_EVERY - 1}
+  most = {"saving": 3, "writing metrics": 15, "between data and step": 15,
+          "before the first save": SAVE_EVERY - 1}
   return moment, rng.randint(1, most.get(moment, 1)), rng.uniform(0, MOMENTS[moment][2])
 
 
 def kill(workdir: Path, moment: str, count: int, delay: float) -> dict | None:
-  """Starts a process that is killed; None if it came to the end of the run before. RuntimeError if it failed otherwise."""
+  """Starts a process that is killed; None if it came to the end of the run before.
+  RuntimeError if it failed otherwise.
+  """
   began, before = last(workdir), rows(workdir)
   status, said, seconds = start(workdir, moment, count, delay)
   if status == 0:
@@ -110,7 +122,8 @@ def kill(workdir: Path, moment: str, count: int, delay: float) -> dict | None:
     raise RuntimeError(f"status {status} instead of a kill while {moment}:\n{said}")
   after = rows(workdir)
   reached = began if after == before else max([row["step"] for row in after], default=0)
-  return {"moment": moment, "began": began, "reached": reached, "resumes": last(workdir), "seconds": seconds,
+  return {"moment": moment, "began": began, "reached": reached, "resumes": last(workdir),
+          "seconds": seconds,
           "half": any((workdir / "checkpoints").glob(f"*{checkpoint.PARTIAL}*"))}
 
 
@@ -124,7 +137,8 @@ def rows(workdir: Path) -> list[dict]:
   path = workdir / "metrics.jsonl"
   lines = path.read_text().splitlines(keepends=True) if path.exists() else []
   clock = ("time", "train/tokens_per_s", "train/mfu", "train/eta_s")
-  return [{name: x for name, x in json.loads(line).items() if name not in clock and not name.startswith("goodput/")}
+  return [{name: x for name, x in json.loads(line).items() if name not in clock
+           and not name.startswith("goodput/")}
           for line in lines if line.endswith("\n")]
 
 
@@ -139,8 +153,10 @@ def differences(whole: Path, other: Path) -> list[str]:
   for workdir in (whole, other):
     with checkpoint.Checkpoints(workdir / "checkpoints", 2) as saved:
       state, position, _ = saved.restore(STEPS, like)
-      leaves = jax.tree_util.tree_flatten_with_path(state.replace(rng=jax.random.key_data(state.rng)))[0]
-      states.append(({jax.tree_util.keystr(path): np.asarray(x).tobytes() for path, x in leaves}, position))
+      leaves = jax.tree_util.tree_flatten_with_path(
+          state.replace(rng=jax.random.key_data(state.rng)))[0]
+      states.append(({jax.tree_util.keystr(path): np.asarray(x).tobytes() for path, x in leaves},
+                     position))
   (x, x_position), (y, y_position) = states
   found += [f"{name} of the last checkpoint" for name in x | y if x.get(name) != y.get(name)]
   return found + (["the position of the data"] if x_position != y_position else [])
@@ -170,13 +186,16 @@ def main(_):
         wrong += [f"run {number}: {text}" for text in differences(folder / "whole", workdir)]
   finally:
     shutil.rmtree(folder)
-  head = ["killed while", "run", "from step", "came to", "goes on from", "steps lost", "half a checkpoint left"]
+  head = ["killed while", "run", "from step", "came to", "goes on from", "steps lost",
+          "half a checkpoint left"]
   lost = [max(k["reached"] - k["resumes"], 0) for k in table]
-  print(tables.markdown(head, [[k["moment"], k["run"], k["began"], k["reached"], k["resumes"], steps, "yes" if k["half"] else ""]
+  print(tables.markdown(head,
+                        [[k["moment"], k["run"], k["began"], k["reached"], k["resumes"], steps,
+                          "yes" if k["half"] else ""]
                                 for k, steps in zip(table, lost)]))
-  print(f"{len(table)} kills of runs of {STEPS} steps ({number} in all), a checkpoint every {SAVE_EVERY}: "
-        f"{sum(lost) / len(lost):.1f} steps lost on average, {max(lost)} at most; a process lived "
-        f"{sum(k['seconds'] for k in table) / len(table):.1f} s, its start included")
+  print(f"{len(table)} kills of runs of {STEPS} steps ({number} in all), a checkpoint every "
+        f"{SAVE_EVERY}: {sum(lost) / len(lost):.1f} steps lost on average, {max(lost)} at most; a "
+        f"process lived {sum(k['seconds'] for k in table) / len(table):.1f} s, its start included")
   print("\n".join(wrong) or "every run equals the one that was never killed, bit for bit")
   sys.exit(bool(wrong))
 
@@ -184,7 +203,8 @@ def main(_):
 def _next(order, workdir: Path) -> str:
   """The next moment that this workdir can come to."""
   saved = last(workdir) > 0
-  return next(m for m in order if (saved or m != "restoring") and not (saved and m == "before the first save"))
+  return next(m for m in order if (saved or m != "restoring")
+              and not (saved and m == "before the first save"))
 
 
 if __name__ == "__main__":

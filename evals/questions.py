@@ -1,17 +1,21 @@
-"""Questions about a text that was memorized: nats per token of the right answer, and what memory gains.
+"""Questions about a text that was memorized: nats per token of the right answer, and what memory
+gains.
 
-    python evals/questions.py --checkpoint=runs/online --questions=questions.jsonl --output=questions.json
+    python evals/questions.py --checkpoint=runs/online --questions=questions.jsonl --output=out.json
 
-Every line of the file is {"text": ..., "prompt": ..., "answer": ...}; without "text", the prompt itself is memorized.
+Every line of the file is {"text": ..., "prompt": ..., "answer": ...}; without "text", the prompt
+itself is memorized.
 
     off  the prompt is read by a stream that knows nothing, and the answer is scored.
-    on   first the text is memorized: read --steps times through the writes. The context that attention kept is then
-         dropped, so only what was learned can help. No level is written while a question is asked (self-modifying
+    on   first the text is memorized: read --steps times through the writes. The context that
+         attention kept is then dropped, so only what was learned can help. No level is written
+         while a question is asked (self-modifying
          memories are, off and on: that is how they read).
 
-Every sample starts from a fresh state; with --noreset it starts from what the samples before it have taught. With
---use_correct_answer the prompt and its answer are memorized after the text: an upper bound that LEAKS THE ANSWER, and the
-output says so. Intervals are of 95 %, over samples that are drawn with replacement, both readings of one together.
+Every sample starts from a fresh state; with --noreset it starts from what the samples before it
+have taught. With --use_correct_answer the prompt and its answer are memorized after the text: an
+upper bound that LEAKS THE ANSWER, and the output says so. Intervals are of 95 %, over samples that
+are drawn with replacement, both readings of one together.
 """
 
 import json
@@ -50,10 +54,12 @@ def read(path: str, tokenizer) -> list[Sample]:
     try:
       entry = json.loads(line)
       prompt, answer = entry["prompt"], entry["answer"]
-      text, prompt, answer = (tokenizer.encode(part) for part in (entry.get("text", prompt), prompt, answer))
+      text, prompt, answer = (tokenizer.encode(part)
+                              for part in (entry.get("text", prompt), prompt, answer))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-      raise ValueError(f"{path}, line {number}: {error!r}; write one JSON object a line with the texts \"prompt\" and "
-                       "\"answer\", and \"text\" if something else than the prompt is to be memorized") from None
+      raise ValueError(f"{path}, line {number}: {error!r}; write one JSON object a line with the "
+                       "texts \"prompt\" and \"answer\", and \"text\" if something else than the "
+                       "prompt is to be memorized") from None
     if not answer or not text:
       raise ValueError(f"{path}, line {number}: the {'text' if answer else 'answer'} is empty")
     samples.append(Sample([tokenizer.bos, *text], [tokenizer.bos, *prompt], answer))
@@ -64,22 +70,26 @@ def read(path: str, tokenizer) -> list[Sample]:
 
 def ask(config, params, fast, samples: list[Sample]) -> list[float]:
   """Nats of each stream's answer, after its prompt; `fast` is donated."""
-  report = study.memorize(config, params, fast, [sample.prompt + sample.answer for sample in samples], write=False)[1]
+  report = study.memorize(config, params, fast,
+                          [sample.prompt + sample.answer for sample in samples], write=False)[1]
   return [float(nats_T[known_T][-len(sample.answer):].astype(np.float64).sum())
           for nats_T, known_T, sample in zip(report.nats_BxT, report.labels_BxT, samples)]
 
 
-def score(config, params, samples: list[Sample], *, steps: int, batch: int, reset: bool, leak: bool) -> tuple[list[dict], dict]:
+def score(config, params, samples: list[Sample], *, steps: int, batch: int, reset: bool,
+          leak: bool) -> tuple[list[dict], dict]:
   """(a row for each sample, what each memory did: means over samples, readings and layers).
 
   Raises RuntimeError for a memory that did nothing.
   """
   fresh, rows, totals = (lambda size: lm.init_fast(config, size)), [], []
-  batch, state, enabled = batch if reset else 1, None if reset else fresh(1), plan.of(config).enabled
+  batch, state, enabled = (batch if reset else 1, None if reset else fresh(1),
+                           plan.of(config).enabled)
   with tqdm(total=len(samples), unit="question") as bar:
     for some in (samples[i:i + batch] for i in range(0, len(samples), batch)):
       off = ask(config, params, fresh(len(some)), some)
-      state, readings = study.replay(config, params, fresh(len(some)) if reset else state, [s.text for s in some], steps)
+      state, readings = study.replay(config, params, fresh(len(some)) if reset else state,
+                                     [s.text for s in some], steps)
       if leak:
         state, _ = study.replay(config, params, state, [s.prompt + s.answer for s in some], steps)
       on = ask(config, params, jax.tree.map(jnp.copy, lm.forget_context(config, state)), some)
@@ -95,13 +105,17 @@ def score(config, params, samples: list[Sample], *, steps: int, batch: int, rese
 
 def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("checkpoint", None, "Folder of a run.", flag_values=values, required=True)
-  flags.DEFINE_string("questions", None, "JSON lines with prompt, answer and text.", flag_values=values, required=True)
+  flags.DEFINE_string("questions", None, "JSON lines with prompt, answer and text.",
+                      flag_values=values, required=True)
   flags.DEFINE_string("output", None, "All numbers, as JSON.", flag_values=values)
   flags.DEFINE_integer("steps", 1, "Times a text is read.", lower_bound=1, flag_values=values)
-  flags.DEFINE_integer("batch", 8, "Samples at once; with --noreset it is 1.", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("batch", 8, "Samples at once; with --noreset it is 1.", lower_bound=1,
+                       flag_values=values)
   flags.DEFINE_integer("seed", 0, "Of the intervals.", flag_values=values)
-  flags.DEFINE_bool("reset", True, "Every sample starts afresh; --noreset: from what those before it taught.", flag_values=values)
-  flags.DEFINE_bool("use_correct_answer", False, "Memorize the answer, too: an upper bound.", flag_values=values)
+  flags.DEFINE_bool("reset", True, "Every sample starts afresh; --noreset: from what those before "
+                                   "it taught.", flag_values=values)
+  flags.DEFINE_bool("use_correct_answer", False, "Memorize the answer, too: an upper bound.",
+                    flag_values=values)
   memorization.define_flags(values)
 
 
@@ -112,28 +126,34 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
     config, params, tokenizer = memorization.load(f)
     if not plan.of(config).enabled:
-      raise ValueError(f"nothing is memorized: correct --paths (known: {', '.join(plan.of(config).paths)}) and --layers, or "
-                       "train with a level's lr above 0")
+      raise ValueError("nothing is memorized: correct --paths (known: "
+                       f"{', '.join(plan.of(config).paths)}) and --layers, or train with a level's "
+                       "lr above 0")
     if f.output is not None:
       Path(f.output).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    rows, memories = score(config, params, read(f.questions, tokenizer), steps=f.steps, batch=f.batch, reset=f.reset,
-                           leak=f.use_correct_answer)
-  column = lambda key: np.array([row[key] for row in rows])
+    rows, memories = score(config, params, read(f.questions, tokenizer), steps=f.steps,
+                           batch=f.batch, reset=f.reset, leak=f.use_correct_answer)
+  def column(key):
+    return np.array([row[key] for row in rows])
   result = {**program.stamp("evals/questions.py"), "seed": f.seed,
-            "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest, "chunk": study.size(config),
-            "leaks_the_answer": f.use_correct_answer, "reset": f.reset, "steps": f.steps, "samples": len(rows),
-            "nats_per_token": both_ways(column("off"), column("on"), column("tokens"), f.seed), "memories": memories,
-            "config": json.loads(configs.to_json(config)), "rows": rows}
+            "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest,
+            "chunk": study.size(config),
+            "leaks_the_answer": f.use_correct_answer, "reset": f.reset, "steps": f.steps,
+            "samples": len(rows),
+            "nats_per_token": both_ways(column("off"), column("on"), column("tokens"), f.seed),
+            "memories": memories, "config": json.loads(configs.to_json(config)), "rows": rows}
   if f.output is not None:
     Path(f.output).write_text(json.dumps(result, indent=1) + "\n")
-  show = lambda s: f"{s['value']:.4f} ({s['low']:.4f} to {s['high']:.4f})"
+  def show(s):
+    return f"{s['value']:.4f} ({s['low']:.4f} to {s['high']:.4f})"
   if f.use_correct_answer:
     print("LEAKS THE ANSWER: it was memorized before the question was asked\n")
   print(markdown(["nats per token of the answer (95 %)", "memory off", "memory on", "gain"],
                  [[f"{len(rows)} questions", *map(show, result["nats_per_token"].values())]]))
   if memories:
     print(markdown(["memory, a reading and layer", "updates", "chunks let through", "sum of moves"],
-                   [[path, f"{t['updates']:,.1f}", f"{t['gate_hits']:,.1f}", f"{t['moved']:.3g}"] for path, t in memories.items()]))
+                   [[path, f"{t['updates']:,.1f}", f"{t['gate_hits']:,.1f}", f"{t['moved']:.3g}"]
+                    for path, t in memories.items()]))
 
 
 if __name__ == "__main__":

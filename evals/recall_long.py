@@ -1,11 +1,13 @@
-"""Recall of facts that were stated long ago: accuracy by gap, with the memories written and with nothing written.
+"""Recall of facts that were stated long ago: accuracy by gap, with the memories written and with
+nothing written.
 
     python -m hope_jax.launch --config=configs/recall_long.py --workdir=runs/recall_long
-    python evals/recall_long.py --checkpoint=runs/recall_long --gaps=0,500,1000,2000,4000 --output=recall_long.json
+    python evals/recall_long.py --checkpoint=runs/recall_long --gaps=0,500,2000 --output=out.json
 
-Facts open each sequence, filler tokens follow, then every key is asked once (hope_jax/recall.py). Sequences come from
-the validation split, which no training saw. "Off" is the same model with teach.paths=("none",). The intervals (Wilson,
-95 %) count sequences, not queries, so they are wide rather than narrow: queries of one sequence are not independent.
+Facts open each sequence, filler tokens follow, then every key is asked once (hope_jax/recall.py).
+Sequences come from the validation split, which no training saw. "Off" is the same model with
+teach.paths=("none",). The intervals (Wilson, 95 %) count sequences, not queries, so they are wide
+rather than narrow: queries of one sequence are not independent.
 """
 
 import json
@@ -30,20 +32,26 @@ from hope_jax.runtime import program, startup
 from hope_jax.scoring import validation
 from hope_jax.training import steps
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.", required=True)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.",
+                                 required=True)
 STEP = flags.DEFINE_integer("step", None, "Which of its checkpoints; default: the last.")
-GAPS = flags.DEFINE_list("gaps", ["0", "500", "1000", "2000", "4000"], "Filler tokens between facts and questions.")
-SEQUENCES = flags.DEFINE_integer("sequences", 256, "Sequences for each gap; a multiple of --batch.", lower_bound=1)
+GAPS = flags.DEFINE_list("gaps", ["0", "500", "1000", "2000", "4000"],
+                         "Filler tokens between facts and questions.")
+SEQUENCES = flags.DEFINE_integer("sequences", 256, "Sequences for each gap; a multiple of --batch.",
+                                 lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 16, "Sequences at once.", lower_bound=1)
 OUTPUT = flags.DEFINE_string("output", None, "All numbers, as JSON.")
 Z = 1.959964  # 95 % of a normal distribution
 
 
 def at_gap(config, gap: int, write: bool):
-  """The configuration with another gap and a sequence as much longer; write=False: no memory is written."""
+  """The configuration with another gap and a sequence as much longer;
+  write=False: no memory is written.
+  """
   c = config.copy_and_resolve_references().unlock()
   places = c.data.seq - c.data.recall_gap
-  c.data.update(recall_gap=gap, seq=-(-(places + gap) // c.data.align) * c.data.align, batch=BATCH.value)
+  c.data.update(recall_gap=gap, seq=-(-(places + gap) // c.data.align) * c.data.align,
+                batch=BATCH.value)
   if not write:
     c.teach.paths = ("none",)
   checks.validate(c, jax.device_count())
@@ -53,12 +61,15 @@ def at_gap(config, gap: int, write: bool):
 def interval(accuracy: float, samples: int) -> tuple[float, float]:
   """Wilson's, 95 %."""
   centre = (accuracy + Z * Z / (2 * samples)) / (1 + Z * Z / samples)
-  half = Z / (1 + Z * Z / samples) * math.sqrt(accuracy * (1 - accuracy) / samples + Z * Z / (4 * samples * samples))
+  half = Z / (1 + Z * Z / samples) * math.sqrt(accuracy * (1 - accuracy) / samples + Z * Z
+                                               / (4 * samples * samples))
   return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def make_step(config):
-  """(params, batch) -> (right answers (B,), questions (B,), the memories' statistics). Labels of facts only teach."""
+  """(params, batch) -> (right answers (B,), questions (B,), the memories' statistics).
+  Labels of facts only teach.
+  """
   facts = 2 * config.data.recall_pairs
 
   def step(params, batch):
@@ -70,7 +81,9 @@ def make_step(config):
 
 
 def evaluate(config, params, bar: tqdm) -> tuple[dict, list[dict]]:
-  """Accuracy over --sequences unseen sequences, and how far each memory moved, mean over layers and batches."""
+  """Accuracy over --sequences unseen sequences, and how far each memory moved,
+  mean over layers and batches.
+  """
   step, right, asked, moved = make_step(config), 0, 0, []
   rows, began = sharding.by_stream(sharding.mesh(configs.base())), time.perf_counter()
   for _, batch in loader.eval_batches(config, SEQUENCES.value // BATCH.value):
@@ -86,7 +99,8 @@ def evaluate(config, params, bar: tqdm) -> tuple[dict, list[dict]]:
 
 def measure(config, params) -> list[dict]:
   """One entry a gap. RuntimeError when memories that should write do not, or the others do."""
-  gaps, ways = [int(gap) for gap in GAPS.value], ("on", "off") if plan.of(config).paths else ("none",)
+  gaps, ways = [int(gap) for gap in GAPS.value], ("on",
+                                                  "off") if plan.of(config).paths else ("none",)
   out = []
   with tqdm(total=len(gaps) * len(ways) * (SEQUENCES.value // BATCH.value), unit="batch") as bar:
     for gap in gaps:
@@ -105,33 +119,42 @@ def table(config, results: list[dict]) -> str:
   """Markdown."""
   ways = [way for way in ("on", "off", "none") if way in results[0]]
   named = {"on": "memory on", "off": "memory off", "none": "no memory"}
-  percent = lambda r: f"{100 * r['accuracy']:.1f} % ({100 * r['interval'][0]:.1f} to {100 * r['interval'][1]:.1f})"
+  def percent(r):
+    low, high = r["interval"]
+    return f"{100 * r['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
   return markdown(["gap", *(f"{named[way]} (95 %)" for way in ways), "sequences", "queries"],
-                  [[f"{r['gap']:,}", *(percent(r[way]) for way in ways), r["sequences"], r[ways[0]]["queries"]]
+                  [[f"{r['gap']:,}", *(percent(r[way]) for way in ways), r["sequences"],
+                    r[ways[0]]["queries"]]
                    for r in results])
 
 
 def main(argv):
   if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, --gaps=0,2000")
+    raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, "
+                         "--gaps=0,2000")
   startup.prepare(BATCH.value)
   with program.one_line(ValueError, OSError, RuntimeError):
     if SEQUENCES.value % BATCH.value:
-      raise ValueError(f"--sequences={SEQUENCES.value} is no multiple of --batch={BATCH.value}: set it to "
-                       f"{-(-SEQUENCES.value // BATCH.value) * BATCH.value}")
+      raise ValueError(f"--sequences={SEQUENCES.value} is no multiple of --batch={BATCH.value}: "
+                       f"set it to {-(-SEQUENCES.value // BATCH.value) * BATCH.value}")
     folder = Path(CHECKPOINT.value) / "checkpoints"
     params, config, meta = weights.load(folder, step=STEP.value)
     if config.data.task != "recall" or not config.data.recall_fillers:
-      raise ValueError(f"{CHECKPOINT.value} was not trained with data.task=recall and data.recall_fillers: train "
-                       "configs/recall_long.py")
-    load, results = os.getloadavg(), measure(config, jax.device_put(params, sharding.replicated(sharding.mesh(configs.base()))))
+      raise ValueError(f"{CHECKPOINT.value} was not trained with data.task=recall and "
+                       "data.recall_fillers: train configs/recall_long.py")
+    load, results = (os.getloadavg(),
+                     measure(config,
+                             jax.device_put(params,
+                                            sharding.replicated(sharding.mesh(configs.base())))))
   chance = 1 / config.data.recall_keys
   print(f"{config.data.recall_pairs} facts of {config.data.recall_keys} keys and values, "
-        f"{config.data.recall_fillers} fillers; chance {100 * chance:.1f} %\n\n{table(config, results)}")
+        f"{config.data.recall_fillers} fillers; chance {100 * chance:.1f} "
+        f"%\n\n{table(config, results)}")
   if OUTPUT.value:
     report = {**program.stamp("evals/recall_long.py"),
               "device": {"kind": jax.devices()[0].device_kind, "processor": platform.machine(),
-                         "cores": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()},
+                         "cores": os.cpu_count(), "load_before": load,
+                         "load_after": os.getloadavg()},
               "versions": {"python": platform.python_version(), "jax": jax.__version__},
               "step": meta["step"], "chance": chance,
               "config": json.loads(configs.to_json(config)), "gaps": results}

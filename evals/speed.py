@@ -1,13 +1,15 @@
-"""Training speed of HOPE and of a transformer with as many channel-mixer parameters, from one interleaved run.
+"""Training speed of HOPE and of a transformer with as many channel-mixer parameters, from one
+interleaved run.
 
-    python evals/speed.py                                            # 4 models, small, on a CPU: about 4 minutes
+    python evals/speed.py                              # 4 small models on a CPU: about 4 minutes
     python evals/speed.py --lengths=512,1024,2048,4096 --depths=2,4,8 --output=speed.json
-    python evals/speed.py --models=transformer,attention_1,selfmod_1,transformer_wide,hybrid_1 --batch=32     # in-context writes
-    python evals/speed.py --memorize=attention_1,selfmod_1,hybrid_1             # reading and writing against reading alone
-    python evals/speed.py --preset=pilot                             # a GPU
+    python evals/speed.py --models=transformer,attention_1 --batch=32      # writes in context
+    python evals/speed.py --memorize=attention_1,selfmod_1    # writing against reading alone
+    python evals/speed.py --preset=pilot                               # a GPU
 
-All models are compiled first: into an empty persistent cache, then once more from it. Then they take turns, one each in
-every round, so that what slows the machine down slows all of them. Random tokens, one document a sequence.
+All models are compiled first: into an empty persistent cache, then once more from it. Then they
+take turns, one each in every round, so that what slows the machine down slows all of them. Random
+tokens, one document a sequence.
 """
 
 import json
@@ -36,10 +38,12 @@ PRESETS = {  # vocabulary, width, layers, heads, sequence, batch, dtype
     "small": dict(vocab=4096, dim=256, layers=4, heads=4, seq=512, batch=4, dtype="float32"),
     "pilot": dict(vocab=32_768, dim=512, layers=12, heads=8, seq=2048, batch=6, dtype="bfloat16"),
 }
-PILOT, SPARSE = (1, 4, 32, 128), (8, 32, 128, 512)  # periods of four levels that write while they read
+# periods of four levels that write while they read
+PILOT, SPARSE = (1, 4, 32, 128), (8, 32, 128, 512)
 MODELS = {  # config.PRESETS, selfmod.memory, periods, what it is compared with
     "transformer": ("transformer", None, None, "transformer"),
-    "transformer_wide": ("transformer", None, None, "transformer_wide"),  # as many parameters as the hybrids
+    # as many parameters as the hybrids
+    "transformer_wide": ("transformer", None, None, "transformer_wide"),
     "hope_attention": ("hope_attention", None, None, "transformer"),
     "selfmod_linear": ("hope_selfmod", "linear", None, "transformer"),
     "selfmod_mlp": ("hope_selfmod", "mlp", None, "transformer"),
@@ -51,13 +55,18 @@ MODELS = {  # config.PRESETS, selfmod.memory, periods, what it is compared with
     "hybrid_8": ("hope_hybrid", None, SPARSE, "transformer_wide"),
 }
 PRESET = flags.DEFINE_enum("preset", "small", list(PRESETS), "Size of the models.")
-NAMES = flags.DEFINE_list("models", ["transformer", "hope_attention", "selfmod_linear", "selfmod_mlp"], f"Of {', '.join(MODELS)}.")
+NAMES = flags.DEFINE_list("models", ["transformer", "hope_attention", "selfmod_linear",
+                                     "selfmod_mlp"], f"Of {', '.join(MODELS)}.")
 BATCH = flags.DEFINE_integer("batch", None, "Sequences in a batch, instead of the preset's.")
-MEMORIZE = flags.DEFINE_list("memorize", [], "Reading with writes against reading alone, of these models.")
-SWEPT = flags.DEFINE_list("swept", ["selfmod_linear", "selfmod_mlp"], "Models of --lengths and --depths.")
+MEMORIZE = flags.DEFINE_list("memorize", [],
+                             "Reading with writes against reading alone, of these models.")
+SWEPT = flags.DEFINE_list("swept", ["selfmod_linear", "selfmod_mlp"],
+                          "Models of --lengths and --depths.")
 LENGTHS = flags.DEFINE_list("lengths", [], "Time per token at these sequence lengths.")
-BATCHES = flags.DEFINE_list("batches", [], "Only peak memory of the step, at these batches and --lengths; nothing runs.")
-CHUNK = flags.DEFINE_integer("chunk", 128, "Tokens between two writes, where a model writes in context.")
+BATCHES = flags.DEFINE_list("batches", [], "Only peak memory of the step, at these batches and "
+                                           "--lengths; nothing runs.")
+CHUNK = flags.DEFINE_integer("chunk", 128,
+                             "Tokens between two writes, where a model writes in context.")
 LENGTH_BATCH = flags.DEFINE_integer("length_batch", 4, "Sequences in every batch of --lengths.")
 DEPTHS = flags.DEFINE_list("depths", [], "Time to compile at these numbers of layers.")
 ROUNDS = flags.DEFINE_integer("rounds", 8, "Turns of each model.", lower_bound=1)
@@ -110,10 +119,12 @@ class Runner:
     self.flops = {"model": costs.model_flops(c), "training": costs.training_flops(c)}
     params = costs.param_shapes(c)
     self.parameters = count(params)
-    self.channel = count([part for key, part in params["blocks"].items() if key in ("mlp", "channel_norm", "cms")])
+    self.channel = count([part for key, part in params["blocks"].items()
+                          if key in ("mlp", "channel_norm", "cms")])
     self.seconds = []  # per step, one of each turn
     shardings = jax.tree.map(lambda s: s.sharding, program[1:])
-    self.state = jax.jit(lambda key: steps.init_state(c, key), out_shardings=shardings[0])(jax.random.key(0))
+    self.state = jax.jit(lambda key: steps.init_state(c, key),
+                         out_shardings=shardings[0])(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (c.data.batch, c.data.seq), 0, c.model.vocab)
     batch = {"tokens": tokens, "labels": jnp.roll(tokens, -1, 1), "segments": jnp.ones_like(tokens)}
     self.batch = jax.device_put(batch, shardings[1])
@@ -122,7 +133,8 @@ class Runner:
     """Seconds per step, over this many."""
     began = time.perf_counter()
     for _ in range(number):
-      self.state, out = self.step(self.state, self.batch)  # the state was donated: only the new one is good
+      # the state was donated: only the new one is good
+      self.state, out = self.step(self.state, self.batch)
     jax.block_until_ready((self.state, out))
     return (time.perf_counter() - began) / number
 
@@ -130,10 +142,14 @@ class Runner:
     """All that was measured; `rate`: FLOP/s of the device on a matrix product."""
     median = statistics.median(self.seconds)
     c = self.config
-    return {"kind": configs.describe(c), "memory": c.selfmod.memory if "selfmod" in c.model.pattern else None,
-            "layers": c.model.layers, "seq": c.data.seq, "batch": c.data.batch, "parameters": self.parameters,
-            "channel_parameters": self.channel, "flops_per_token": self.flops, "step_s": self.seconds,
-            "median_step_s": median, "min_step_s": min(self.seconds), "tokens_per_s": self.tokens / median,
+    return {"kind": configs.describe(c),
+            "memory": c.selfmod.memory if "selfmod" in c.model.pattern else None,
+            "layers": c.model.layers, "seq": c.data.seq, "batch": c.data.batch,
+            "parameters": self.parameters,
+            "channel_parameters": self.channel, "flops_per_token": self.flops,
+            "step_s": self.seconds,
+            "median_step_s": median, "min_step_s": min(self.seconds),
+            "tokens_per_s": self.tokens / median,
             "share_of_rate": self.flops["model"] * self.tokens / median / rate,
             "compile_cold": self.cold, "compile_cached": self.warm, "memory_bytes": self.memory}
 
@@ -156,28 +172,34 @@ def take_turns(runners: dict, label: str) -> None:
 
 def build(label: str, jobs: dict) -> dict:
   """Runners: {key: (model, changes)} -> {key: Runner}."""
-  return {key: Runner(name, **changes) for key, (name, changes) in tqdm(jobs.items(), desc=label, unit="model")}
+  return {key: Runner(name, **changes)
+          for key, (name, changes) in tqdm(jobs.items(), desc=label, unit="model")}
 
 
 def check_parameters(runners: dict) -> None:
-  """ValueError where a model and what it is compared with differ in parameters: their speeds would not compare."""
+  """ValueError where a model and what it is compared with differ in parameters:
+  their speeds would not compare.
+  """
   for name, runner in runners.items():
     base = runners[MODELS[name][3]]
     if abs(runner.parameters - base.parameters) > 0.07 * base.parameters:
-      raise ValueError(f"{name} has {runner.parameters:,} parameters, {MODELS[name][3]} {base.parameters:,}: change "
-                       "mixer.hidden in configuration()")
+      raise ValueError(f"{name} has {runner.parameters:,} parameters, {MODELS[name][3]} "
+                       f"{base.parameters:,}: change mixer.hidden in configuration()")
 
 
 def compare(rate_of) -> tuple[dict, str]:
   """The models beside each other."""
-  names = dict.fromkeys([*(MODELS[name][3] for name in NAMES.value if name in MODELS), *NAMES.value])
+  names = dict.fromkeys([*(MODELS[name][3] for name in NAMES.value if name in MODELS),
+                         *NAMES.value])
   runners = build("compile", {name: (name, {}) for name in names})
   check_parameters(runners)
   take_turns(runners, "train")
   rate = rate_of()
   out, speeds, sizes = {}, [], []
-  total = lambda seconds: f"{sum(seconds.values()):.1f}"
-  millions = lambda number: f"{number / 1e6:,.1f}"
+  def total(seconds):
+    return f"{sum(seconds.values()):.1f}"
+  def millions(number):
+    return f"{number / 1e6:,.1f}"
   for name, runner in runners.items():
     n = runner.numbers(rate)
     base = runners[MODELS[name][3]]  # each turn against its turn of the same round
@@ -185,18 +207,21 @@ def compare(rate_of) -> tuple[dict, str]:
     ratio = statistics.median(ratios)
     out[name] = n | {"speed_ratio": {"to": MODELS[name][3], "rounds": ratios, "median": ratio}}
     speeds.append([name, f"{n['tokens_per_s']:,.0f}", f"{1e3 * n['median_step_s']:,.1f}",
-                   f"{1e3 * n['min_step_s']:,.1f}", MODELS[name][3], f"{ratio:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})",
+                   f"{1e3 * n['min_step_s']:,.1f}", MODELS[name][3],
+                   f"{ratio:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})",
                    f"{min(base.seconds) / min(runner.seconds):.3f}",
                    f"{100 * n['share_of_rate']:.1f}%"])
     flops = n["flops_per_token"]
-    sizes.append([name, f"{n['parameters']:,}", f"{n['channel_parameters']:,}", millions(flops["model"]),
+    sizes.append([name, f"{n['parameters']:,}", f"{n['channel_parameters']:,}",
+                  millions(flops["model"]),
                   millions(flops["training"]), f"{n['memory_bytes']['peak'] / 2**20:,.0f}",
                   total(n["compile_cold"]), total(n["compile_cached"])])
   return out, markdown(
-      ["model", "tokens/s", "median step, ms", "min step, ms", "compared with", "speed ratio (min to max of rounds)",
+      ["model", "tokens/s", "median step, ms", "min step, ms", "compared with",
+       "speed ratio (min to max of rounds)",
        "by fastest steps", "share of matrix rate"], speeds) + "\n" + markdown(
-           ["model", "parameters", "in channel mixers", "model MFLOP/token", "computed MFLOP/token", "peak MiB",
-            "compile s", "cached s"], sizes)
+           ["model", "parameters", "in channel mixers", "model MFLOP/token", "computed MFLOP/token",
+            "peak MiB", "compile s", "cached s"], sizes)
 
 
 def length_jobs() -> dict:
@@ -210,7 +235,8 @@ def by_length(jobs: dict, rate_of) -> tuple[list, str]:
   runners = build("compile lengths", jobs)
   take_turns(runners, "train lengths")
   rate = rate_of()
-  us = {key: 1e6 * statistics.median(runner.seconds) / runner.tokens for key, runner in runners.items()}
+  us = {key: 1e6 * statistics.median(runner.seconds) / runner.tokens
+        for key, runner in runners.items()}
   lengths = sorted({length for _, length in jobs})
   rows = [[name, *(f"{us[name, length]:,.1f}" for length in lengths)] for name in SWEPT.value]
   peak = {key: runner.memory["peak"] / 2**20 for key, runner in runners.items()}
@@ -234,33 +260,41 @@ def by_depth() -> tuple[list, str]:
 
 def by_size() -> tuple[list, str]:
   """Peak memory of the compiled training step against batch and length."""
-  out, rows, lengths = [], [], [int(length) for length in LENGTHS.value] or [PRESETS[PRESET.value]["seq"]]
+  out, rows, lengths = ([], [], [int(length) for length in LENGTHS.value]
+                        or [PRESETS[PRESET.value]["seq"]])
   for name in SWEPT.value:
     for batch in tqdm(list(map(int, BATCHES.value)), desc=f"memory, {name}", unit="batch"):
       peaks = []
       for length in lengths:
-        compiled, _ = costs.compile_program(*costs.train_program(configuration(name, batch=batch, seq=length)))
+        compiled, _ = costs.compile_program(
+            *costs.train_program(configuration(name, batch=batch, seq=length)))
         peaks.append(costs.memory(compiled)["peak"])
         out.append({"model": name, "batch": batch, "seq": length, "peak_bytes": peaks[-1]})
       rows.append([name, batch, *(f"{peak / 2**20:,.0f}" for peak in peaks)])
-  return out, markdown(["peak MiB a device", "batch", *(f"sequence {length}" for length in lengths)], rows)
+  return (out,
+          markdown(["peak MiB a device", "batch", *(f"sequence {length}" for length in lengths)],
+                   rows))
 
 
 def reading() -> tuple[list, str]:
-  """Tokens/s of memorizing (chunks, teach signals, writes) against the plain forward pass over whole sequences."""
+  """Tokens/s of memorizing (chunks, teach signals,
+  writes) against the plain forward pass over whole sequences.
+  """
   out, rows = [], []
   for name in tqdm(MEMORIZE.value, desc="memorize", unit="model"):
     c = configuration(name)
     devices = sharding.mesh(c)
     shape = (c.data.batch, c.data.seq)
-    params = jax.jit(lambda key: lm.init_params(c, key), out_shardings=sharding.replicated(devices))(jax.random.key(0))
+    params = jax.jit(lambda key: lm.init_params(c, key),
+                     out_shardings=sharding.replicated(devices))(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), shape, 0, c.model.vocab)
     batch = {"tokens": tokens, "labels": jnp.roll(tokens, -1, 1), "segments": jnp.ones_like(tokens)}
     batch = jax.device_put(batch, sharding.by_stream(devices))
 
     @jax.jit
     def forward(params, batch):
-      logits, _, _ = lm.build(c).apply({"params": params}, batch["tokens"], None, batch["segments"], aligned=True)
+      logits, _, _ = lm.build(c).apply({"params": params}, batch["tokens"], None, batch["segments"],
+                                       aligned=True)
       return reader.token_losses(logits, batch["labels"]).sum()
 
     @jax.jit
@@ -270,37 +304,49 @@ def reading() -> tuple[list, str]:
         return fast, loss["nats_BxC"].sum()
       return jax.lax.scan(read, fast, reader.scan_chunks(c, batch))
 
-    fast, seconds = sharding.place_fast(lm.init_fast(c, c.data.batch), devices), {"forward": [], "memorize": []}
-    calls = {"forward": lambda: forward(params, batch), "memorize": lambda: memorize(params, fast, batch)}
+    fast, seconds = sharding.place_fast(lm.init_fast(c, c.data.batch),
+                                        devices), {"forward": [], "memorize": []}
+    calls = {"forward": lambda: forward(params, batch),
+             "memorize": lambda: memorize(params, fast, batch)}
     for i in range(ROUNDS.value + 1):
       for what, call in calls.items():
         began = time.perf_counter()
         jax.block_until_ready(call())
         seconds[what] += [time.perf_counter() - began] if i else []
     fastest = {what: shape[0] * shape[1] / min(s) for what, s in seconds.items()}
-    flops = {"forward": costs.count_flops(forward, params, batch), "memorize": costs.count_flops(memorize, params, fast, batch)}
-    out.append({"model": name, "chunk": plan.of(c).chunk, "seconds": seconds, "tokens_per_s": fastest, "flops": flops})
+    flops = {"forward": costs.count_flops(forward, params, batch),
+             "memorize": costs.count_flops(memorize, params, fast, batch)}
+    out.append({"model": name, "chunk": plan.of(c).chunk, "seconds": seconds,
+                "tokens_per_s": fastest, "flops": flops})
     rows.append([name, f"{fastest['forward']:,.0f}", f"{fastest['memorize']:,.0f}",
-                 f"{fastest['memorize'] / fastest['forward']:.3f}", f"{flops['forward'] / flops['memorize']:.3f}"])
-  return out, markdown(["model", "forward tokens/s", "memorize tokens/s", "ratio, fastest of each", "ratio of FLOPs"], rows)
+                 f"{fastest['memorize'] / fastest['forward']:.3f}",
+                 f"{flops['forward'] / flops['memorize']:.3f}"])
+  return out, markdown(["model", "forward tokens/s", "memorize tokens/s", "ratio, fastest of each",
+                        "ratio of FLOPs"], rows)
 
 
 def main(argv):
   if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, --lengths=512,1024")
+    raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, "
+                         "--lengths=512,1024")
   device, dtype = jax.devices()[0], PRESETS[PRESET.value]["dtype"]
   jobs, rates = length_jobs(), []
 
   def rate_of() -> float:
-    """The device's matrix-product rate, the best so far: measured between the parts, as the machine may be busy."""
+    """The device's matrix-product rate, the best so far:
+    measured between the parts, as the machine may be busy.
+    """
     metrics.matmul_rate.cache_clear()
     rates.append(metrics.matmul_rate(dtype))
     return max(rates)
 
   report = {**program.stamp("evals/speed.py"),
-            "device": {"kind": device.device_kind, "platform": device.platform, "processor": platform.machine(),
-                       "devices": jax.device_count(), "cores": os.cpu_count(), "load_before": os.getloadavg()},
-            "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in (jax, flax, optax)},
+            "device": {"kind": device.device_kind, "platform": device.platform,
+                       "processor": platform.machine(),
+                       "devices": jax.device_count(), "cores": os.cpu_count(),
+                       "load_before": os.getloadavg()},
+            "versions": {"python": platform.python_version()}
+            | {m.__name__: m.__version__ for m in (jax, flax, optax)},
             "preset": PRESETS[PRESET.value], "rounds": ROUNDS.value, "steps_per_turn": STEPS.value}
   parts = []
   with tempfile.TemporaryDirectory() as cache:
@@ -323,8 +369,8 @@ def main(argv):
       report["depths"], text = by_depth()
       parts.append(text)
   report["device"] |= {"load_after": os.getloadavg(), "matrix_flops_per_s": rates}
-  print(f"{device.device_kind}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {dtype} matrix products at "
-        f"{max(rates) / 1e9:,.0f} GFLOP/s; {report['preset']}\n")
+  print(f"{device.device_kind}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {dtype} "
+        f"matrix products at {max(rates) / 1e9:,.0f} GFLOP/s; {report['preset']}\n")
   print("\n".join(parts))
   if OUTPUT.value:
     Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)

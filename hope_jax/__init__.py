@@ -1,1 +1,3 @@
-"""HOPE language models of Nested Learning in JAX: memories that write themselves while they read."""
+"""HOPE language models of Nested Learning in JAX:
+memories that write themselves while they read.
+"""

@@ -1,7 +1,8 @@
 """The configuration: every field with its default and meaning, and its JSON.
 
 A config file returns `base()` with some fields changed; `--config.model.dim=128` changes one more.
-The tree is locked: a field that is not below is an error, and so is a value of another type. checks.py checks the rest.
+The tree is locked: a field that is not below is an error, and so is a value of another type.
+checks.py checks the rest.
 """
 
 import dataclasses
@@ -12,7 +13,9 @@ from ml_collections import ConfigDict
 
 from hope_jax import versions
 
-PRESETS = {  # fields of config.model: the field's names for models. All but transformer and titan_hybrid have a CMS
+# fields of config.model: the field's names for models. All but transformer and titan_hybrid have a
+# CMS
+PRESETS = {
     "transformer": dict(pattern=("attention",), titan="none"),
     "hope_attention": dict(pattern=("attention",), titan="none"),
     "hope_selfmod": dict(pattern=("selfmod",), titan="none"),
@@ -26,8 +29,8 @@ PRESETS = {  # fields of config.model: the field's names for models. All but tra
 class Level:
   """An entry of mixer.levels: one level of the continuum memory system.
 
-  period: tokens per update. In context (mixer.in_context): from 1 to data.seq. Longer: stepped by the outer optimizer,
-    once per period. 0: by the outer optimizer, at every step.
+  period: tokens per update. In context (mixer.in_context): from 1 to data.seq. Longer: stepped by
+    the outer optimizer, once per period. 0: by the outer optimizer, at every step.
   rule, lr, beta: the inner optimizer (memory/inner_rules.py).
   warmup: optimizer steps in which lr rises from 0.
   scale: of the teach signal, on top of teach.scale.
@@ -47,15 +50,20 @@ def base() -> ConfigDict:
   c.seed = 0  # initial parameters and dropout; data order has its own
 
   c.model = ConfigDict()
-  c.model.pattern = ("selfmod",)  # token mixers of successive layers (model/mixers.py), repeated; PRESETS has names
-  c.model.titan = "none"  # a memory that the teach signal writes, beside the token mixer: none | plain | modified
+  # token mixers of successive layers (model/mixers.py), repeated; PRESETS has names
+  c.model.pattern = ("selfmod",)
+  # a memory that the teach signal writes, beside the token mixer: none | plain | modified
+  c.model.titan = "none"
   c.model.dim = 256
   c.model.layers = 4
   c.model.heads = 4
   c.model.vocab = 4096  # must be the tokenizer's size
-  c.model.dtype = "float32"  # of activations and matrix products: float32 | bfloat16; parameters stay float32
-  c.model.remat = "none"  # what the backward pass recomputes: none | dots: all but products with parameters | block: all
-  c.model.embed_std = 0.02  # of the embedding at the start, divided out at the input; larger: embeddings move slower
+  # of activations and matrix products: float32 | bfloat16; parameters stay float32
+  c.model.dtype = "float32"
+  # what the backward pass recomputes: none | dots: all but products with parameters | block: all
+  c.model.remat = "none"
+  # of the embedding at the start, divided out at the input; larger: embeddings move slower
+  c.model.embed_std = 0.02
   c.model.dropout = 0.0  # on each residual branch
 
   c.attention = ConfigDict()
@@ -69,7 +77,8 @@ def base() -> ConfigDict:
   c.mixer.norm = "rms"  # cms: rms | layer
   c.mixer.activation = "gelu"  # cms: gelu | swiglu
   c.mixer.levels = (Level("fast", 0),)  # cms, from fast to slow
-  c.mixer.connection = "sequential"  # sequential (NL Eq. 73) | independent (Eq. 74) | nested (Eq. 72)
+  # sequential (NL Eq. 73) | independent (Eq. 74) | nested (Eq. 72)
+  c.mixer.connection = "sequential"
   c.mixer.in_context = False  # levels of period 1 to data.seq write themselves while they read
 
   c.gru = ConfigDict()
@@ -92,7 +101,8 @@ def base() -> ConfigDict:
   c.selfmod.conv = "separate"  # none | shared | separate: window 4, one each for k, v, q
   c.selfmod.eta_init = 0.1  # step size at the start
   c.selfmod.alpha_init = 0.98  # retention at the start
-  c.selfmod.bound = 8.0  # keeps every memory's spectral norm below max(this, its norm at the start); 0: no bound
+  # keeps every memory's spectral norm below max(this, its norm at the start); 0: no bound
+  c.selfmod.bound = 8.0
   c.selfmod.through_writes = "full"  # full | none | chunks:n
   c.selfmod.remat_chunks = 1  # recompute the backward pass in groups of n chunks; 0: store all
 
@@ -103,47 +113,62 @@ def base() -> ConfigDict:
   c.titan.lr = 0.1
   c.titan.beta = 0.9
   c.titan.warmup = 0
-  c.titan.modifier = "on"  # model.titan=modified: on | teach_only (not trained) | off (the memory is not written)
+  # model.titan=modified: on | teach_only (not trained) | off (the memory is not written)
+  c.titan.modifier = "on"
 
   c.teach = ConfigDict()  # what writes CMS levels and the Titan memory while they read
   c.teach.scale = 1.0  # of the gradient at a block's output
-  c.teach.clip = 0.0  # largest norm per token, after scaling, of the Titan memory's error too; 0: none
+  # largest norm per token, after scaling, of the Titan memory's error too; 0: none
+  c.teach.clip = 0.0
   c.teach.warmup = 0  # optimizer steps of linear warm-up
   c.teach.decay_start = 0  # optimizer step from which the scale goes to 0 ...
   c.teach.decay_duration = 0  # ... within so many; 0: no decay
   c.teach.signal = "layer"  # layer: each block's own | global: the last block's, for all
-  c.teach.target = "exact"  # each level gets exact: the gradient at its own output | block: at its block's
-  c.teach.reduction = "sum"  # of the loss, over tokens: sum | mean (over the chunk's tokens and streams)
+  # each level gets exact: the gradient at its own output | block: at its block's
+  c.teach.target = "exact"
+  # of the loss, over tokens: sum | mean (over the chunk's tokens and streams)
+  c.teach.reduction = "sum"
   c.teach.threshold = 0.0  # a chunk writes where its surprise is at least this
   c.teach.metric = "l2"  # surprise: l2 (mean norm of the scaled signal) | loss | logit_entropy
-  c.teach.paths = ()  # what may be written: titan, cms_<level>, selfmod; ("none",): nothing; (): all
+  # what may be written: titan, cms_<level>, selfmod; ("none",): nothing; (): all
+  c.teach.paths = ()
   c.teach.layers = ()  # which layers may be written; (): all
   c.teach.chunk = 64  # tokens read at once, before what they taught is written
-  c.teach.mode = "chunked"  # periods below the chunk: chunked (gradients at its start) | exact (shorter chunks, slow)
-  c.teach.through_writes = "none"  # the outer gradient through the writes: none | full (second order)
+  # periods below the chunk: chunked (gradients at its start) | exact (shorter chunks, slow)
+  c.teach.mode = "chunked"
+  # the outer gradient through the writes: none | full (second order)
+  c.teach.through_writes = "none"
   c.teach.flush_partial = True  # at the end of a stream, use what an unfinished period has taught
 
   c.data = ConfigDict()
-  c.data.dir = "runs/data/embedded_4k"  # tokenizer and token shards: built when missing, checked when there
+  # tokenizer and token shards: built when missing, checked when there
+  c.data.dir = "runs/data/embedded_4k"
   c.data.sources = (  # where text comes from
-      ConfigDict(dict(name="embedded", kind="embedded", path="", field="text", domains="", weight=1.0)),)
+      ConfigDict(dict(name="embedded", kind="embedded", path="", field="text", domains="",
+                      weight=1.0)),)
   c.data.val_fraction = 0.05  # by a hash of the document's name
   c.data.tokenizer_chars = 5_000_000  # characters the tokenizer learns from
   c.data.seq = 512
-  c.data.align = 64  # documents start at multiples of this many tokens: a multiple of both chunk sizes
+  # documents start at multiples of this many tokens: a multiple of both chunk sizes
+  c.data.align = 64
   c.data.batch = 8  # sequences per optimizer step, all devices together
   c.data.seed = 0
   c.data.task = "text"  # text | recall
   c.data.recall_pairs = 8
   c.data.recall_keys = 64
-  c.data.recall_gap = 0  # tokens between the pairs and the queries; training draws from 0 to this, per sequence
+  # tokens between the pairs and the queries; training draws from 0 to this, per sequence
+  c.data.recall_gap = 0
   c.data.recall_fillers = 0  # what fills is drawn from so many ids; 0: it is id 0
-  c.data.recall_taught = False  # facts are labelled too, key -> value: what a teach signal learns from
+  # facts are labelled too, key -> value: what a teach signal learns from
+  c.data.recall_taught = False
 
   c.mesh = ConfigDict()  # devices: data x fsdp x tensor of them (sharding.py)
-  c.mesh.data = 0  # parts of the batch, each with all parameters; 0: as many as there are devices left
-  c.mesh.fsdp = 1  # parts of the batch and of every matrix: a block's matrices are gathered while it computes
-  c.mesh.tensor = 1  # parts of the heads, the hidden widths and the vocabulary: devices that share the same rows
+  # parts of the batch, each with all parameters; 0: as many as there are devices left
+  c.mesh.data = 0
+  # parts of the batch and of every matrix: a block's matrices are gathered while it computes
+  c.mesh.fsdp = 1
+  # parts of the heads, the hidden widths and the vocabulary: devices that share the same rows
+  c.mesh.tensor = 1
 
   c.optim = ConfigDict()
   c.optim.name = "adamw"  # adamw | muon: matrices by Muon, all else by AdamW
@@ -155,7 +180,8 @@ def base() -> ConfigDict:
   c.optim.b1 = 0.9
   c.optim.b2 = 0.95
   c.optim.clip = 1.0  # global gradient norm
-  c.optim.skip_above = 0.0  # times the mean norm: a step with a larger one is skipped; 0: only one that is not finite
+  # times the mean norm: a step with a larger one is skipped; 0: only one that is not finite
+  c.optim.skip_above = 0.0
   c.optim.accumulate = 1  # micro-batches per step
 
   c.train = ConfigDict()
@@ -167,19 +193,25 @@ def base() -> ConfigDict:
   c.train.keep = 2  # the last so many checkpoints, and besides them
   c.train.keep_best = 0  # so many of lowest validation loss, among those saved at an evaluation
   c.train.keep_every = 0  # each whose step is a multiple of this; 0: none
-  c.train.on_save_error = "stop"  # stop | warn: train on; the last save has to succeed, and all of many processes
-  c.train.rollback_after = 0  # bad steps are skipped; so many in a row: back to a checkpoint, on to new data.  0: they stop the run
+  # stop | warn: train on; the last save has to succeed, and all of many processes
+  c.train.on_save_error = "stop"
+  # bad steps are skipped; so many in a row: back to a checkpoint, on to new data.  0: they stop the
+  # run
+  c.train.rollback_after = 0
   return c.lock()
 
 
 def to_json(config: ConfigDict) -> str:
   """One canonical text per configuration."""
   return json.dumps(config.to_dict() | {"version": versions.NOW}, indent=1, sort_keys=True,
-                    default=lambda part: dataclasses.asdict(part) if isinstance(part, Level) else part.to_dict())
+                    default=lambda part: dataclasses.asdict(part) if isinstance(part, Level)
+                    else part.to_dict())
 
 
 def from_json(text: str) -> ConfigDict:
-  """Inverse of `to_json`, also of earlier versions (versions.py). Fields that none of them knows are an error."""
+  """Inverse of `to_json`, also of earlier versions (versions.py).
+  Fields that none of them knows are an error.
+  """
   c = base()
   stored = versions.config(json.loads(text))
   stored["model"]["pattern"] = tuple(stored["model"]["pattern"])

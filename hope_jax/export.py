@@ -1,21 +1,27 @@
-"""Parameters to a safetensors file and back, one tensor a layer, by the names that readers of language models know.
+"""Parameters to a safetensors file and back, one tensor a layer, by the names that readers of
+language models know.
 
-    python -m hope_jax.export --checkpoint=runs/smoke --output=smoke.safetensors [--step=N] [--dtype=bfloat16]
+    python -m hope_jax.export --checkpoint=runs/smoke --output=smoke.safetensors --dtype=bfloat16
     python -m hope_jax.export --input=smoke.safetensors --workdir=runs/imported
 
-The table of parameters (model/parameters.py) gives the names. Letters: H heads, K head width, M a memory's hidden width,
-O its outputs (K; 1 for eta and alpha).
+The table of parameters (model/parameters.py) gives the names. Letters: H heads, K head width, M a
+memory's hidden width, O its outputs (K; 1 for eta and alpha).
 
-    *_proj.weight               matrices (out, in). qkv_proj: the rows of q, then k, then v, head by head in each
-    self_modifying.memory_*     one for each head: w_in (H, M, K), w_out (H, O, M), w_skip (H, 1, K); weight (H, O, K) if linear;
-                                bias (H,). memory_mem is M_mem of the paper; q_proj is (H, K, K)
+    *_proj.weight               matrices (out, in). qkv_proj: the rows of q, then k, then v, head by
+                                head in each
+    self_modifying.memory_*     one for each head: w_in (H, M, K), w_out (H, O, M), w_skip (H, 1,
+                                K); weight (H, O, K) if linear; bias (H,). memory_mem is M_mem of
+                                the paper; q_proj is (H, K, K)
     self_modifying.conv_*       (tap, width); tap 0 is the present token
-    embed_tokens.weight         (vocabulary, width), also the head. At the input it is divided by model.embed_std
+    embed_tokens.weight         (vocabulary, width), also the head. At the input it is divided by
+                                model.embed_std
 
-The file's metadata: "hope_jax" (version of this format), "config" (JSON), "tokenizer" (digest), "step", and "fingerprint", that
-of the parameters in float32 as the file has them. tokenizer.model lies beside the file.
+The file's metadata: "hope_jax" (version of this format), "config" (JSON), "tokenizer" (digest),
+"step", and "fingerprint", that of the parameters in float32 as the file has them. tokenizer.model
+lies beside the file.
 
-An imported run has parameters and no optimizer state: it is for generate, memorize, evaluations and --init_from.
+An imported run has parameters and no optimizer state: it is for generate, memorize, evaluations and
+--init_from.
 """
 
 import os
@@ -40,7 +46,9 @@ MISSING = "export and import need safetensors: pip install 'hope_jax[export]'"
 
 
 def parts(path: str, config) -> tuple[dict[str, tuple], bool]:
-  """({name: where its tensor lies in our array}, is it transposed?). ValueError for a parameter without a row."""
+  """({name: where its tensor lies in our array}, is it transposed?).
+  ValueError for a parameter without a row.
+  """
   row = parameters.row(path)
   if "{layer}" not in row.name:
     return {row.name: ()}, row.transposed
@@ -49,7 +57,8 @@ def parts(path: str, config) -> tuple[dict[str, tuple], bool]:
   layers = range(config.model.layers) if in_all else mixers.layers_of(config, module)
   places = {row.name: ()}
   if row.cuts:  # axes of the array: layer, head, part
-    places = {row.name.replace("{part}", part): (slice(None), at) for part, at in row.cuts(config).items()}
+    places = {row.name.replace("{part}", part): (slice(None), at)
+              for part, at in row.cuts(config).items()}
   return {name.replace("{layer}", str(layer)): (i, *place)
           for i, layer in enumerate(layers) for name, place in places.items()}, row.transposed
 
@@ -67,7 +76,9 @@ def tensors(params, config) -> dict[str, np.ndarray]:
 
 
 def assembled(named: dict[str, np.ndarray], config):
-  """Inverse of `tensors`, in the types of fresh parameters. ValueError if a tensor is missing, extra or of another shape."""
+  """Inverse of `tensors`, in the types of fresh parameters.
+  ValueError if a tensor is missing, extra or of another shape.
+  """
   like = jax.eval_shape(lambda: lm.init_params(config, jax.random.key(0)))
   wanted, built = {}, []
   for path, leaf in arrays.leaves(like).items():
@@ -80,21 +91,25 @@ def assembled(named: dict[str, np.ndarray], config):
         target[...] = named[name]
     built.append(array)
   found = {name: tensor.shape for name, tensor in named.items()}
-  arrays.check_same(found, wanted, ("the file", "its configuration"), "the tensors do not fit the configuration in the file",
+  arrays.check_same(found, wanted, ("the file", "its configuration"),
+                    "the tensors do not fit the configuration in the file",
                     f"export the parameters again: {EXPORT}")
   return jax.tree.map(jnp.asarray, jax.tree.unflatten(jax.tree.structure(like), built))
 
 
-def write(workdir: str | Path, output: str | Path, step: int | None = None, dtype: str = "float32") -> int:
-  """Writes a run's parameters and, beside them, its tokenizer.model; returns the step. The file is whole or not there.
+def write(workdir: str | Path, output: str | Path, step: int | None = None,
+          dtype: str = "float32") -> int:
+  """Writes a run's parameters and, beside them, its tokenizer.model; returns the step. The file is
+  whole or not there.
 
-  Raises FileNotFoundError without a checkpoint, ValueError for a damaged one or another tokenizer, OSError for a full disk.
+  Raises FileNotFoundError without a checkpoint, ValueError for a damaged one or another tokenizer,
+  OSError for a full disk.
   """
   library, workdir, output = _safetensors(), Path(workdir), Path(output)
   params, config, meta = weights.load(workdir / "checkpoints", step=step, dtype=jnp.dtype(dtype))
   wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-  facts = {"hope_jax": VERSION, "config": meta["config"], "tokenizer": meta["tokenizer"], "step": str(meta["step"]),
-           "fingerprint": arrays.fingerprint(wide)}
+  facts = {"hope_jax": VERSION, "config": meta["config"], "tokenizer": meta["tokenizer"],
+           "step": str(meta["step"]), "fingerprint": arrays.fingerprint(wide)}
   output.parent.mkdir(parents=True, exist_ok=True)
   _copy_tokenizer(workdir, output.parent, meta)
   partial = output.with_name(f"{output.name}.partial")
@@ -105,19 +120,23 @@ def write(workdir: str | Path, output: str | Path, step: int | None = None, dtyp
     partial.chmod(mode)
     os.replace(partial, output)
   except library.SafetensorError as error:
-    raise OSError(f"{output} cannot be written ({error}): free some space or choose another --output") from None
+    raise OSError(f"{output} cannot be written ({error}): free some space or choose another "
+                  "--output") from None
   finally:
     partial.unlink(missing_ok=True)
   return meta["step"]
 
 
 def _copy_tokenizer(source: Path, target: Path, meta: dict) -> None:
-  """Copies tokenizer.model where the model has one, without replacing another. Raises ValueError, FileNotFoundError."""
+  """Copies tokenizer.model where the model has one, without replacing another.
+  Raises ValueError, FileNotFoundError.
+  """
   source, target = source / "tokenizer.model", target / "tokenizer.model"
   if meta["tokenizer"] == "none":
     return
   if not source.is_file():
-    raise FileNotFoundError(f"no {source}: put the tokenizer.model there that the model was trained with")
+    raise FileNotFoundError(f"no {source}: put the tokenizer.model there that the model was "
+                            "trained with")
   stored.check_tokenizer(meta, sidecar.sha256(source))
   if not target.exists():
     shutil.copy(source, target)
@@ -126,7 +145,9 @@ def _copy_tokenizer(source: Path, target: Path, meta: dict) -> None:
 
 
 def read(path: str | Path):
-  """(params float32, config, metadata) of a file that `write` wrote. ValueError, naming the fix, for any other."""
+  """(params float32, config, metadata) of a file that `write` wrote.
+  ValueError, naming the fix, for any other.
+  """
   library, path = _safetensors(), Path(path)
   if not path.is_file():
     raise FileNotFoundError(f"no file {path}: write one with {EXPORT}")
@@ -134,29 +155,35 @@ def read(path: str | Path):
     with library.safe_open(path, framework="numpy") as file:
       facts = file.metadata() or {}
       if missing := METADATA - facts.keys():
-        raise ValueError(f"{path} was not written by hope_jax.export: its metadata has no {', '.join(sorted(missing))}, without "
-                         f"which the model is not known; write one with {EXPORT}")
+        raise ValueError(f"{path} was not written by hope_jax.export: its metadata has no "
+                         f"{', '.join(sorted(missing))}, without which the model is not known; "
+                         f"write one with {EXPORT}")
       if facts["hope_jax"] != VERSION:
-        raise ValueError(f"{path} is of format {facts['hope_jax']}, this version of hope_jax reads {VERSION}: export it again")
+        raise ValueError(f"{path} is of format {facts['hope_jax']}, this version of hope_jax reads "
+                         f"{VERSION}: export it again")
       named = {name: file.get_tensor(name) for name in file.keys()}
   except library.SafetensorError as error:
-    raise ValueError(f"{path} is no safetensors file, or a part of one ({error}): copy it again or write one "
-                     f"with {EXPORT}") from None
+    raise ValueError(f"{path} is no safetensors file, or a part of one ({error}): copy it again or "
+                     f"write one with {EXPORT}") from None
   try:
     config = configs.from_json(facts["config"])
   except (KeyError, TypeError) as error:
-    raise ValueError(f"{path} has the configuration of another version of hope_jax ({error}): import it with that one") from None
+    raise ValueError(f"{path} has the configuration of another version of hope_jax ({error}): "
+                     "import it with that one") from None
   params = assembled(named, config)
   if (found := arrays.fingerprint(params)) != facts["fingerprint"]:
-    raise ValueError(f"{path} is damaged or was changed: its parameters have fingerprint {found}, {facts['fingerprint']} were "
-                     f"written; copy it again or write one with {EXPORT}")
+    raise ValueError(f"{path} is damaged or was changed: its parameters have fingerprint {found}, "
+                     f"{facts['fingerprint']} were written; copy it again or write one with "
+                     f"{EXPORT}")
   return params, config, facts
 
 
 def import_run(path: str | Path, workdir: str | Path) -> int:
-  """Makes a run's folder with the file's parameters as its only checkpoint, of the step that they had; returns the step.
+  """Makes a run's folder with the file's parameters as its only checkpoint, of the step that they
+  had; returns the step.
 
-  Raises ValueError as `read` and for another tokenizer, FileExistsError for a folder that has a checkpoint.
+  Raises ValueError as `read` and for another tokenizer, FileExistsError for a folder that has a
+  checkpoint.
   """
   workdir = Path(workdir)
   params, _, facts = read(path)
@@ -179,18 +206,24 @@ def _safetensors():
 
 
 def define_flags(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("checkpoint", None, "Folder of the run whose parameters are exported to --output.", flag_values=values)
+  flags.DEFINE_string("checkpoint", None, "Folder of the run whose parameters are exported to "
+                                          "--output.", flag_values=values)
   flags.DEFINE_string("output", None, "The safetensors file to write.", flag_values=values)
-  flags.DEFINE_integer("step", None, "Step to export. Default: the newest good one.", flag_values=values)
-  flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the exported numbers.", flag_values=values)
-  flags.DEFINE_string("input", None, "The safetensors file to import into --workdir.", flag_values=values)
+  flags.DEFINE_integer("step", None, "Step to export. Default: the newest good one.",
+                       flag_values=values)
+  flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the exported numbers.",
+                    flag_values=values)
+  flags.DEFINE_string("input", None, "The safetensors file to import into --workdir.",
+                      flag_values=values)
   flags.DEFINE_string("workdir", None, "Folder to make for the imported run.", flag_values=values)
 
 
 def main(argv, f: flags.FlagValues = flags.FLAGS):
-  given = [name for name in ("checkpoint", "output", "input", "workdir") if f[name].value is not None]
+  given = [name for name in ("checkpoint", "output", "input", "workdir")
+           if f[name].value is not None]
   if len(argv) > 1 or given not in (["checkpoint", "output"], ["input", "workdir"]):
-    raise app.UsageError("give --checkpoint and --output to export, or --input and --workdir to import")
+    raise app.UsageError("give --checkpoint and --output to export, or --input and --workdir to "
+                         "import")
   startup.prepare()
   with program.one_line(ValueError, OSError, ImportError):
     if f.output is not None:
@@ -198,8 +231,9 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
       say(f"{f.output}: step {step} of {f.checkpoint}, {Path(f.output).stat().st_size:,} bytes")
     else:
       step = import_run(f.input, f.workdir)
-      say(f"{f.workdir}: step {step}, without optimizer state; go on with python -m hope_jax.generate --checkpoint={f.workdir}, "
-          f"or train from it with --init_from={f.workdir}")
+      say(f"{f.workdir}: step {step}, without optimizer state; go on with python -m "
+          f"hope_jax.generate --checkpoint={f.workdir}, or train from it with "
+          f"--init_from={f.workdir}")
 
 
 def run():

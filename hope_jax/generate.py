@@ -1,7 +1,9 @@
 """Writes text after a prompt, or line by line in a conversation.
 
-    python -m hope_jax.generate --checkpoint=runs/smoke --prompt="import "              the continuation, to stdout
-    python -m hope_jax.generate --checkpoint=runs/smoke --interactive [--state=DIR]     a conversation, line by line
+    python -m hope_jax.generate --checkpoint=runs/smoke --prompt="import "
+    python -m hope_jax.generate --checkpoint=runs/smoke --interactive --state=DIR
+
+writes the continuation to stdout, or holds a conversation, line by line.
 """
 
 import sys
@@ -27,8 +29,10 @@ def answer(stream: Stream, tokenizer: Tokenizer, text: str, tokens: int) -> None
   for written, token in enumerate(stream.generate(ids, tokens, tokenizer.eos), 1):
     print(decoder.push(token), end="", flush=True)
   print(decoder.flush(), flush=True)
-  say(f"[{len(ids)} tokens read, {written} written{' to the end of the document' if written < tokens else ''}, "
-      f"{time.perf_counter() - began:.1f} s with compilation; {fast_bytes(stream.fast):,} bytes of state]")
+  say(f"[{len(ids)} tokens read, {written} "
+      f"written{' to the end of the document' if written < tokens else ''}, "
+      f"{time.perf_counter() - began:.1f} s with compilation; {fast_bytes(stream.fast):,} bytes of "
+      "state]")
 
 
 def obey(stream: Stream, command: str) -> None:
@@ -63,24 +67,30 @@ def converse(stream: Stream, tokenizer: Tokenizer, tokens: int) -> None:
 def define_flags(values: flags.FlagValues) -> None:
   """Not at import: programs that use this module have flags of the same names."""
   flags.DEFINE_string("checkpoint", None, "Folder of a run.", flag_values=values, required=True)
-  flags.DEFINE_string("prompt", "", "What the text starts with, or goes on with (--state).", flag_values=values)
-  flags.DEFINE_integer("tokens", 200, "Write at most this many tokens (a turn).", lower_bound=1, flag_values=values)
+  flags.DEFINE_string("prompt", "", "What the text starts with, or goes on with (--state).",
+                      flag_values=values)
+  flags.DEFINE_integer("tokens", 200, "Write at most this many tokens (a turn).", lower_bound=1,
+                       flag_values=values)
   flags.DEFINE_float("temperature", 0.8, "0: always the likeliest token.", flag_values=values)
-  flags.DEFINE_float("top_p", 0.95, "Draw from the likeliest tokens with this much probability.", flag_values=values)
+  flags.DEFINE_float("top_p", 0.95, "Draw from the likeliest tokens with this much probability.",
+                     flag_values=values)
   flags.DEFINE_integer("seed", 0, "The same seed gives the same text.", flag_values=values)
   flags.DEFINE_bool("endless", False, "Never end the document before --tokens.", flag_values=values)
-  flags.DEFINE_bool("interactive", False, f"Answer lines from stdin. Commands: {COMMANDS}.", flag_values=values)
+  flags.DEFINE_bool("interactive", False, f"Answer lines from stdin. Commands: {COMMANDS}.",
+                    flag_values=values)
   flags.DEFINE_string("state", None, "Go on with the conversation saved here.", flag_values=values)
 
 
 def main(argv, f: flags.FlagValues = flags.FLAGS):
   if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {argv[1:]}: put the prompt in quotes, --prompt=\"...\"")
+    raise app.UsageError(f"unexpected arguments {argv[1:]}: put the prompt in quotes, "
+                         "--prompt=\"...\"")
   startup.prepare()
   with program.one_line(ValueError, OSError):
     config, params, tokenizer = opening.load(f.checkpoint)
     never = [tokenizer.eos] if f.endless else []
-    stream = Stream(config, params, temperature=f.temperature, top_p=f.top_p, seed=f.seed, never=never)
+    stream = Stream(config, params, temperature=f.temperature, top_p=f.top_p, seed=f.seed,
+                    never=never)
     if f.state is not None:
       stream.load(f.state)
     if f.prompt or not f.interactive:

@@ -1,9 +1,11 @@
 """Are saved steps what was written?
 
-    python -m hope_jax.integrity verify runs/smoke     a run, its checkpoints, one step, or a saved conversation
+    python -m hope_jax.integrity verify runs/smoke
 
-One line for each step, then one for each file that differs, is missing, truncated or extra; exit status 1 if there is
-any. What is checked against: checkpoints/sidecar.py.
+verifies a run, its checkpoints, one step, or a saved conversation.
+
+One line for each step, then one for each file that differs, is missing, truncated or extra; exit
+status 1 if there is any. What is checked against: checkpoints/sidecar.py.
 """
 
 from pathlib import Path
@@ -25,19 +27,24 @@ def _folders(path: Path) -> list[Path]:
     return [path / str(step) for step in found]
   if path.is_dir() and path.name.isdecimal():
     return [path]  # without a sidecar: `check` says so
-  raise FileNotFoundError(f"no saved step in {path}: give a run, its checkpoints, one step or a saved conversation")
+  raise FileNotFoundError(f"no saved step in {path}: give a run, its checkpoints, one step or a "
+                          "saved conversation")
 
 
 def _beside(workdir: Path, newest: dict) -> tuple[list[str], list[str]]:
-  """(faults, notes) of the files beside a run's checkpoints, against the sidecar of the newest good step."""
+  """(faults, notes) of the files beside a run's checkpoints,
+  against the sidecar of the newest good step.
+  """
   faults, notes = [], []
   tokenizer, config = workdir / "tokenizer.model", workdir / "config.json"
   if newest["tokenizer"] != "none" and not tokenizer.exists():
     faults.append("tokenizer.model: is missing")
   elif newest["tokenizer"] != "none" and sidecar.sha256(tokenizer) != newest["tokenizer"]:
-    faults.append(f"tokenizer.model: differs from the one that step {newest['step']} was trained with")
+    faults.append(f"tokenizer.model: differs from the one that step {newest['step']} was trained "
+                  "with")
   if config.exists() and sidecar.sha256(config) != newest["config"]:
-    notes.append(f"config.json: is not that of step {newest['step']}: edited, or the run was started again with another")
+    notes.append(f"config.json: is not that of step {newest['step']}: edited, or the run was "
+                 "started again with another")
   return faults, notes
 
 
@@ -55,7 +62,8 @@ def main(argv):
     else:
       newest = sidecar.read(folder)
       total = sum(file["bytes"] for file in newest["files"].values())
-      print(f"{folder}: good, {len(newest['files'])} files, {total / 1e6:,.1f} MB, code {newest['code'][:12]}")
+      print(f"{folder}: good, {len(newest['files'])} files, {total / 1e6:,.1f} MB, code "
+            f"{newest['code'][:12]}")
   if newest and (path / "checkpoints").is_dir():
     faults, notes = _beside(path, newest)
     if faults or notes:

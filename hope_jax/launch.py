@@ -1,10 +1,11 @@
 """Trains a model: the main program.
 
-    python -m hope_jax.launch --config=configs/smoke.py --workdir=runs/smoke [--config.any.field=value]
+    python -m hope_jax.launch --config=configs/smoke.py --workdir=runs/smoke --config.seed=1
 
-Run again, it resumes. --init_from=<another run's workdir> starts at that run's parameters: those of the same model, or
-with the levels of this configuration stacked on them (stack.py). --dry_run prints what the model costs, and trains nothing.
-One of many processes where the environment says so (hosts.py).
+Run again, it resumes. --init_from=<another run's workdir> starts at that run's parameters: those of
+the same model, or with the levels of this configuration stacked on them (stack.py). --dry_run
+prints what the model costs, and trains nothing. One of many processes where the environment says so
+(hosts.py).
 """
 
 import signal
@@ -17,16 +18,21 @@ from hope_jax.model import checks
 from hope_jax.runtime import hosts, program, startup
 from hope_jax.training import costs, loop
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; --config.any.field=value changes one field.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; "
+                                                         "--config.any.field=value changes one "
+                                                         "field.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-INIT_FROM = flags.DEFINE_string("init_from", None, "Folder of a run: its parameters are where a new run starts; the same "
-                                "model's, or a transformer's or hope_attention's with the levels of this configuration.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, fast state, FLOPs and memory; build and train nothing.")
+INIT_FROM = flags.DEFINE_string("init_from", None, "Folder of a run: its parameters are where a "
+                                "new run starts; the same model's, or a transformer's or "
+                                "hope_attention's with the levels of this configuration.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, fast state, FLOPs and memory; "
+                                              "build and train nothing.")
 
 
 def main(argv):
   if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {argv[1:]}: fields are set as --config.section.field=value")
+    raise app.UsageError(f"unexpected arguments {argv[1:]}: fields are set as "
+                         "--config.section.field=value")
   try:
     checks.validate(CONFIG.value)
     if not DRY_RUN.value:

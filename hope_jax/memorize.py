@@ -21,8 +21,10 @@ from hope_jax.scoring import memorization
 def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("checkpoint", None, "Folder of a run.", flag_values=values, required=True)
   flags.DEFINE_string("text", None, "File to read.", flag_values=values, required=True)
-  flags.DEFINE_string("state", None, "Folder for what was learned; generate --state=... goes on from it.", flag_values=values)
-  flags.DEFINE_string("output", None, "All numbers, chunk by chunk, as JSON; report.py draws them.", flag_values=values)
+  flags.DEFINE_string("state", None, "Folder for what was learned; generate --state=... goes on "
+                                     "from it.", flag_values=values)
+  flags.DEFINE_string("output", None, "All numbers, chunk by chunk, as JSON; report.py draws them.",
+                      flag_values=values)
   flags.DEFINE_integer("steps", 1, "Times the text is read.", lower_bound=1, flag_values=values)
   memorization.define_flags(values)
 
@@ -38,7 +40,8 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     text = Path(f.text).read_text()
     ids = [tokenizer.bos, *tokenizer.encode(text)]
     if len(ids) < 3:
-      raise ValueError(f"{f.text} holds {len(ids) - 1} tokens: there is nothing to learn from fewer than 2")
+      raise ValueError(f"{f.text} holds {len(ids) - 1} tokens: there is nothing to learn from "
+                       "fewer than 2")
     fast, reports = study.study(config, params, ids, f.steps)
     report = reports["read"]
     losses = {name: float(each.loss_B[0]) for name, each in reports.items()}
@@ -47,20 +50,23 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     for name, nats in losses.items():
       print(f"{name:8} {nats:.4f} nats per token, {nats * to_bits:.4f} bits per byte")
     for path, total in report.totals().items():
-      print(f"{path:12} {total['updates']:9,.1f} updates a layer, {total['gate_hits']:7,.1f} chunks let through of "
-            f"{len(next(iter(report.stats.values()))['updates'])}, {total['pending']:,.0f} tokens pending, surprise "
-            f"{total['surprise']:.3g}, ||dW|| {total['moved']:.3g}")
+      print(f"{path:12} {total['updates']:9,.1f} updates a layer, {total['gate_hits']:7,.1f} "
+            f"chunks let through of {len(next(iter(report.stats.values()))['updates'])}, "
+            f"{total['pending']:,.0f} tokens pending, surprise {total['surprise']:.3g}, ||dW|| "
+            f"{total['moved']:.3g}")
     if f.output is not None:
       Path(f.output).parent.mkdir(parents=True, exist_ok=True)
       Path(f.output).write_text(json.dumps(
           program.stamp("-m", "hope_jax.memorize") | {
-           "text": f.text, "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest, "tokens": len(ids),
+           "text": f.text, "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest,
+              "tokens": len(ids),
            "steps": f.steps, "nats_per_token": losses,
            "bits_per_byte": {name: nats * to_bits for name, nats in losses.items()},
            "config": json.loads(configs.to_json(config))} | study.describe(config, reports)) + "\n")
     if f.state is not None:
       conversation.save(f.state, fast, conversation.owner(config, params) | {"pending": None})
-      say(f"saved in {f.state}: go on with python -m hope_jax.generate --checkpoint={f.checkpoint} --state={f.state}")
+      say(f"saved in {f.state}: go on with python -m hope_jax.generate --checkpoint={f.checkpoint} "
+          f"--state={f.state}")
 
 
 def run():

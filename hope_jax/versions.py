@@ -1,6 +1,8 @@
-"""What files of earlier versions called things. Every file of a configuration, and every saved state, says its version.
+"""What files of earlier versions called things. Every file of a configuration, and every saved
+state, says its version.
 
-    1    0.1.0, which wrote no version: model.kind; the fast state of token mixers beside each other in its layer
+    1    0.1.0, which wrote no version: model.kind; the fast state of token mixers beside each other
+         in its layer
     2    model.pattern and model.titan; the fast state of token mixers by their names
 """
 
@@ -19,10 +21,13 @@ FAST_1 = (  # path of fast state now, and in version 1
 
 
 def config(stored: dict) -> dict:
-  """The sections of a stored configuration, by the names of today. ValueError for a version that is still to come."""
+  """The sections of a stored configuration, by the names of today.
+  ValueError for a version that is still to come.
+  """
   version = stored.pop("version", 1)
   if version > NOW:
-    raise ValueError(f"the configuration is of version {version}, this hope_jax reads up to {NOW}: install a newer one")
+    raise ValueError(f"the configuration is of version {version}, this hope_jax reads up to {NOW}: "
+                     "install a newer one")
   if version == 1:
     stored["model"]["pattern"], stored["model"]["titan"] = KINDS[stored["model"].pop("kind")]
   return stored
@@ -39,7 +44,8 @@ def fast_path(path: str, version: int) -> str:
 
 def check_known(stored: dict, known: dict) -> None:
   """ValueError, with the nearest name, for a section or field that is none."""
-  fields = [f"{section}.{name}" for section, part in known.items() if isinstance(part, dict) for name in part]
+  fields = [f"{section}.{name}" for section, part in known.items() if isinstance(part, dict)
+            for name in part]
   for section, part in stored.items():
     if section not in known:
       near = difflib.get_close_matches(section, known, 1, 0)

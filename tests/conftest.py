@@ -1,4 +1,6 @@
-"""What every test shares: CPU by default, a persistent compilation cache, float64 on request, the marker `slow`."""
+"""What every test shares: CPU by default, a persistent compilation cache, float64 on request,
+the marker `slow`.
+"""
 
 from importlib import metadata
 import os
@@ -8,8 +10,10 @@ import pathlib
 CACHE = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"  # compiling is most of the time
-if metadata.version("jaxlib").startswith("0.10."):  # later ones do not know it, and an unknown flag ends the process
+# compiling is most of the time
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+# later ones do not know it, and an unknown flag ends the process
+if metadata.version("jaxlib").startswith("0.10."):
   FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -19,7 +23,8 @@ import pytest
 
 
 def pytest_configure(config):
-  config.addinivalue_line("markers", "slow: one of the longest; leave out with -m 'not slow': three minutes on two cores")
+  config.addinivalue_line("markers", "slow: one of the longest; leave out with -m 'not slow': "
+                                     "three minutes on two cores")
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""The PyTorch implementation behind parity/{cms,model,titan}_*.npz, in JAX: what it does otherwise than this package.
+"""The PyTorch implementation behind parity/{cms,model,titan}_*.npz, in JAX: what it does otherwise
+than this package.
 
-Attention has no positions and is normed after its residual. The Titan memory is normed after its MLP, not before. In
-training what a level adds, and the MLP of a Titan memory, is divided by max(norm, 1) token by token, a constant for
-gradients. Weights keep its names and layout, w["qkv.weight"] is (out, in); `ours` and `theirs` are the way to a level
-of this package.
+Attention has no positions and is normed after its residual. The Titan memory is normed after its
+MLP, not before. In training what a level adds, and the MLP of a Titan memory, is divided by
+max(norm, 1) token by token, a constant for gradients. Weights keep its names and layout,
+w["qkv.weight"] is (out, in); `ours` and `theirs` are the way to a level of this package.
 
 Letters: L blocks, B streams, T tokens, D width, V vocabulary.
 """
@@ -38,7 +39,8 @@ def under(arrays: dict, prefix: str) -> dict:
 def ours(w: dict) -> dict:
   """Parameters of a level."""
   first = {part: "scale" if part == "norm" else "kernel" for part in PARTS}
-  return {part: {first[part]: w[f"{name}.weight"].T, "bias": w[f"{name}.bias"]} for part, name in PARTS.items()}
+  return {part: {first[part]: w[f"{name}.weight"].T, "bias": w[f"{name}.bias"]}
+          for part, name in PARTS.items()}
 
 
 def theirs(params: dict) -> dict:
@@ -50,7 +52,8 @@ def theirs(params: dict) -> dict:
 def modifier(w: dict) -> dict:
   """Parameters of a self-modifier."""
   names = {"in": "net.0", "mid": "net.2", "out": "net.4"}
-  parts = {part: {"kernel": w[f"{name}.weight"].T, "bias": w[f"{name}.bias"]} for part, name in names.items()}
+  parts = {part: {"kernel": w[f"{name}.weight"].T, "bias": w[f"{name}.bias"]}
+           for part, name in names.items()}
   return parts | {"skip": np.zeros(())}
 
 
@@ -77,11 +80,13 @@ def layer_norm(x, scale, bias):
 def attention(w: dict, x_BxTxD):
   """norm(x + attention(x)), causal."""
   B, T, D = x_BxTxD.shape
-  split = lambda a: a.reshape(B, T, HEADS, -1)
+  def split(a):
+    return a.reshape(B, T, HEADS, -1)
   q, k, v = map(split, jnp.split(x_BxTxD @ w["qkv.weight"].T, 3, -1))
   scores = jnp.einsum("bihd,bjhd->bhij", q, k) * (D // HEADS) ** -0.5
   past = jnp.tril(jnp.ones((T, T), bool))
-  y = jnp.einsum("bhij,bjhd->bihd", jax.nn.softmax(jnp.where(past, scores, -jnp.inf)), v).reshape(B, T, D)
+  y = jnp.einsum("bhij,bjhd->bihd", jax.nn.softmax(jnp.where(past, scores, -jnp.inf)),
+                 v).reshape(B, T, D)
   return layer_norm(x_BxTxD + y @ w["out_proj.weight"].T, w["norm.weight"], w["norm.bias"])
 
 
@@ -114,4 +119,5 @@ def forward(arrays: dict, train: bool, mixer=None, probe_LxBxTxD=None):
     x = x if probe_LxBxTxD is None else x + probe_LxBxTxD[i]
     seen.append(Seen(attended, remembered, x))
     i += 1
-  return layer_norm(x, arrays["w.norm.weight"], arrays["w.norm.bias"]) @ arrays["w.embed.weight"].T, seen
+  return layer_norm(x, arrays["w.norm.weight"],
+                    arrays["w.norm.bias"]) @ arrays["w.embed.weight"].T, seen

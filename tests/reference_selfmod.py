@@ -1,19 +1,24 @@
-"""Self-modifying Titans, naive form: the definition, one token at a time, for one stream and one head.
+"""Self-modifying Titans, naive form: the definition, one token at a time, for one stream and one
+head.
 
-Every memory M_n (k, v, eta, alpha, mem, and q if adaptive) is read at `start`, its weights when its current chunk
-began, and writes to itself a target that it generates itself (arXiv 2512.24695, Eq. 83-93):
+Every memory M_n (k, v, eta, alpha, mem, and q if adaptive) is read at `start`, its weights when its
+current chunk began, and writes to itself a target that it generates itself (arXiv 2512.24695, Eq.
+83-93):
 
-    k = l2norm(M_k(xk))   v = M_v(xv)   q = l2norm(W_q xq)   eta, alpha = gates of M_eta(xk), M_alpha(xk)   y = M_mem(q)
-    W_t = W_{t-1} (alpha I - step x x^T) - rate m_t,   m_t = momentum m_{t-1} + grad_W ||M_n(k) - M_n(v)||^2
+    k = l2norm(M_k(xk))   v = M_v(xv)   q = l2norm(W_q xq)   y = M_mem(q)
+    eta, alpha = gates of M_eta(xk), M_alpha(xk)
+    W_t = W_{t-1} (alpha I - step x x^T) - rate m_t
+    m_t = momentum m_{t-1} + grad_W ||M_n(k) - M_n(v)||^2
 
-for each matrix W with input x. Gradients come from `jax.grad`: no formula here is derived by hand. The chunk-parallel
-form is tested against this file, and this file against arrays of a PyTorch implementation (test_parity_selfmod.py).
+for each matrix W with input x. Gradients come from `jax.grad`: no formula here is derived by hand.
+The chunk-parallel form is tested against this file, and this file against arrays of a PyTorch
+implementation (test_parity_selfmod.py).
 
     y_Txd, state = run(Rule(), params, fresh(params), x_Txd, x_Txd, x_Txd)
 
-Letters: T tokens, d head width, m hidden width of a memory, o its output width (d; 1 for eta and alpha).
-params: per memory {"w1": (o, m), "w2": (m, d)} and perhaps "skip": (1, d) for a gate, or {"w": (o, d)} if linear;
-and "w_q" (d, d), "b_eta" (), "b_alpha" (). state: see `fresh`.
+Letters: T tokens, d head width, m hidden width of a memory, o its output width (d; 1 for eta and
+alpha). params: per memory {"w1": (o, m), "w2": (m, d)} and perhaps "skip": (1, d) for a gate, or
+{"w": (o, d)} if linear; and "w_q" (d, d), "b_eta" (), "b_alpha" (). state: see `fresh`.
 """
 
 import dataclasses
@@ -31,7 +36,8 @@ EPS = 1e-6  # a norm that divides is at least this
 class Rule:
   memory: str = "mlp"  # mlp: M(z) = z + w1 gelu(w2 z) (Eq. 91); linear: M(z) = w z
   objective: str = "l2"  # l2: ||M(k) - target||^2; dot: -<M(k), target> (Eq. 92)
-  factor: str = "layer"  # what (alpha I - step x x^T) multiplies: every matrix, or those that act on k ("input")
+  # what (alpha I - step x x^T) multiplies: every matrix, or those that act on k ("input")
+  factor: str = "layer"
   rank_one: bool = True  # False: alpha I everywhere
   alpha: bool = True  # False: alpha = 1, and M_alpha is never written
   momentum: float = 0.0
@@ -45,7 +51,8 @@ class Rule:
 
   def __post_init__(self):
     if self.memory == "linear" and self.target_gradient and self.momentum and self.bound:
-      raise ValueError("no bound for linear memories with target_gradient and momentum; set one of the three to 0")
+      raise ValueError("no bound for linear memories with target_gradient and momentum; set one of "
+                       "the three to 0")
 
 
 class Reading(NamedTuple):
@@ -84,8 +91,8 @@ def forward(weights, z):
 def fresh(params):
   """State before the first token.
 
-  start: weights that are read, run: weights with every write so far, momentum: like the weights, norm: a number per
-  matrix that bounds ||momentum||, count: tokens so far.
+  start: weights that are read, run: weights with every write so far, momentum: like the weights,
+  norm: a number per matrix that bounds ||momentum||, count: tokens so far.
   """
   weights = {n: params[n] for n in MEMORIES if n in params}
   return {
@@ -115,7 +122,9 @@ def read(rule, params, weights, xk_d, xv_d, xq_d):
 
 
 def objective(rule, weights, target_weights, k, v):
-  """The inner loss (Eq. 87, 92). The weights come twice, so that the target can be held constant."""
+  """The inner loss (Eq. 87, 92). The weights come twice,
+  so that the target can be held constant.
+  """
   prediction, target = forward(weights, k), forward(target_weights, v)
   if rule.memory == "mlp" and rule.unit_target and target.size > 1:
     target = l2norm(target)
@@ -123,10 +132,13 @@ def objective(rule, weights, target_weights, k, v):
 
 
 def gradient(rule, weights, k, v):
-  """Gradient per matrix, and its size: the sum of ||f|| ||z|| over the outer products f z^T that it consists of."""
+  """Gradient per matrix, and its size: the sum of ||f|| ||z|| over the outer products f z^T that it
+  consists of.
+  """
   g, g_target = jax.grad(functools.partial(objective, rule), argnums=(0, 1))(weights, weights, k, v)
   if not rule.target_gradient:
-    return g, jax.tree.map(frobenius, g)  # rank one: the Frobenius norm is the product of the two norms
+    # rank one: the Frobenius norm is the product of the two norms
+    return g, jax.tree.map(frobenius, g)
   size = jax.tree.map(lambda a, b: frobenius(a) + frobenius(b), g, g_target)
   return jax.tree.map(jnp.add, g, g_target), size
 
@@ -135,9 +147,11 @@ def write(rule, start, run, momentum, norm, token):
   """One token's write to one memory (Eq. 90): new (run, momentum, norm)."""
   k, v, eta, alpha, _ = token
   g, size = gradient(rule, start, k, v)
-  if rule.memory == "linear":  # all are start @ one transition, which starts at I: the size is the transition's
+  # all are start @ one transition, which starts at I: the size is the transition's
+  if rule.memory == "linear":
     _, size = gradient(rule, {"w": jnp.eye(k.size, dtype=k.dtype)}, k, v)
-  momentum, norm = jax.tree.map(lambda old, new: rule.momentum * old + new, (momentum, norm), (g, size))
+  momentum, norm = jax.tree.map(lambda old, new: rule.momentum * old + new, (momentum, norm),
+                                (g, size))
 
   written = {}
   for name, w in run.items():
@@ -146,10 +160,12 @@ def write(rule, start, run, momentum, norm, token):
     step = eta / (1 + eta * x @ x) if rule.factor == "layer" else eta  # layer: a proximal step
     rate = step
     if rule.bound > 0:
-      spread = jnp.maximum(alpha, step * x @ x - alpha) if factored else alpha  # ||alpha I - step x x^T||
+      # ||alpha I - step x x^T||
+      spread = jnp.maximum(alpha, step * x @ x - alpha) if factored else alpha
       room = (1 - spread) * (1 if rule.memory == "linear" else rule.bound)
       total = room + step * norm[name]
-      rate = step * room / jnp.where(total == 0, 1, total)  # then spread B + rate ||m|| <= B; 0/0: nothing to write
+      # then spread B + rate ||m|| <= B; 0/0: nothing to write
+      rate = step * room / jnp.where(total == 0, 1, total)
     kept = alpha * w - step * jnp.outer(w @ x, x) if factored else alpha * w
     written[name] = kept - rate * momentum[name]
   return written, momentum, norm
@@ -157,14 +173,17 @@ def write(rule, start, run, momentum, norm, token):
 
 @functools.partial(jax.jit, static_argnums=0)
 def step(rule, params, state, xk_d, xv_d, xq_d):
-  """One token: read, write every memory, and, where a memory's chunk ends, read its new weights from now on."""
+  """One token: read, write every memory, and, where a memory's chunk ends,
+  read its new weights from now on.
+  """
   token = read(rule, params, state["start"], xk_d, xv_d, xq_d)
   count = state["count"] + 1
   new = {**{part: dict(value) for part, value in state.items() if part != "count"}, "count": count}
   for n, start in state["start"].items():
     if n == "alpha" and not rule.alpha:
       continue
-    run, momentum, norm = write(rule, start, state["run"][n], state["momentum"][n], state["norm"][n], token)
+    run, momentum, norm = write(rule, start, state["run"][n], state["momentum"][n],
+                                state["norm"][n], token)
     ends = count % (rule.chunk_memory if n == "mem" else rule.chunk_generators) == 0
     new["start"][n] = jax.tree.map(functools.partial(jnp.where, ends), run, start)
     new["run"][n], new["momentum"][n], new["norm"][n] = run, momentum, norm
@@ -172,7 +191,9 @@ def step(rule, params, state, xk_d, xv_d, xq_d):
 
 
 def run(rule, params, state, xk_Txd, xv_Txd, xq_Txd):
-  """The definition: tokens in order. -> (y_Txd, state); a later call continues where this one ended."""
+  """The definition: tokens in order. -> (y_Txd, state);
+  a later call continues where this one ended.
+  """
   y_Txd = []
   for xk_d, xv_d, xq_d in zip(xk_Txd, xv_Txd, xq_Txd, strict=True):
     y_d, state = step(rule, params, state, xk_d, xv_d, xq_d)

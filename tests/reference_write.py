@@ -1,10 +1,13 @@
-"""A level written while one stream is read, by the definition: a loop over tokens, a step at every p-th (NL Eq. 70-71).
+"""A level written while one stream is read, by the definition: a loop over tokens, a step at every
+p-th (NL Eq. 70-71).
 
-    weights, averages, updates = run("momentum", period, chunk, lr, beta, params, x_TxD, teach_TxD, open_T)
+    weights, averages, updates = run("momentum", period, chunk, lr, beta, params, x_TxD, teach_TxD,
+    open_T)
 
-A token's gradient is that of teach . level(x) at the weights that its chunk began with. The weights take a step with
-the sum over the open tokens since the last one; if there was none, no step. NumPy in float64, but for the gradient of
-one token, which is jax.grad of the formula below. Then the levels and the texts that the tests read.
+A token's gradient is that of teach . level(x) at the weights that its chunk began with. The weights
+take a step with the sum over the open tokens since the last one; if there was none, no step. NumPy
+in float64, but for the gradient of one token, which is jax.grad of the formula below. Then the
+levels and the texts that the tests read.
 """
 
 import jax
@@ -24,7 +27,8 @@ def inputs(params, x_D):
     x_D = x_D - jnp.mean(x_D)
   epsilon = EPSILON["layer" if "bias" in norm else "rms"]
   h_D = x_D / jnp.sqrt(jnp.mean(x_D ** 2) + epsilon) * norm["scale"] + norm.get("bias", 0)
-  dense = lambda part: h_D @ params[part]["kernel"] + params[part].get("bias", 0)
+  def dense(part):
+    return h_D @ params[part]["kernel"] + params[part].get("bias", 0)
   if "gate" in params:
     gate = dense("gate")
     return {"gate": h_D, "up": h_D, "down": gate * jax.nn.sigmoid(gate) * dense("up")}
@@ -44,7 +48,9 @@ def look(params, x_D, teach_D):
 
 
 def run(rule, period, chunk, lr, beta, params, x_TxD, teach_TxD, open_T, flush=False):
-  """(weights, averages of the gradients and their squares, updates). flush: use the last, unfinished period."""
+  """(weights, averages of the gradients and their squares, updates).
+  flush: use the last, unfinished period.
+  """
   weights, m, v = (jax.tree.map(lambda p: np.array(factor * p), params) for factor in (1, 0, 0))
   held, updates = [], 0
   for t, (x_D, teach_D, is_open) in enumerate(zip(x_TxD, teach_TxD, open_T)):
@@ -63,7 +69,9 @@ def run(rule, period, chunk, lr, beta, params, x_TxD, teach_TxD, open_T, flush=F
 
 
 def step(rule, lr, beta, g, x_NxI, w, m, v):
-  """What the inner rule adds to one parameter (inner_rules.py says how); x None: a vector. Changes the averages m and v."""
+  """What the inner rule adds to one parameter (inner_rules.py says how); x None: a vector.
+  Changes the averages m and v.
+  """
   if rule == "sgd":
     return -lr * g
   if rule == "nl_l2_precond":
@@ -95,7 +103,8 @@ def step(rule, lr, beta, g, x_NxI, w, m, v):
 def noise(tree, seed, *axes):
   """Numbers of the tree's shapes, with `axes` in front."""
   rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda p: 0.5 * rng.standard_normal((*axes, *p.shape)).astype(jnp.result_type(float)), tree)
+  return jax.tree.map(lambda p: 0.5
+                      * rng.standard_normal((*axes, *p.shape)).astype(jnp.result_type(float)), tree)
 
 
 def parameters(norm="rms", activation="gelu", bias=False):
@@ -106,7 +115,9 @@ def parameters(norm="rms", activation="gelu", bias=False):
 
 
 def text(chunks=CHUNKS):
-  """What streams read, chunks first: inputs, teach signals, tokens that write: all; most; none in every other chunk."""
+  """What streams read, chunks first: inputs, teach signals, tokens that write: all; most;
+  none in every other chunk.
+  """
   rng, shape = np.random.default_rng(0), (chunks, STREAMS, CHUNK)
   x, signal = rng.standard_normal((2, *shape, WIDTH)).astype(jnp.result_type(float))
   is_open = rng.random(shape) < 0.6

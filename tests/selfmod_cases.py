@@ -9,25 +9,30 @@ from hope_jax.memory.write_rule import Rule
 
 OPTIONS = {
     "mlp": {}, "linear": dict(memory="linear"), "mlp_dot": dict(objective="dot"),
-    "linear_dot": dict(memory="linear", objective="dot"), "input_factor": dict(factor="input", unit_target=False),
-    "no_rank_one": dict(rank_one=False), "no_alpha": dict(alpha=False), "mlp_momentum": dict(momentum=0.6),
-    "linear_no_rank_one": dict(memory="linear", rank_one=False),
-    "linear_momentum": dict(memory="linear", momentum=0.6, eta_scale=0.05),  # larger steps diverge without a bound
+    "linear_dot": dict(memory="linear", objective="dot"),
+    "input_factor": dict(factor="input", unit_target=False),
+    "no_rank_one": dict(rank_one=False), "no_alpha": dict(alpha=False),
+    "mlp_momentum": dict(momentum=0.6), "linear_no_rank_one": dict(memory="linear", rank_one=False),
+    # larger steps diverge without a bound
+    "linear_momentum": dict(memory="linear", momentum=0.6, eta_scale=0.05),
     "target_gradient": dict(target_gradient=True),
     "linear_target_gradient": dict(memory="linear", target_gradient=True),
     "raw_target": dict(unit_target=False), "gate_skip": {}, "adaptive_q": dict(adaptive_q=True),
     "linear_adaptive_q": dict(memory="linear", adaptive_q=True), "bound": dict(bound=2.0),
-    "linear_bound": dict(memory="linear", bound=1.0), "bound_momentum": dict(bound=2.0, momentum=0.6),
+    "linear_bound": dict(memory="linear", bound=1.0),
+    "bound_momentum": dict(bound=2.0, momentum=0.6),
     "linear_bound_momentum": dict(memory="linear", bound=1.0, momentum=0.6),
     "everything": dict(bound=2.0, momentum=0.6, target_gradient=True, adaptive_q=True),
-    "dot_target_gradient_momentum": dict(objective="dot", momentum=0.6, target_gradient=True, rank_one=False),
+    "dot_target_gradient_momentum": dict(objective="dot", momentum=0.6, target_gradient=True,
+                                         rank_one=False),
 }
 
 
 def parameters(rule: Rule, key, width=8, hidden=12, gate_skip=False) -> dict:
   """Weights of one head, large enough that every write shows."""
   keys = iter(jax.random.split(key, 12))
-  draw = lambda *shape, scale=0.3: scale * jax.random.normal(next(keys), shape)
+  def draw(*shape, scale=0.3):
+    return scale * jax.random.normal(next(keys), shape)
   if rule.memory == "linear":
     rows = linear_memory.rows(rule, width)
     params = {"w": draw(max(s.stop for s in rows.values()), width)}
@@ -50,7 +55,8 @@ def named(rule: Rule, weights: dict) -> dict:
   if rule.memory == "linear":
     return {name: {"w": w} for name, w in weights.items()}
   layers = {"in": "w2", "out": "w1", "skip": "skip"}
-  return {name: {layers[layer]: w for layer, w in of_memory.items()} for name, of_memory in weights.items()}
+  return {name: {layers[layer]: w for layer, w in of_memory.items()}
+          for name, of_memory in weights.items()}
 
 
 def to_reference(rule: Rule, params: dict) -> dict:

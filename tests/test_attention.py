@@ -1,4 +1,5 @@
-"""Attention against plain numpy loops; bands against masks; the ring cache against the whole document.
+"""Attention against plain numpy loops; bands against masks; the ring cache against the whole
+document.
 
     python -m pytest tests/test_attention.py
 """
@@ -20,8 +21,10 @@ CLOSE = dict(atol=2e-5, rtol=1e-5)
 def setup(window):
   module = attention.Attention(HEADS, 1, window, BASE, jnp.float32)
   x = np.random.default_rng(0).standard_normal((BATCH, TOKENS, HEADS * WIDTH)).astype(np.float32)
-  lay = slots.arrange(jnp.ones((BATCH, TOKENS), int), jnp.zeros(BATCH, int), jnp.zeros(BATCH, int), 0)
-  params = module.init(jax.random.key(1), x, attention.empty_cache(BATCH, 0, HEADS, WIDTH, jnp.float32), lay)["params"]
+  lay = slots.arrange(jnp.ones((BATCH, TOKENS), int), jnp.zeros(BATCH, int), jnp.zeros(BATCH, int),
+                      0)
+  params = module.init(jax.random.key(1), x,
+                       attention.empty_cache(BATCH, 0, HEADS, WIDTH, jnp.float32), lay)["params"]
   rng = np.random.default_rng(1)
   params = jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape, np.float32), params)
 
@@ -34,7 +37,8 @@ def setup(window):
 
 
 def start(length):
-  return attention.empty_cache(BATCH, length, HEADS, WIDTH, jnp.float32), jnp.zeros(BATCH, int), jnp.zeros(BATCH, int)
+  return attention.empty_cache(BATCH, length, HEADS, WIDTH,
+                               jnp.float32), jnp.zeros(BATCH, int), jnp.zeros(BATCH, int)
 
 
 def plain(params, x_TxD, position_T, document_T, window):
@@ -50,16 +54,19 @@ def plain(params, x_TxD, position_T, document_T, window):
   q, k = norm(q, params["q_norm"]["scale"]), norm(k, params["k_norm"]["scale"])
   out = np.zeros_like(q)
   for t, (p, d) in enumerate(zip(position_T, document_T)):
-    seen = [s for s in range(t + 1) if document_T[s] == d >= 0 and (not window or p - position_T[s] < window)]
+    seen = [s for s in range(t + 1) if document_T[s] == d >= 0
+            and (not window or p - position_T[s] < window)]
     for h in range(HEADS if seen else 0):
-      score = np.array([rotate(q[t, h], p) @ rotate(k[s, h], position_T[s]) for s in seen]) / WIDTH ** 0.5
+      score = np.array([rotate(q[t, h], p) @ rotate(k[s, h], position_T[s])
+                        for s in seen]) / WIDTH ** 0.5
       share = np.exp(score - score.max())
       out[t, h] = share / share.sum() @ v[seen, h]
   return out.reshape(len(x_TxD), -1) @ params["out"]["kernel"]
 
 
 # one document; packed; packed with padding at either end and between documents
-SEGMENTS = np.array([[1] * 19, [1] * 7 + [2] * 8 + [3] * 4, [0] * 2 + [4] * 11 + [0] + [5] * 4 + [0]])
+SEGMENTS = np.array([[1] * 19, [1] * 7 + [2] * 8 + [3] * 4,
+                     [0] * 2 + [4] * 11 + [0] + [5] * 4 + [0]])
 
 
 def place(segments):
@@ -94,7 +101,9 @@ def test_bands_are_the_masked_whole(window, total):
 
 
 def test_attending_to_a_cache_is_attention_to_all_keys_and_so_are_its_gradients(x64):
-  """Output, gradient, and gradient of the gradient: writes in context may be differentiated through."""
+  """Output, gradient, and gradient of the gradient:
+  writes in context may be differentiated through.
+  """
   rng, before = np.random.default_rng(0), 5
   k, v = rng.standard_normal((2, BATCH, HEADS, before + 4, WIDTH))
   q, toward = rng.standard_normal((2, BATCH, HEADS, 4, WIDTH))
@@ -104,24 +113,30 @@ def test_attending_to_a_cache_is_attention_to_all_keys_and_so_are_its_gradients(
   def plain(q, k, v):
     scores = jnp.where(mask[:, None], q @ k.swapaxes(2, 3) / WIDTH ** 0.5, -jnp.inf)
     return jax.nn.softmax(scores) @ v
-  ours = lambda q, k, v: attention.attend_after(q, k[:, :, :before], v[:, :, :before], k[:, :, before:], v[:, :, before:], mask)
+  def ours(q, k, v):
+    return attention.attend_after(q, k[:, :, :before], v[:, :, :before], k[:, :, before:],
+                                  v[:, :, before:], mask)
 
   def all_of(attend):
     out, pull = jax.vjp(attend, q, k, v)
-    second = jax.grad(lambda *args: sum(jnp.sum(jnp.sin(g)) for g in jax.vjp(attend, *args)[1](toward)), range(3))
+    second = jax.grad(lambda *args: sum(jnp.sum(jnp.sin(g))
+                                        for g in jax.vjp(attend, *args)[1](toward)), range(3))
     return out, pull(toward), second(q, k, v)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), *jax.jit(lambda: (all_of(ours), all_of(plain)))())
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11),
+               *jax.jit(lambda: (all_of(ours), all_of(plain)))())
 
 
 def test_a_ring_of_tokens_is_the_window_however_the_document_is_cut():
   length = 4
   run, params, x = setup(length)
-  want = np.stack([plain(params, row.astype(float), np.arange(TOKENS), np.zeros(TOKENS), length) for row in x])
+  want = np.stack([plain(params, row.astype(float), np.arange(TOKENS), np.zeros(TOKENS), length)
+                   for row in x])
   for cuts in (range(1, TOKENS), [5, 6, 12], [length, 2 * length]):
     state, out = start(length), []
     for a, b in zip([0, *cuts], [*cuts, TOKENS]):
       room = 1 if b - a == 1 else 12
-      pad = lambda values: jnp.pad(values, ((0, 0), (0, room - (b - a)), *[(0, 0)] * (values.ndim - 2)))
+      def pad(values):
+        return jnp.pad(values, ((0, 0), (0, room - (b - a)), *[(0, 0)] * (values.ndim - 2)))
       y, *state = run(pad(x[:, a:b]), state[0], pad(jnp.ones((BATCH, b - a), int)), *state[1:])
       out.append(y[:, :b - a])
     np.testing.assert_allclose(np.concatenate(out, 1), want, **CLOSE)

@@ -1,4 +1,6 @@
-"""Laws of checkpoints and devices: saved on some, restored on others, in several processes, or as another type: the same."""
+"""Laws of checkpoints and devices: saved on some, restored on others, in several processes,
+or as another type: the same.
+"""
 
 import os
 from pathlib import Path
@@ -25,7 +27,8 @@ def tiny(kind):
   c = config.base()
   c.data.sources = ()
   c.model.update(dict(config.PRESETS[kind], dim=16, layers=1, heads=2, vocab=32))
-  c.mixer.update(dict(hidden=1.0, levels=(config.Level("fast", 4), config.Level("slow", 8)), in_context=kind == "hope_hybrid"))
+  c.mixer.update(dict(hidden=1.0, levels=(config.Level("fast", 4), config.Level("slow", 8)),
+                      in_context=kind == "hope_hybrid"))
   c.selfmod.update(dict(chunk_generators=4, chunk_memory=4))
   return c, jax.jit(lambda: lm.init_params(c, jax.random.key(3)))(), jnp.arange(16).reshape(2, 8)
 
@@ -36,12 +39,17 @@ def logits(kind, params):
 
 
 def spread(tree, *axes):
-  """Every array split along its last axis over the last axis of a mesh of these sizes; what does not divide is copied."""
-  mesh = jax.make_mesh(axes, ("data", "fsdp")[:len(axes)], axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+  """Every array split along its last axis over the last axis of a mesh of these sizes;
+  what does not divide is copied.
+  """
+  mesh = jax.make_mesh(axes, ("data", "fsdp")[:len(axes)],
+                       axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
 
   def leaf(x):
-    divides = x.ndim and x.shape[-1] % axes[-1] == 0 and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    spec = jax.sharding.PartitionSpec(*(None,) * (x.ndim - 1), mesh.axis_names[-1]) if divides else jax.sharding.PartitionSpec()
+    divides = (x.ndim and x.shape[-1] % axes[-1] == 0
+               and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
+    spec = (jax.sharding.PartitionSpec(*(None,) * (x.ndim - 1), mesh.axis_names[-1]) if divides
+            else jax.sharding.PartitionSpec())
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
   return jax.tree.map(leaf, tree)
@@ -59,7 +67,8 @@ with Checkpoints(folder / "one", keep=1) as saved, Checkpoints(folder / "eight",
   for step, axes in enumerate(((8,), (2, 2))):
     state, _, meta = saved.restore(1, t.spread(like, *axes))
     table = state.params["embed"]["embedding"]
-    assert {s.data.size for s in table.addressable_shards} == {table.size // axes[-1]}, "not sharded"
+    sizes = {s.data.size for s in table.addressable_shards}
+    assert sizes == {table.size // axes[-1]}, "not sharded"
     assert len(table.sharding.device_set) == np.prod(axes)
     np.save(folder / f"logits_{step}.npy", t.logits(kind, state.params))
     again.save(step, state, {}, meta)
@@ -77,12 +86,15 @@ def test_saved_by_one_device_restored_by_eight_and_back(kind, tmp_path):
   state = whole_state(params)
   with Checkpoints(tmp_path / "one", keep=1) as saved:
     saved.save(1, state, {}, {"config": config.to_json(c), "tokenizer": "none"})
-  child = subprocess.run([sys.executable, "-c", EIGHT, tmp_path, kind], cwd=ROOT, capture_output=True, text=True,
+  child = subprocess.run([sys.executable, "-c", EIGHT, tmp_path, kind], cwd=ROOT,
+                         capture_output=True, text=True,
                          env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"})
   assert child.returncode == 0, child.stderr
   for step in range(2):
-    np.testing.assert_allclose(np.load(tmp_path / f"logits_{step}.npy"), logits(kind, params), atol=1e-5)
-    assert_same(Checkpoints(tmp_path / "eight", keep=2).restore(step, jax.eval_shape(lambda: state))[0], state)
+    np.testing.assert_allclose(np.load(tmp_path / f"logits_{step}.npy"), logits(kind, params),
+                               atol=1e-5)
+    assert_same(Checkpoints(tmp_path / "eight",
+                            keep=2).restore(step, jax.eval_shape(lambda: state))[0], state)
     assert_same(weights.load(tmp_path / "eight", step=step)[0], params)
 
 
@@ -129,9 +141,12 @@ def test_two_processes_agree_on_what_is_good_and_what_failed(tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
-  who = lambda i: {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
-  first, second = (subprocess.Popen([sys.executable, "-c", TWO, tmp_path], cwd=ROOT, text=True, stderr=subprocess.PIPE,
-                                    env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"} | who(i)) for i in range(2))
+  def who(i):
+    return {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
+  first, second = (subprocess.Popen([sys.executable, "-c", TWO, tmp_path], cwd=ROOT, text=True,
+                                    stderr=subprocess.PIPE,
+                                    env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"} | who(i))
+                   for i in range(2))
   said = first.communicate(timeout=120)[1]
   second.kill()
   assert first.returncode == 1, said
@@ -148,11 +163,15 @@ def test_another_type_is_converted_when_asked_for(kind, tmp_path):
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   for name, tree in (("full", params), ("half", half)):
     with Checkpoints(tmp_path / name, keep=1) as saved:
-      saved.save(1, whole_state(tree | {"count": jnp.int32(3)}), {}, {"config": config.to_json(c), "tokenizer": "none"})
-  to_half, to_full = weights.load(tmp_path / "full", dtype=jnp.bfloat16)[0], weights.load(tmp_path / "half", dtype=jnp.float32)[0]
+      saved.save(1, whole_state(tree | {"count": jnp.int32(3)}), {},
+                 {"config": config.to_json(c), "tokenizer": "none"})
+  to_half, to_full = (weights.load(tmp_path / "full", dtype=jnp.bfloat16)[0],
+                      weights.load(tmp_path / "half", dtype=jnp.float32)[0])
   assert to_half.pop("count").dtype == to_full.pop("count").dtype == jnp.int32
   assert_same(to_half, half)
   assert_same(to_full, jax.tree.map(lambda x: x.astype(jnp.float32), half))
-  np.testing.assert_allclose(logits(kind, to_full), logits(kind, params), atol=0.02 * np.abs(logits(kind, params)).max())
+  np.testing.assert_allclose(logits(kind, to_full), logits(kind, params),
+                             atol=0.02 * np.abs(logits(kind, params)).max())
   placed = spread(params | {"count": jnp.int32(3)}, 1)
-  assert weights.load(tmp_path / "full", placed, dtype=jnp.bfloat16)[0]["count"].sharding == placed["count"].sharding
+  assert weights.load(tmp_path / "full", placed,
+                      dtype=jnp.bfloat16)[0]["count"].sharding == placed["count"].sharding

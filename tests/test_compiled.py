@@ -1,4 +1,6 @@
-"""The table of compiled programs: every one can run, and a program's numbers are those of the dry run."""
+"""The table of compiled programs: every one can run,
+and a program's numbers are those of the dry run.
+"""
 
 import pytest
 
@@ -16,9 +18,11 @@ def test_every_program_can_run(table):
 
 @pytest.mark.slow
 def test_a_program_has_its_devices_and_says_why_it_was_left_out():
-  small = {"model.dim": 32, "model.vocab": 64, "selfmod.memory": "linear", "data.seq": 64, "optim.name": "adamw"}
+  small = {"model.dim": 32, "model.vocab": 64, "selfmod.memory": "linear", "data.seq": 64,
+           "optim.name": "adamw"}
   done = compiled.apart(compiled.case("smoke", "two", (1, 2, 1), **small), minutes=5)
-  assert done["label"] == "two" and done["seq"] == 64 and done["flops"] > 0 and sum(done["sent"].values()) > 0
+  assert done["label"] == "two" and done["seq"] == 64 and done["flops"] > 0 and sum(
+      done["sent"].values()) > 0
   assert 0 < done["memory"]["arguments"] < done["memory"]["peak"]
   broken = compiled.apart(compiled.case("smoke", "none", (1, 1, 1), **{"model.dim": 31}), minutes=5)
   assert "model.dim=31 is not divisible" in broken["left_out"]

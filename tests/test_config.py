@@ -30,7 +30,8 @@ def test_shipped_configs_are_valid(module):
 def test_named_sizes(module, parameters, tokens):
   c = module.get_config()
   count = sum(leaf.size for leaf in jax.tree.leaves(costs.param_shapes(c)))
-  assert count == pytest.approx(parameters, rel=0.03) and f"{count / 1e6:,.0f} M parameters" in module.__doc__
+  assert count == pytest.approx(parameters,
+                                rel=0.03) and f"{count / 1e6:,.0f} M parameters" in module.__doc__
   assert c.train.steps * c.data.batch * c.data.seq == pytest.approx(tokens, rel=1e-3)
 
 
@@ -65,28 +66,36 @@ def test_what_cannot_run_is_refused(fields, message):
 
 
 @pytest.mark.parametrize("fields, message", [
-    (dict(mixer__levels=(config.Level("fast", 0),)), "period 0 of fast never writes in context: set it to 1"),
-    (dict(mixer__levels=(config.Level("fast", 1, rule="adam"),)), "rule adam of fast: choose one of sgd, momentum"),
-    (dict(mixer__levels=(config.Level("fast", 1, lr=-0.1),)), "fast: lr=-0.1, .* set lr and warmup to 0 or more"),
+    (dict(mixer__levels=(config.Level("fast", 0),)),
+     "period 0 of fast never writes in context: set it to 1"),
+    (dict(mixer__levels=(config.Level("fast", 1, rule="adam"),)),
+     "rule adam of fast: choose one of sgd, momentum"),
+    (dict(mixer__levels=(config.Level("fast", 1, lr=-0.1),)),
+     "fast: lr=-0.1, .* set lr and warmup to 0 or more"),
     (dict(mixer__levels=(config.Level("fast", 1, scale=0.0),)), "scale=0.0: set .* scale above 0"),
-    (dict(mixer__levels=(config.Level("titan", 1),)), "titan and token mixers are names of other memories"),
-    (dict(mixer__levels=(config.Level("mid", 48),)), "period 48 of mid is neither.*set teach.chunk=48"),
+    (dict(mixer__levels=(config.Level("titan", 1),)),
+     "titan and token mixers are names of other memories"),
+    (dict(mixer__levels=(config.Level("mid", 48),)),
+     "period 48 of mid is neither.*set teach.chunk=48"),
     (dict(teach__scale=0.0), "nothing would be written"),
     (dict(teach__clip=-1.0), "set them to 0 or more"),
     (dict(teach__chunk=96), "set data.align to 96"),
     (dict(teach__chunk=32), "no multiple of the 64 of selfmod"),
     (dict(teach__signal="global"), "set teach.target=block"),
-    (dict(teach__paths=("cms_fats",)), "cms_fats is not written by this model: choose from selfmod, cms_fast"),
+    (dict(teach__paths=("cms_fats",)), "cms_fats is not written by this model: choose from "
+                                       "selfmod, cms_fast"),
     (dict(teach__layers=(4,)), "4 is none of the layers 0 to 3"),
 ])
 def test_writes_that_cannot_happen_are_refused(fields, message):
-  c = changed(**dict(mixer__in_context=True, mixer__levels=(config.Level("fast", 1), config.Level("slow", 128))) | fields)
+  c = changed(**dict(mixer__in_context=True,
+                     mixer__levels=(config.Level("fast", 1), config.Level("slow", 128))) | fields)
   with pytest.raises(ValueError, match=message):
     checks.validate(c)
 
 
 def test_batch_must_divide_by_devices():
-  with pytest.raises(ValueError, match="data.batch=8 is not divisible by 3 devices.*set data.batch to 9"):
+  with pytest.raises(ValueError,
+                     match="data.batch=8 is not divisible by 3 devices.*set data.batch to 9"):
     checks.validate(config.base(), devices=3)
 
 
@@ -99,10 +108,14 @@ def test_unknown_field_and_wrong_type():
 
 
 @pytest.mark.parametrize("flag, message", [
-    ("--config.model.dimm=3", 'Did you mean "dim"'), ("--config.model.dim=wide", "invalid literal for int"),
-    ("--config.model.pattern=('samba',)", "samba is no token mixer"), ("--config.data.batch=0", "set it to 1 or more"), ("", "no --workdir")])
+    ("--config.model.dimm=3", 'Did you mean "dim"'),
+    ("--config.model.dim=wide", "invalid literal for int"),
+    ("--config.model.pattern=('samba',)", "samba is no token mixer"),
+    ("--config.data.batch=0", "set it to 1 or more"), ("", "no --workdir")])
 def test_the_program_ends_with_one_line(flag, message):
   root = Path(__file__).resolve().parents[1]
-  command = [sys.executable, "-m", "hope_jax.launch", "--config=configs/smoke.py", *([flag] if flag else [])]
+  command = [sys.executable, "-m", "hope_jax.launch", "--config=configs/smoke.py",
+             *([flag] if flag else [])]
   done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-  assert done.returncode == 1 and message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+  assert done.returncode == 1 and message in done.stderr.splitlines()[
+      -1] and "Traceback" not in done.stderr

@@ -11,7 +11,8 @@ from hope_jax.data import corpus
 
 
 def source(kind, path="", field="text", domains=""):
-  return ConfigDict(dict(name="s", kind=kind, path=str(path), field=field, domains=domains, weight=1.0))
+  return ConfigDict(dict(name="s", kind=kind, path=str(path), field=field, domains=domains,
+                         weight=1.0))
 
 
 def jsonl(path, *records):
@@ -40,7 +41,8 @@ def test_one_domain_is_what_that_domain_is_in_the_whole(tmp_path):
   whole = list(corpus.read(source("text", tmp_path)))
   assert [(d.name, d.domain) for d in whole] == [
       ("4.txt", tmp_path.stem), ("a/1.txt", "a"), ("a/b/2.txt", "a"), ("c/3.txt", "c")]
-  assert list(corpus.read(source("text", tmp_path, domains="a"))) == [d for d in whole if d.domain == "a"]
+  assert list(corpus.read(source("text", tmp_path, domains="a"))) == [d for d in whole
+                                                                      if d.domain == "a"]
 
 
 def test_any_byte_survives(tmp_path):

@@ -74,7 +74,8 @@ def unknown(a, w):
     (scanned, T),
     (jax.grad(scanned, (0, 1)), 3 * T),
     (jax.grad(two_layers, (0, 1)), 6),
-    (jax.value_and_grad(jax.checkpoint(two_layers), (0, 1)), 8),  # both products are computed again for the cosines
+    # both products are computed again for the cosines
+    (jax.value_and_grad(jax.checkpoint(two_layers), (0, 1)), 8),
     (jax.grad(jax.checkpoint(two_layers), (0, 1)), 6),  # nobody needs the first time
     (jax.grad(lambda a, w: jnp.sum(jnp.sin(custom(a, w))), (0, 1)), 3),
     (custom, 1),
@@ -89,7 +90,8 @@ def test_products(fn, products):
 def test_batched_products():
   assert costs.count_flops(jax.vmap(product, (0, None)), shape(T, M, K), W) == T * PRODUCT
   assert costs.count_flops(jax.vmap(product), shape(T, M, K), shape(T, K, N)) == T * PRODUCT
-  assert costs.count_flops(jax.grad(lambda a, w: jnp.sum(jax.vmap(total)(a, w))), shape(T, M, K), shape(T, K, N)) == (
+  assert costs.count_flops(jax.grad(lambda a, w: jnp.sum(jax.vmap(total)(a, w))), shape(T, M, K),
+                           shape(T, K, N)) == (
       2 * T * PRODUCT)
 
 
@@ -97,7 +99,8 @@ def test_what_cannot_be_counted_is_an_error():
   with pytest.raises(ValueError, match="while loop.*use jax.lax.scan"):
     costs.count_flops(unknown, A, W)
   with pytest.raises(ValueError, match="conv_general_dilated"):
-    costs.count_flops(lambda x, w: jax.lax.conv(x, w, (1, 1), "SAME"), shape(1, 1, 4, 4), shape(1, 1, 2, 2))
+    costs.count_flops(lambda x, w: jax.lax.conv(x, w, (1, 1), "SAME"), shape(1, 1, 4, 4),
+                      shape(1, 1, 2, 2))
 
 
 def small(kind, memory="mlp"):
@@ -122,7 +125,8 @@ def test_transformer_formula():
   c = small("transformer")
   dim, hidden, seq = 16, 48, 32
   weights = 3 * (4 * dim**2 + 3 * dim * hidden) + 40 * dim
-  forward = lambda keys: 2 * weights + 3 * 4 * keys * dim  # queries meet keys, and weights values
+  def forward(keys):
+    return 2 * weights + 3 * 4 * keys * dim  # queries meet keys, and weights values
   assert costs.forward_flops(c) == forward(seq)
   assert costs.model_flops(c) == 3 * forward(seq)
   assert costs.training_flops(c) == 3 * forward(seq)  # AdamW has no products
@@ -139,7 +143,8 @@ def test_recomputation_saves_memory_costs_products_and_changes_no_gradient(kind)
   c = small(kind)
   c.data.update(dict(seq=64, align=64, batch=16))
   if kind == "hope_hybrid":
-    c.mixer.update(dict(in_context=True, levels=(config.Level("fast", 4), config.Level("slow", 64))))
+    c.mixer.update(dict(in_context=True,
+                        levels=(config.Level("fast", 4), config.Level("slow", 64))))
   params = jax.jit(lambda key: lm.init_params(c, key))(jax.random.key(0))
   tokens = jax.random.randint(jax.random.key(1), (16, 64), 0, 40)
   batch = {"tokens": tokens, "labels": jnp.roll(tokens, -1, 1), "segments": jnp.ones_like(tokens)}
@@ -163,7 +168,8 @@ def test_muon_is_counted():
   assert costs.training_flops(c) == before + costs.optimizer_flops(c)
 
 
-@pytest.mark.parametrize("kind", KINDS[:2] + [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[2:]])
+@pytest.mark.parametrize("kind", KINDS[:2]
+                         + [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[2:]])
 def test_counts_are_those_of_real_arrays(kind):
   c = small(*kind)
   count = sum(p.size for p in jax.tree.leaves(initial(*kind)))
@@ -195,6 +201,6 @@ def test_dry_run_names_everything():
   c = small("hope_attention")  # compiles quickly
   c.mixer.levels = (config.Level("fast", 0), config.Level("slow", 64))
   text = costs.dry_run(c)
-  for name in ("blocks/attention", "blocks/cms/slow", "embed/embedding", "fast state per stream", "model FLOPs",
-               "decoding", "temporaries", "peak", "time to compile"):
+  for name in ("blocks/attention", "blocks/cms/slow", "embed/embedding", "fast state per stream",
+               "model FLOPs", "decoding", "temporaries", "peak", "time to compile"):
     assert name in text, name

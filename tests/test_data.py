@@ -1,4 +1,6 @@
-"""Order from the seed alone, resume == uninterrupted, sources by weight, no folder or shard used that does not fit."""
+"""Order from the seed alone, resume == uninterrupted, sources by weight,
+no folder or shard used that does not fit.
+"""
 
 import collections
 import itertools
@@ -22,9 +24,11 @@ def small(folder, name="built"):
   """Two sources of odd lengths: 'words' with two domains, 'numbers' with one."""
   c = config.base()
   c.model.vocab = 400
-  c.data.update(dict(dir=str(folder / name), val_fraction=0.2, tokenizer_chars=200_000, seq=64, align=16, batch=4))
+  c.data.update(dict(dir=str(folder / name), val_fraction=0.2, tokenizer_chars=200_000, seq=64,
+                     align=16, batch=4))
   c.data.sources = tuple(
-      ConfigDict(dict(name=n, kind="text", path=str(folder / n), field="text", domains="", weight=w))
+      ConfigDict(dict(name=n, kind="text", path=str(folder / n), field="text", domains="",
+                      weight=w))
       for n, w in (("words", 3.0), ("numbers", 1.0)))
   return c
 
@@ -38,7 +42,8 @@ def built(tmp_path_factory):
   for i in range(60):
     prose = " ".join(rng.choices(words, k=rng.randint(1, 120)))
     numbers = "\n".join(str(rng.random()) for _ in range(rng.randint(1, 20)))
-    for path, text in ((f"words/{'prose' if i % 3 else 'lists'}/{i}.txt", prose), (f"numbers/{i}.txt", numbers)):
+    for path, text in ((f"words/{'prose' if i % 3 else 'lists'}/{i}.txt", prose),
+                       (f"numbers/{i}.txt", numbers)):
       (folder / path).parent.mkdir(parents=True, exist_ok=True)
       (folder / path).write_text(text)
   tokenized.build(small(folder))
@@ -46,12 +51,14 @@ def built(tmp_path_factory):
 
 
 def windows(c, source="words", split="train", **kwargs):
-  return Windows(tokenized.build(c), source, split, c.data.seq, c.data.align, **dict(dict(seed=0), **kwargs))
+  return Windows(tokenized.build(c), source, split, c.data.seq, c.data.align,
+                 **dict(dict(seed=0), **kwargs))
 
 
 def documents_of(c, source, split):
   """The documents' token lists."""
-  tokens, offsets = (np.load(tokenized.build(c) / f"{source}.{split}.{part}.npy") for part in ("tokens", "offsets"))
+  tokens, offsets = (np.load(tokenized.build(c) / f"{source}.{split}.{part}.npy")
+                     for part in ("tokens", "offsets"))
   return [tokens[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
@@ -85,7 +92,8 @@ def test_order_is_the_seed_and_every_epoch_is_another_order(built):
   first = rows(batches := loader.train_batches(c), count)
   second = rows(batches, count)
   packed = windows(c)
-  assert sorted(first) == sorted(second) == sorted(packed[i]["tokens"].tobytes() for i in range(count))
+  assert sorted(first) == sorted(second) == sorted(packed[i]["tokens"].tobytes()
+                                                   for i in range(count))
   assert first != second
   assert rows(loader.train_batches(c), 2 * count) == first + second
   c.data.seed = 1
@@ -106,7 +114,8 @@ def test_resume_in_the_middle_of_an_epoch_is_uninterrupted(built):
 def test_resume_at_every_batch(built, monkeypatch):
   monkeypatch.setattr(loader, "iter", lambda dataset: dataset, raising=False)
   batches = loader.train_batches(small(built))
-  grain.experimental.assert_equal_output_after_checkpoint(grain.experimental.LimitIterDataset(batches, 12))
+  grain.experimental.assert_equal_output_after_checkpoint(
+      grain.experimental.LimitIterDataset(batches, 12))
 
 
 def test_sources_are_mixed_by_weight(built):
@@ -139,7 +148,8 @@ def test_evaluation_is_fixed_whole_and_takes_turns(built):
 def test_built_again_it_is_the_same_bytes(built):
   c = small(built, "again")
   first, second = tokenized.build(small(built)), tokenized.build(c)
-  assert {p.name: p.read_bytes() for p in first.iterdir()} == {p.name: p.read_bytes() for p in second.iterdir()}
+  assert {p.name: p.read_bytes()
+          for p in first.iterdir()} == {p.name: p.read_bytes() for p in second.iterdir()}
   assert "words/prose " in tokenized.table(c)
 
 
@@ -172,10 +182,12 @@ def test_a_folder_that_does_not_fit_the_config_is_refused(built):
     with pytest.raises(ValueError, match=match):
       loader.train_batches(c)
 
-  fails("built with vocab 400, the config says 500; set them alike", lambda c: c.model.update(vocab=500))
+  fails("built with vocab 400, the config says 500; set them alike",
+        lambda c: c.model.update(vocab=500))
   fails("val_fraction 0.2, the config says 0.3", lambda c: c.data.update(val_fraction=0.3))
   fails("built with sources .*numbers", lambda c: c.data.update(sources=c.data.sources[:1]))
-  fails("data.seq 100 is not a multiple of data.align 16; set data.seq to 96", lambda c: c.data.update(seq=100))
+  fails("data.seq 100 is not a multiple of data.align 16; set data.seq to 96",
+        lambda c: c.data.update(seq=100))
   fails("training windows are fewer than one batch of 5000", lambda c: c.data.update(batch=5000))
   fails("unknown data.task 'txt'", lambda c: c.data.update(task="txt"))
   fails("weight -1.0 is not positive", lambda c: c.data.sources[0].update(weight=-1.0))
@@ -204,10 +216,13 @@ def test_a_damaged_folder_is_refused(built):
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
 
   def other_tokenizer(folder):
-    tokenized.train_tokenizer(["other text " * 9, "abcdefghijklmnop"] * 99, folder / "tokenizer.model", 284)
+    tokenized.train_tokenizer(["other text " * 9, "abcdefghijklmnop"] * 99,
+                              folder / "tokenizer.model", 284)
 
-  fails("truncated shard .*numbers.validation.tokens.npy: .* delete the folder and rebuild it", truncate)
-  fails("truncated shard .*words.train.offsets.npy: 0 bytes", lambda f: (f / "words.train.offsets.npy").unlink())
+  fails("truncated shard .*numbers.validation.tokens.npy: .* delete the folder and rebuild it",
+        truncate)
+  fails("truncated shard .*words.train.offsets.npy: 0 bytes", lambda f: (
+      f / "words.train.offsets.npy").unlink())
   fails("words.train.tokens.npy changed since it was built", flip, verify=True)
   fails("is not the tokenizer of these shards", other_tokenizer)
   fails("no tokenizer at", lambda f: (f / "tokenizer.model").unlink())
@@ -220,7 +235,8 @@ def test_too_few_documents_for_a_split(built):
     loader.eval_batches(c, 1)
   c = small(built, "none")
   c.data.val_fraction = 0.9999
-  with pytest.raises(ValueError, match="source words: every document fell into the validation split; lower"):
+  with pytest.raises(ValueError,
+                     match="source words: every document fell into the validation split; lower"):
     tokenized.build(c)
 
 
@@ -251,7 +267,8 @@ def test_shards_that_stay_away_end_in_an_error_and_the_position_is_not_lost(buil
   monkeypatch.setattr(shard, "RETRIES", (0.01,))
   batches, got = loader.train_batches(c), []
   hidden = path.with_suffix(".hidden")
-  with pytest.raises(OSError, match="words.train.tokens.npy could not be read for 0 s: No such file"):
+  with pytest.raises(OSError,
+                     match="words.train.tokens.npy could not be read for 0 s: No such file"):
     for i in range(60):
       got += rows(batches, 1)
       if i == 3:
@@ -267,11 +284,16 @@ def test_a_read_that_is_cut_short_is_tried_again_and_never_zeros(tmp_path, monke
   np.save(tmp_path / "t.npy", np.arange(1, 11, dtype=np.uint16))
   file, pread, cuts = shard.Shard(tmp_path / "t.npy"), os.pread, [1]
   monkeypatch.setattr(shard, "RETRIES", (0.0,))
-  monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, size, at)[:-cuts.pop() if size == 6 and cuts else None])
-  read = lambda: file.read(np.array([0, 8, 12]), 3).tolist()
+  monkeypatch.setattr(os,
+                      "pread", lambda file, size, at: pread(file, size,
+                                                            at)[:-cuts.pop() if size == 6 and cuts
+                                                                else None])
+  def read():
+    return file.read(np.array([0, 8, 12]), 3).tolist()
   assert read() == [[1, 2, 3], [9, 10, 0], [0, 0, 0]] and not cuts  # 0 beyond the end
   cuts += [1, 1]
-  with pytest.raises(OSError, match="t.npy could not be read for 0 s: fewer bytes were read than there are"):
+  with pytest.raises(OSError,
+                     match="t.npy could not be read for 0 s: fewer bytes were read than there are"):
     read()
 
 
@@ -282,7 +304,9 @@ def test_a_shard_replaced_while_it_is_read_is_an_error(built):
   other = path.with_suffix(".new")
   other.write_bytes(path.read_bytes()[:-1] + b"\0")
   other.rename(path)
-  with pytest.raises(ValueError, match="words.train.tokens.npy was replaced or changed while it was read: put the old file back"):
+  with pytest.raises(ValueError,
+                     match="words.train.tokens.npy was replaced or changed while it was read: put "
+                           "the old file back"):
     rows(batches, 60)
 
 
@@ -294,7 +318,9 @@ def test_shards_built_anew_do_not_fit_a_checkpoints_position(built):
   stored = json.loads(manifest.read_text())
   stored["files"]["words.train.tokens.npy"]["sha256"] = "0" * 64
   manifest.write_text(json.dumps(stored))
-  with pytest.raises(ValueError, match="anew holds other shards .*put them back, or build the new ones in another data.dir"):
+  with pytest.raises(ValueError,
+                     match="anew holds other shards .*put them back, or build the new ones in "
+                           "another data.dir"):
     tokenized.check_unchanged(c, meta)
   c.data.dir = str(built / "built")  # other data by intention
   tokenized.check_unchanged(c, meta | {"data": "another"})

@@ -41,8 +41,10 @@ def test_gradients_of_solve_are_those_of_a_dense_solver(x64):
   rng = np.random.default_rng(0)
   lower, right = np.tril(0.5 * rng.standard_normal((7, 7)), -1), rng.standard_normal((3, 7))
   weight = rng.standard_normal((3, 7))
-  ours = lambda lower, right: jnp.sum(weight * delta_rule.solve(lower, delta_rule.unit_lower_inverse(lower), right))
-  dense = lambda lower, right: jnp.sum(weight * jnp.linalg.solve(jnp.eye(7) + lower, right.T).T)
+  def ours(lower, right):
+    return jnp.sum(weight * delta_rule.solve(lower, delta_rule.unit_lower_inverse(lower), right))
+  def dense(lower, right):
+    return jnp.sum(weight * jnp.linalg.solve(jnp.eye(7) + lower, right.T).T)
   got, want = (jax.jit(jax.value_and_grad(f, (0, 1)))(lower, right) for f in (ours, dense))
   np.testing.assert_allclose(got[0], want[0], rtol=1e-12)
   np.testing.assert_allclose(got[1][0], np.tril(want[1][0], -1), atol=1e-12)
@@ -52,14 +54,19 @@ def test_gradients_of_solve_are_those_of_a_dense_solver(x64):
 def case(seed=0):
   """Random write; `real` marks the tokens, the others are padding."""
   rng = np.random.default_rng(seed)
-  draw = lambda *shape: rng.standard_normal(shape)
-  return dict(w=draw(ROWS, WIDTH), m=draw(ROWS, WIDTH), x=draw(WIDTH, TOKENS), z=draw(WIDTH, TOKENS),
+  def draw(*shape):
+    return rng.standard_normal(shape)
+  return dict(w=draw(ROWS, WIDTH), m=draw(ROWS, WIDTH), x=draw(WIDTH, TOKENS),
+              z=draw(WIDTH, TOKENS),
               f=draw(ROWS, TOKENS), f2=draw(ROWS, TOKENS), step=0.3 * rng.random(TOKENS),
-              rate=0.5 * rng.random(TOKENS), alpha=0.5 + 0.5 * rng.random(TOKENS), real=rng.random(TOKENS) < 0.7)
+              rate=0.5 * rng.random(TOKENS), alpha=0.5 + 0.5 * rng.random(TOKENS),
+              real=rng.random(TOKENS) < 0.7)
 
 
 def loop(c, beta, rank_one=True, second=False):
-  """W_t = W_{t-1} (alpha I - step x x^T) - rate m_t, m_t = beta m_{t-1} + f x^T (+ f2 z^T), over the real tokens."""
+  """W_t = W_{t-1} (alpha I - step x x^T) - rate m_t, m_t = beta m_{t-1} + f x^T (+ f2 z^T),
+  over the real tokens.
+  """
   w, m = c["w"], c["m"]
   for t in np.flatnonzero(c["real"]):
     x = c["x"][:, t]
@@ -70,7 +77,9 @@ def loop(c, beta, rank_one=True, second=False):
 
 
 def padded(c, fill=0.0):
-  """Arguments of the writes: padding has step = rate = 0 and log alpha = 0; its inputs may be anything."""
+  """Arguments of the writes: padding has step = rate = 0 and log alpha = 0;
+  its inputs may be anything.
+  """
   written = {name: np.where(c["real"], c[name], 0) for name in ("step", "rate")}
   written["log_alpha"] = np.where(c["real"], np.log(c["alpha"]), 0)
   return c | written | {name: np.where(c["real"], c[name], fill) for name in ("x", "z", "f", "f2")}
@@ -80,13 +89,15 @@ def padded(c, fill=0.0):
 def write(a):
   decay = delta_rule.decay(a["log_alpha"])
   lower = delta_rule.couple(a["x"], a["step"], decay)
-  return delta_rule.write(a["w"], a["x"], a["w"] @ a["x"], a["rate"] * a["f"], a["step"], decay, lower,
+  return delta_rule.write(a["w"], a["x"], a["w"] @ a["x"], a["rate"] * a["f"], a["step"], decay,
+                          lower,
                      delta_rule.unit_lower_inverse(lower))
 
 
 @jax.jit
 def write_decayed(a):
-  return delta_rule.write_decayed(a["w"], a["x"], a["rate"] * a["f"], delta_rule.decay(a["log_alpha"]))
+  return delta_rule.write_decayed(a["w"], a["x"], a["rate"] * a["f"],
+                                  delta_rule.decay(a["log_alpha"]))
 
 
 @functools.partial(jax.jit, static_argnames=("beta", "rank_one", "second"))
@@ -94,7 +105,8 @@ def write_momentum(a, beta, rank_one, second):
   kept = jnp.where(a["real"], 1.0, 0.0)
   pairs = [(kept * a["f"], a["x"])] + ([(kept * a["f2"], a["z"])] if second else [])
   log_beta = jnp.where(a["real"], jnp.log(beta), 0.0) if beta else None
-  return delta_rule.write_momentum(a["w"], a["m"], a["x"], pairs, a["step"] if rank_one else None, a["rate"], a["log_alpha"],
+  return delta_rule.write_momentum(a["w"], a["m"], a["x"], pairs, a["step"] if rank_one else None,
+                                   a["rate"], a["log_alpha"],
                               log_beta)
 
 
@@ -103,7 +115,8 @@ def test_writes_are_the_loop_over_the_real_tokens(x64, seed):
   c = case(seed) | dict(m=np.zeros((ROWS, WIDTH)))
   for fill in (0.0, 3.0):
     np.testing.assert_allclose(write(padded(c, fill)), loop(c, 0.0)[0], atol=1e-12)
-    np.testing.assert_allclose(write_decayed(padded(c, fill)), loop(c, 0.0, rank_one=False)[0], atol=1e-12)
+    np.testing.assert_allclose(write_decayed(padded(c, fill)), loop(c, 0.0, rank_one=False)[0],
+                               atol=1e-12)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.7])

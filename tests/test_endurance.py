@@ -30,7 +30,8 @@ from evals import kills
 def short(**fields):
   """12 steps, a checkpoint every 5, of a model that compiles fast."""
   c = configs.base()
-  c.model.update(dict(configs.PRESETS["transformer"], dim=16, layers=1, heads=2, vocab=33, dropout=0.1))
+  c.model.update(dict(configs.PRESETS["transformer"], dim=16, layers=1, heads=2, vocab=33,
+                      dropout=0.1))
   c.mixer.kind = "swiglu"
   c.data.update(dict(task="recall", recall_pairs=4, recall_keys=16, seq=32, align=32, batch=4))
   c.optim.warmup = 2
@@ -49,7 +50,8 @@ def strict_rows(workdir):
   """Lines of metrics; NaN and Infinity are not JSON."""
   def refuse(name):
     raise ValueError(name)
-  return [json.loads(line, parse_constant=refuse) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [json.loads(line, parse_constant=refuse)
+          for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_verdicts_and_the_mean_norm_of_what_was_applied():
@@ -58,11 +60,13 @@ def test_verdicts_and_the_mean_norm_of_what_was_applied():
   for i in range(300):
     norm = {30: 60.0, 31: np.nan, 32: np.inf, 5: 60.0, 40: -np.inf}.get(i, rng.uniform(5, 10))
     loss = np.nan if i == 50 else 1.0
-    good, state = jax.jit(spikes.judge, static_argnums=3)(state, jnp.float32(loss), jnp.float32(norm), 5.0)
+    good, state = jax.jit(spikes.judge, static_argnums=3)(state, jnp.float32(loss),
+                                                          jnp.float32(norm), 5.0)
     assert bool(good) == (i not in (30, 31, 32, 40, 50)), i  # at step 5 nothing is known yet
     if good:
       applied.append(norm)
-      mean = np.mean(applied) if len(applied) <= spikes.REMEMBERED else mean + (norm - mean) / spikes.REMEMBERED
+      mean = (np.mean(applied) if len(applied) <= spikes.REMEMBERED
+              else mean + (norm - mean) / spikes.REMEMBERED)
     np.testing.assert_allclose(state.norm, mean, rtol=1e-4)
     assert int(state.in_a_row) == {30: 1, 31: 2, 32: 3, 40: 1, 50: 1}.get(i, 0)
   assert (int(state.applied), int(state.skipped), int(state.rollbacks)) == (295, 5, 0)
@@ -76,14 +80,19 @@ def test_a_bad_step_changes_nothing_but_the_counts(monkeypatch, name):
   poison(monkeypatch, {2: np.nan})
   c = short(rollback_after=3)
   c.model.pattern, c.mixer.kind, c.optim.name = ("attention",), "cms", name
-  c.mixer.levels = (configs.Level("fast", 0), configs.Level("slow", 128))  # the slow one counts steps of its own
-  train_step, state, batches = steps.make_train_step(c), steps.init_state(c, jax.random.key(0)), iter(loader.train_batches(c))
+  # the slow one counts steps of its own
+  c.mixer.levels = (configs.Level("fast", 0), configs.Level("slow", 128))
+  train_step, state, batches = (steps.make_train_step(c), steps.init_state(c, jax.random.key(0)),
+                                iter(loader.train_batches(c)))
   state, _ = train_step(state, next(batches))
   before = jax.tree.map(jnp.copy, state)
   state, out = train_step(state, next(batches))
-  assert np.isnan(out["loss"]) and int(state.guard.skipped) == int(state.guard.in_a_row) == 1 and int(state.step) == 2
-  chex.assert_trees_all_equal((state.params, state.opt_state, state.rng, state.guard.norm, state.guard.applied),
-                              (before.params, before.opt_state, before.rng, before.guard.norm, before.guard.applied))
+  assert np.isnan(out["loss"]) and int(state.guard.skipped) == int(
+      state.guard.in_a_row) == 1 and int(state.step) == 2
+  chex.assert_trees_all_equal((state.params, state.opt_state, state.rng, state.guard.norm,
+                               state.guard.applied),
+                              (before.params, before.opt_state, before.rng, before.guard.norm,
+                               before.guard.applied))
   state, out = train_step(state, next(batches))
   assert np.isfinite(out["loss"]) and int(state.guard.in_a_row) == 0
   chex.assert_tree_all_finite((state.params, state.opt_state))
@@ -97,7 +106,8 @@ def test_a_guard_that_finds_nothing_changes_nothing():
   for patience in (0, 3):
     c = short(rollback_after=patience)
     c.optim.skip_above = 100.0 * (patience > 0)
-    train_step, state, batches = steps.make_train_step(c), steps.init_state(c, jax.random.key(0)), iter(loader.train_batches(c))
+    train_step, state, batches = (steps.make_train_step(c), steps.init_state(c, jax.random.key(0)),
+                                  iter(loader.train_batches(c)))
     for _ in range(5):
       state, out = train_step(state, next(batches))
     results.append((state, out))
@@ -115,21 +125,26 @@ def test_a_spike_is_skipped(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_too_many_bad_steps_go_back_to_a_checkpoint_and_on_to_new_data(tmp_path, monkeypatch, capsys):
+def test_too_many_bad_steps_go_back_to_a_checkpoint_and_on_to_new_data(tmp_path, monkeypatch,
+                                                                       capsys):
   c = short(rollback_after=2)
   poison(monkeypatch, {7: np.nan, 8: np.inf, 10: np.nan})
   loop.train(c, tmp_path / "run")
   said = capsys.readouterr().err
-  assert "step 8: rolled back to the parameters of step 5; the data go on" in said and "3 steps skipped, 1 rollbacks" in said
+  assert "step 8: rolled back to the parameters of step 5; the data go on" in said
+  assert "3 steps skipped, 1 rollbacks" in said
 
-  batches, step = list(zip(range(12), loader.train_batches(c))), steps.make_train_step(c)  # by hand: 1-5, then 9, 11, 12
+  # by hand: 1-5, then 9, 11, 12
+  batches, step = list(zip(range(12), loader.train_batches(c))), steps.make_train_step(c)
   state = jax.jit(lambda key: steps.init_state(c, key))(jax.random.key(c.seed))
   for i, batch in batches:
     if i + 1 not in (6, 7, 8, 10):
       state, _ = step(state.replace(step=jnp.int32(i)), batch)
   got, _ = final(c, tmp_path / "run")
-  chex.assert_trees_all_equal((got.params, got.opt_state, got.guard.norm), (state.params, state.opt_state, state.guard.norm))
-  assert (int(got.step), int(got.guard.applied), int(got.guard.skipped), int(got.guard.rollbacks)) == (12, 8, 3, 1)
+  chex.assert_trees_all_equal((got.params, got.opt_state, got.guard.norm),
+                              (state.params, state.opt_state, state.guard.norm))
+  assert (int(got.step), int(got.guard.applied), int(got.guard.skipped),
+          int(got.guard.rollbacks)) == (12, 8, 3, 1)
   rows = [row for row in strict_rows(tmp_path / "run") if "train/lr" in row]
   assert [row["step"] for row in rows] == list(range(1, 13))
   assert [row["step"] for row in rows if "train/loss" not in row] == [7, 8, 10]
@@ -195,14 +210,17 @@ def test_resumed_equals_uninterrupted_and_other_data_are_refused(tmp_path, monke
 
 def test_bad_steps_without_end_stop_the_run_and_the_checkpoints_are_good(tmp_path, monkeypatch):
   poison(monkeypatch, {i: np.nan for i in range(7, 13)})
-  with pytest.raises(FloatingPointError, match="step 10: 2 bad steps in a row, and no checkpoint to roll back to. Try a smaller"):
+  with pytest.raises(FloatingPointError,
+                     match="step 10: 2 bad steps in a row, and no checkpoint to roll back to. Try "
+                           "a smaller"):
     loop.train(short(rollback_after=2), tmp_path)
   for step in sidecar.steps(tmp_path / "checkpoints"):
     chex.assert_tree_all_finite(weights.load(tmp_path / "checkpoints", step=step)[0])
 
 
 @pytest.mark.slow
-def test_a_signal_in_an_evaluation_gives_it_up_and_the_resumed_run_makes_it_once(tmp_path, monkeypatch):
+def test_a_signal_in_an_evaluation_gives_it_up_and_the_resumed_run_makes_it_once(tmp_path,
+                                                                                 monkeypatch):
   c = short()
   loop.train(c, tmp_path / "whole")
   for step in (6, 12):
@@ -210,7 +228,8 @@ def test_a_signal_in_an_evaluation_gives_it_up_and_the_resumed_run_makes_it_once
       stop_at(patch, step, "evaluate")
       loop.train(c, tmp_path / "cut")
     assert sidecar.steps(tmp_path / "cut" / "checkpoints")[-1] == step
-    assert not any("validation/loss" in row for row in kills.rows(tmp_path / "cut") if row["step"] == step)
+    assert not any("validation/loss" in row for row in kills.rows(tmp_path / "cut")
+                   if row["step"] == step)
   for _ in range(2):  # the second leaves a finished run as it is
     loop.train(c, tmp_path / "cut")
     assert kills.rows(tmp_path / "cut") == kills.rows(tmp_path / "whole")
@@ -223,7 +242,8 @@ def test_signals_save_and_end_with_their_status(tmp_path, monkeypatch, number):
   call = loop._Run.draw
   def draw(self, i, before):
     if i == 2:
-      for each in (number, signal.SIGTERM, signal.SIGUSR1):  # what a scheduler sends after the first changes nothing
+      # what a scheduler sends after the first changes nothing
+      for each in (number, signal.SIGTERM, signal.SIGUSR1):
         os.kill(os.getpid(), each)
     return call(self, i, before)
 
@@ -239,7 +259,8 @@ def test_ctrl_c_before_the_first_step_ends_without_a_traceback(monkeypatch):
   def interrupted(*_):
     raise KeyboardInterrupt
 
-  for flag, value in {"CONFIG": short(), "WORKDIR": "run", "INIT_FROM": None, "DRY_RUN": False}.items():
+  for flag, value in {"CONFIG": short(), "WORKDIR": "run", "INIT_FROM": None,
+                      "DRY_RUN": False}.items():
     monkeypatch.setattr(launch, flag, types.SimpleNamespace(value=value))
   monkeypatch.setattr(launch.startup, "prepare", lambda *_, **__: None)
   monkeypatch.setattr(loop, "train", interrupted)
@@ -324,24 +345,30 @@ except OSError as error:
 
 
 @pytest.mark.parametrize("on_error", ["warn", pytest.param("stop", marks=pytest.mark.slow)])
-def test_what_cannot_be_logged_on_a_full_disk_is_said_and_training_goes_on_or_stops(tmp_path, on_error):
-  child = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path, on_error], cwd=ROOT, capture_output=True, text=True,
+def test_what_cannot_be_logged_on_a_full_disk_is_said_and_training_goes_on_or_stops(tmp_path,
+                                                                                    on_error):
+  child = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path, on_error], cwd=ROOT,
+                         capture_output=True, text=True,
                          env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
   said = [line for line in child.stderr.splitlines() if "cannot be logged" in line]
   assert f"step 7 cannot be logged in {tmp_path}: File too large; " in said[0]
   if on_error == "stop":
-    assert child.returncode == 1 and "free some space" in said[0] and "Traceback" not in child.stderr.partition(said[0])[0]
+    assert child.returncode == 1 and "free some space" in said[
+        0] and "Traceback" not in child.stderr.partition(said[0])[0]
     assert sidecar.steps(tmp_path / "checkpoints") == [5]
   else:
     assert child.returncode == 0 and said[0].endswith("training goes on without it")
-    assert sidecar.steps(tmp_path / "checkpoints") == [5, 12] and set(losses(tmp_path)) >= {1, 6, 11, 12}
+    assert sidecar.steps(tmp_path / "checkpoints") == [5,
+                                                       12] and set(losses(tmp_path)) >= {1, 6, 11,
+                                                                                         12}
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_equals_never_killed(tmp_path):
   rng = random.Random(1)
   assert kills.start(tmp_path / "whole")[0] == 0
-  calls = {"before the first save": 3, "saving": 2, "restoring": 1, "between data and step": 9, "evaluating": 1, "compiling": 1}
+  calls = {"before the first save": 3, "saving": 2, "restoring": 1, "between data and step": 9,
+           "evaluating": 1, "compiling": 1}
   found = [kills.kill(tmp_path / "killed", moment, call, rng.uniform(0, kills.MOMENTS[moment][2]))
            for moment, call in calls.items()]
   assert all(found) and any(kill["reached"] > kill["resumes"] > 0 for kill in found)
@@ -350,12 +377,14 @@ def test_killed_at_any_moment_equals_never_killed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment, saved", [("compile", False), ("evaluate", True), ("save", True), ("log", True)])
+@pytest.mark.parametrize("moment, saved",
+                         [("compile", False), ("evaluate", True), ("save", True), ("log", True)])
 def test_a_process_that_gets_sigterm_ends_in_time(tmp_path, moment, saved):
-  code = ("import os, sys; from evals import kills; from hope_jax.training import loop; call = getattr(loop._Run, sys.argv[2])\n"
-          "def told(*args): print('now', flush=True); return call(*args)\n"
-          "setattr(loop._Run, sys.argv[2], told); kills.child(sys.argv[1])")
-  process = subprocess.Popen([sys.executable, "-c", code, tmp_path, moment], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+  code = ("import os, sys; from evals import kills; from hope_jax.training import loop; call = "
+          "getattr(loop._Run, sys.argv[2])\ndef told(*args): print('now', flush=True); return "
+          "call(*args)\nsetattr(loop._Run, sys.argv[2], told); kills.child(sys.argv[1])")
+  process = subprocess.Popen([sys.executable, "-c", code, tmp_path, moment], cwd=ROOT,
+                             stdout=subprocess.PIPE, text=True,
                              env={**os.environ, "PYTHONPATH": str(ROOT)})
   process.stdout.readline()
   began = time.monotonic()

@@ -1,4 +1,6 @@
-"""Laws of export: what comes back is what went in, bit for bit; the names mean what they say; a bad file is refused."""
+"""Laws of export: what comes back is what went in, bit for bit; the names mean what they say;
+a bad file is refused.
+"""
 
 import hashlib
 import sys
@@ -27,9 +29,11 @@ MODELS = {  # every kind, and every option that adds or changes a parameter
     "adaptive": {"selfmod.adaptive_q": True, "selfmod.conv": "shared", "selfmod.hidden": 1.5},
     "linear": {"selfmod.memory": "linear", "selfmod.conv": "none"},
     "linear_adaptive": {"selfmod.memory": "linear", "selfmod.adaptive_q": True, "mixer.levels": ()},
-    "hope_hybrid": {"model.pattern": ("attention",), "model.titan": "modified", "mixer.activation": "swiglu", "mixer.norm": "layer"},
+    "hope_hybrid": {"model.pattern": ("attention",), "model.titan": "modified",
+                    "mixer.activation": "swiglu", "mixer.norm": "layer"},
     "gru": {"model.pattern": ("gru", "attention")},
-    "titan_hybrid": {"model.pattern": ("attention",), "model.titan": "plain", "mixer.kind": "swiglu"},
+    "titan_hybrid": {"model.pattern": ("attention",), "model.titan": "plain",
+                     "mixer.kind": "swiglu"},
 }
 
 
@@ -51,14 +55,17 @@ def parameters(c, seed=0):
 
 
 def make_run(folder, name="transformer", step=7, tokenizer_text=b"pieces"):
-  """A run's folder with one step of parameters; tokenizer_text None: one that was not trained on text."""
+  """A run's folder with one step of parameters;
+  tokenizer_text None: one that was not trained on text.
+  """
   c, digest = tiny(name), "none"
   folder.mkdir()
   if tokenizer_text is not None:
     (folder / "tokenizer.model").write_bytes(tokenizer_text)
     digest = hashlib.sha256(tokenizer_text).hexdigest()
   params = parameters(c)
-  weights.save(folder / "checkpoints", step, params, {"config": config.to_json(c), "tokenizer": digest})
+  weights.save(folder / "checkpoints", step, params,
+               {"config": config.to_json(c), "tokenizer": digest})
   return c, params
 
 
@@ -67,7 +74,9 @@ def test_every_kind_is_here():
   assert {tiny(name).model.titan for name in MODELS} == set(checks.CHOICES["model.titan"])
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ("mlp", "adaptive") else name
+@pytest.mark.parametrize("name",
+                         [pytest.param(name, marks=pytest.mark.slow) if name in ("mlp", "adaptive")
+                          else name
                                   for name in MODELS])
 def test_there_and_back_is_bit_equal(name):
   c = tiny(name)
@@ -122,13 +131,16 @@ def test_a_memory_has_its_own_name(name):
   """By what the memories themselves call each other."""
   c = tiny(name)
   params, rule = parameters(c), write_rule.from_config(c.selfmod)
-  named, kind = export.tensors(params, c), linear_memory if c.selfmod.memory == "linear" else mlp_memory
+  named, kind = (export.tensors(params, c), linear_memory if c.selfmod.memory == "linear"
+                 else mlp_memory)
   for layer in range(2):
     for head in range(2):
-      own = {key: value[layer, head] for key, value in params["blocks"]["selfmod"].items() if key[:2] in ("v_", "g_", "w")}
+      own = {key: value[layer, head] for key, value in params["blocks"]["selfmod"].items()
+             if key[:2] in ("v_", "g_", "w")}
       for memory, kernels in kind.weights(rule, own, kind.fresh(rule, own)).items():
         prefix = f"model.layers.{layer}.self_modifying.memory_{memory}"
-        kernels = {f"w_{part}": w for part, w in kernels.items()} if kind is mlp_memory else {"weight": kernels}
+        kernels = ({f"w_{part}": w for part, w in kernels.items()} if kind is mlp_memory
+                   else {"weight": kernels})
         for part, weight in kernels.items():
           np.testing.assert_array_equal(named[f"{prefix}.{part}"][head], weight)
 
@@ -139,15 +151,19 @@ def read_by_name(t, c, tokens_T):
   def norm(x, name):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * t[name]
   def rotate(x_TxHxK):
-    angle = np.arange(total)[:, None, None] * c.attention.rope_base ** (-np.arange(width // 2) / (width // 2))
+    angle = np.arange(total)[:, None,
+                             None] * c.attention.rope_base ** (-np.arange(width // 2)
+                                                               / (width // 2))
     a, b = np.split(x_TxHxK, 2, -1)
-    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1)
+    return np.concatenate([a * np.cos(angle) - b * np.sin(angle),
+                           b * np.cos(angle) + a * np.sin(angle)], -1)
   x = t["model.embed_tokens.weight"][tokens_T] / c.model.embed_std
   for layer in range(c.model.layers):
     at = f"model.layers.{layer}."
     qkv = norm(x, at + "input_layernorm.weight") @ t[at + "self_attn.qkv_proj.weight"].T
     q, k, v = (part.reshape(total, -1, width) for part in np.split(qkv, 3, -1))
-    q, k = rotate(norm(q, at + "self_attn.q_norm.weight")), rotate(norm(k, at + "self_attn.k_norm.weight"))
+    q, k = (rotate(norm(q, at + "self_attn.q_norm.weight")),
+            rotate(norm(k, at + "self_attn.k_norm.weight")))
     scores = np.where(np.tri(total), np.einsum("thk,shk->hts", q, k) / np.sqrt(width), -np.inf)
     share = np.exp(scores - scores.max(-1, keepdims=True))
     y = np.einsum("hts,shk->thk", share / share.sum(-1, keepdims=True), v)
@@ -178,22 +194,29 @@ def test_an_imported_run(tmp_path):
   assert export.write(tmp_path / "run", file) == export.import_run(file, imported) == 7
   assert [p.name for p in tmp_path.glob("*") if p.is_file()] == ["m.safetensors"]
   assert file.stat().st_mode == (imported / "config.json").stat().st_mode
-  assert sidecar.check(imported / "checkpoints" / "7") == [] and config.load(imported / "config.json") == c
-  with pytest.raises(ValueError, match=r"step 7 is parameters alone, .* another --workdir and --init_from=\S*in$"):
+  assert sidecar.check(imported / "checkpoints"
+                       / "7") == [] and config.load(imported / "config.json") == c
+  with pytest.raises(ValueError,
+                     match=r"step 7 is parameters alone, .* another --workdir and "
+                           r"--init_from=\S*in$"):
     loop.train(c, imported)
   start, _ = stack.load(c, imported)
   chex.assert_trees_all_equal(start, params)
   c.selfmod.eta_init = 0.2
-  with pytest.raises(ValueError, match="without new levels, give its own model, mixer, titan, attention, selfmod, gru"):
+  with pytest.raises(ValueError,
+                     match="without new levels, give its own model, mixer, titan, attention, "
+                           "selfmod, gru"):
     stack.load(c, imported)
-  with pytest.raises(FileExistsError, match="step 7 already|has a checkpoint already: choose another --workdir"):
+  with pytest.raises(FileExistsError,
+                     match="step 7 already|has a checkpoint already: choose another --workdir"):
     export.import_run(file, imported)
 
 
 def test_generate_loads_an_imported_run(tmp_path):
   run, file, c = tmp_path / "run", tmp_path / "out" / "m.safetensors", tiny("mlp")
   run.mkdir()
-  tokenizer.train(["the cat sat on the mat and the dog ran to the cat\n" * 20], run / "tokenizer.model", 280)
+  tokenizer.train(["the cat sat on the mat and the dog ran to the cat\n" * 20],
+                  run / "tokenizer.model", 280)
   c.model.vocab, c.data.task = 280, "text"
   params, digest = parameters(c), sidecar.sha256(run / "tokenizer.model")
   weights.save(run / "checkpoints", 2, params, {"config": config.to_json(c), "tokenizer": digest})
@@ -210,7 +233,9 @@ def test_bfloat16_is_the_rounded_parameters(tmp_path):
   named = safetensors.numpy.load_file(tmp_path / "out" / "m.safetensors")
   assert {t.dtype for t in named.values()} == {jnp.dtype(jnp.bfloat16)}
   back, _, facts = export.read(tmp_path / "out" / "m.safetensors")
-  chex.assert_trees_all_equal(back, jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(jnp.float32), params))
+  chex.assert_trees_all_equal(back,
+                              jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(jnp.float32),
+                                           params))
   assert facts["fingerprint"] == arrays.fingerprint(back)
 
 
@@ -233,15 +258,18 @@ def exported(tmp_path_factory):
   make_run(folder / "run", tokenizer_text=None)
   export.write(folder / "run", folder / "m.safetensors")
   with safetensors.safe_open(folder / "m.safetensors", framework="numpy") as file:
-    return (folder / "m.safetensors").read_bytes(), {n: file.get_tensor(n) for n in file.keys()}, file.metadata()
+    return (folder / "m.safetensors").read_bytes(), {n: file.get_tensor(n)
+                                                     for n in file.keys()}, file.metadata()
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda data: b"some other file, not tensors", "is no safetensors file, or a part of one .*: copy it again or write"),
+    (lambda data: b"some other file, not tensors",
+     "is no safetensors file, or a part of one .*: copy it again or write"),
     (lambda data: data[:-8], "is no safetensors file, or a part of one"),
     (lambda data: data[:100], "is no safetensors file, or a part of one"),
     (lambda data: b"", "is no safetensors file, or a part of one"),
-    (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "is damaged or was changed: .* fingerprint .* copy it again or write"),
+    (lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+     "is damaged or was changed: .* fingerprint .* copy it again or write"),
 ])
 def test_bad_bytes(exported, tmp_path, change, message):
   (tmp_path / "m.safetensors").write_bytes(change(exported[0]))
@@ -254,18 +282,25 @@ GATE = "model.layers.1.mlp.gate_proj.weight"
 
 
 @pytest.mark.parametrize("tensors, facts, message", [
-    ({}, None, "was not written by hope_jax.export: its metadata has no config, fingerprint, hope_jax, step, tokenizer"),
+    ({}, None, "was not written by hope_jax.export: its metadata has no config, fingerprint, "
+               "hope_jax, step, tokenizer"),
     ({}, {"hope_jax": "2"}, "is of format 2, this version of hope_jax reads 1: export it again"),
-    ({}, {"config": "{}"}, "configuration of another version of hope_jax .*: import it with that one"),
-    ({GATE: None}, {}, rf"1 of 20 arrays .*\n  {GATE}: the file has none, its configuration \(32, 16\)\nexport the param"),
-    ({"extra": np.zeros(2)}, {}, r"1 of 21 .*\n  extra: the file \(2,\), its configuration has none"),
-    ({GATE: np.zeros((16, 32), np.float32)}, {}, rf"{GATE}: the file \(16, 32\), its configuration \(32, 16\)"),
+    ({}, {"config": "{}"}, "configuration of another version of hope_jax .*: import it with that "
+                           "one"),
+    ({GATE: None}, {}, rf"1 of 20 arrays .*\n  {GATE}: the file has none, its configuration \(32, "
+                       r"16\)\nexport the param"),
+    ({"extra": np.zeros(2)}, {}, r"1 of 21 .*\n  extra: the file \(2,\), its configuration has "
+                                 r"none"),
+    ({GATE: np.zeros((16, 32), np.float32)}, {},
+     rf"{GATE}: the file \(16, 32\), its configuration \(32, 16\)"),
     ({GATE: np.zeros((32, 16), np.float32)}, {}, "is damaged or was changed: .* fingerprint"),
-    ({}, {"tokenizer": "abc"}, "no .*tokenizer.model: put the tokenizer.model there that the model was trained with"),
+    ({}, {"tokenizer": "abc"}, "no .*tokenizer.model: put the tokenizer.model there that the model "
+                               "was trained with"),
 ])
 def test_bad_contents(exported, tmp_path, tensors, facts, message):
   tensors = {name: t for name, t in (exported[1] | tensors).items() if t is not None}
-  safetensors.numpy.save_file(tensors, tmp_path / "m.safetensors", metadata=None if facts is None else exported[2] | facts)
+  safetensors.numpy.save_file(tensors, tmp_path / "m.safetensors",
+                              metadata=None if facts is None else exported[2] | facts)
   with pytest.raises((ValueError, FileNotFoundError), match=message):
     export.import_run(tmp_path / "m.safetensors", tmp_path / "in")
   assert not (tmp_path / "in" / "checkpoints").exists()
@@ -276,11 +311,16 @@ def test_tokenizers_that_differ(tmp_path):
   export.write(tmp_path / "run", tmp_path / "out" / "m.safetensors")
   assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"pieces"
   (tmp_path / "out" / "tokenizer.model").write_bytes(b"others")
-  with pytest.raises(ValueError, match="tokenizer does not match the checkpoint: .* use the tokenizer.model kept beside"):
+  with pytest.raises(ValueError,
+                     match="tokenizer does not match the checkpoint: .* use the tokenizer.model "
+                           "kept beside"):
     export.import_run(tmp_path / "out" / "m.safetensors", tmp_path / "in")
-  with pytest.raises(ValueError, match="out/tokenizer.model is another model's tokenizer: choose another folder"):
+  with pytest.raises(ValueError,
+                     match="out/tokenizer.model is another model's tokenizer: choose another "
+                           "folder"):
     export.write(tmp_path / "run", tmp_path / "out" / "new.safetensors")
-  assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["m.safetensors", "tokenizer.model"]
+  assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["m.safetensors",
+                                                                  "tokenizer.model"]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -291,9 +331,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     path.write_bytes(b"half")
     raise safetensors.SafetensorError("no space left on device")
   monkeypatch.setattr(safetensors.numpy, "save_file", full)
-  with pytest.raises(OSError, match="m.safetensors cannot be written .no space left on device.: free some space or choose"):
+  with pytest.raises(OSError,
+                     match="m.safetensors cannot be written .no space left on device.: free some "
+                           "space or choose"):
     export.write(tmp_path / "run", tmp_path / "out" / "m.safetensors")
-  assert [(p.name, p.read_bytes()) for p in (tmp_path / "out").iterdir()] == [("m.safetensors", b"old")]
+  assert [(p.name, p.read_bytes())
+          for p in (tmp_path / "out").iterdir()] == [("m.safetensors", b"old")]
 
 
 def program(*arguments):
@@ -307,11 +350,17 @@ def test_the_program(tmp_path, capsys, monkeypatch):
   make_run(tmp_path / "run", tokenizer_text=None)
   program(f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'm.safetensors'}")
   program(f"--input={tmp_path / 'm.safetensors'}", f"--workdir={tmp_path / 'in'}")
-  assert "in: step 7, without optimizer state; go on with python -m hope_jax.generate" in capsys.readouterr().err
-  with pytest.raises(SystemExit, match="FileNotFoundError: no file .*none: write one with python -m hope_jax.export"):
+  said = capsys.readouterr().err
+  assert "in: step 7, without optimizer state; go on with python -m hope_jax.generate" in said
+  with pytest.raises(SystemExit,
+                     match="FileNotFoundError: no file .*none: write one with python -m "
+                           "hope_jax.export"):
     program(f"--input={tmp_path / 'none'}", f"--workdir={tmp_path / 'in'}")
-  with pytest.raises(Exception, match="give --checkpoint and --output to export, or --input and --workdir to import"):
+  with pytest.raises(Exception,
+                     match="give --checkpoint and --output to export, or --input and --workdir to "
+                           "import"):
     program(f"--input={tmp_path / 'm.safetensors'}", f"--output={tmp_path / 'n.safetensors'}")
   monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-  with pytest.raises(SystemExit, match=r"ImportError: .* need safetensors: pip install 'hope_jax\[export\]'"):
+  with pytest.raises(SystemExit,
+                     match=r"ImportError: .* need safetensors: pip install 'hope_jax\[export\]'"):
     program(f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'n.safetensors'}")

@@ -1,4 +1,5 @@
-"""Laws of generation: writing is reading, cuts and padding change nothing, memory is constant, a pause is not noticed.
+"""Laws of generation: writing is reading, cuts and padding change nothing, memory is constant, a
+pause is not noticed.
 
     python -m pytest tests/test_generate.py
 """
@@ -39,7 +40,8 @@ def quick_compilation():
 
 def tiny(name, vocab=VOCAB):
   c = config.base()
-  c.model.update(dict(config.PRESETS["transformer" if name == "window" else name], dim=16, layers=2, heads=2, vocab=vocab))
+  c.model.update(dict(config.PRESETS["transformer" if name == "window" else name], dim=16, layers=2,
+                      heads=2, vocab=vocab))
   c.mixer.kind = "swiglu" if name == "window" else "cms"
   c.attention.update(dict(window=20 if name == "window" else 0, context=CONTEXT))
   c.selfmod.update(dict(memory="linear", chunk_memory=8, chunk_generators=4, eta_init=0.5))
@@ -49,12 +51,16 @@ def tiny(name, vocab=VOCAB):
 
 
 def parameters(c, seed=1):
-  """Drawn without compiling anything, and such that greedy text varies: blocks outweigh the embedding."""
+  """Drawn without compiling anything, and such that greedy text varies:
+  blocks outweigh the embedding.
+  """
   rng = np.random.default_rng(seed)
   def draw(path, shape):
     mean, spread = "scale" in str(path[-1]), 0.02 if "embed" in str(path) else 0.5
     return jnp.asarray(rng.normal(mean, spread, shape.shape), jnp.float32)
-  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: lm.init_params(c, jax.random.key(0))))
+  return jax.tree_util.tree_map_with_path(draw,
+                                          jax.eval_shape(
+                                              lambda: lm.init_params(c, jax.random.key(0))))
 
 
 @functools.cache
@@ -79,7 +85,8 @@ def assert_same_state(a, b):
 def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(name):
   c, params = setup(name)
   prompts = [PROMPT[i:i + n] for i, n in enumerate((2, 3, 9, 16, 12, 11))]
-  texts = np.array([ids + write(stream(name), ids, CONTEXT - len(ids)) for ids in prompts])  # beyond the window
+  # beyond the window
+  texts = np.array([ids + write(stream(name), ids, CONTEXT - len(ids)) for ids in prompts])
   logits = jax.jit(lambda t: lm.build(c).apply({"params": params}, t)[0])(texts)
   for ids, text, likeliest in zip(prompts, texts, jnp.argmax(logits, -1)):
     np.testing.assert_array_equal(text[len(ids):], likeliest[len(ids) - 1:-1])
@@ -89,7 +96,8 @@ def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(name):
 @pytest.mark.parametrize("name", ["hope_attention", "hope_selfmod"])
 def test_padding_and_cuts_of_the_prompt_change_nothing(name, monkeypatch):
   streams, texts = [stream(name) for _ in range(3)], []
-  for s, longest in zip(streams, (32, 16, 1)):  # one call with 3 of padding; 16 and 13 of 16; one by one
+  # one call with 3 of padding; 16 and 13 of 16; one by one
+  for s, longest in zip(streams, (32, 16, 1)):
     monkeypatch.setattr("hope_jax.reading.stream.LONGEST", longest)
     texts.append(write(s, PROMPT))
     assert_same_state(s, streams[0])
@@ -105,7 +113,8 @@ def test_memory_does_not_grow(name):
     if i in (30, 299):
       gc.collect()
       live = jax.live_arrays()
-      seen.append((len(live), sum(a.nbytes for a in live), fast_bytes(s.fast), s._step._cache_size()))
+      seen.append((len(live), sum(a.nbytes for a in live), fast_bytes(s.fast),
+                   s._step._cache_size()))
       del live
   assert seen[0] == seen[1]
   assert all(a.is_deleted() for a in jax.tree.leaves(empty))  # donated: there are never two states
@@ -127,10 +136,11 @@ def test_little_top_p_is_greedy():
 
 def test_nucleus_draws_from_the_likeliest_in_proportion():
   p = jnp.array([0.1, 0.4, 0.02, 0.3, 0.18])
-  draw = lambda t, top: jax.vmap(lambda k: nucleus(jnp.log(p) + 50, k, t, top))(
-      jax.random.split(jax.random.key(0), 20_000))
-  for t, top, kept in ((1.0, 1.0, [0, 1, 2, 3, 4]), (1.0, 0.75, [1, 3, 4]), (1.0, 0.69, [1, 3]), (0.5, 0.8, [1, 3]),
-                       (1e-6, 1.0, [1])):
+  def draw(t, top):
+    return jax.vmap(lambda k: nucleus(jnp.log(p) + 50, k, t, top))(
+        jax.random.split(jax.random.key(0), 20_000))
+  for t, top, kept in ((1.0, 1.0, [0, 1, 2, 3, 4]), (1.0, 0.75, [1, 3, 4]), (1.0, 0.69, [1, 3]),
+                       (0.5, 0.8, [1, 3]), (1e-6, 1.0, [1])):
     want = np.zeros(5)
     want[kept] = np.asarray(p / p.max(), np.float64)[kept] ** (1 / t)
     seen = np.bincount(draw(t, top), minlength=5) / 20_000
@@ -143,13 +153,15 @@ def test_some_tokens_are_never_chosen_and_one_ends_the_text():
   stop = text[7]
   s = stream()
   assert write(s, PROMPT[:9], 20, stop=stop) == text[:text.index(stop)]
-  assert s.pending is None and s.count == 9 + text.index(stop)  # it has read what it wrote, and not the stop
+  # it has read what it wrote, and not the stop
+  assert s.pending is None and s.count == 9 + text.index(stop)
   assert stop not in write(stream(never=[stop]), PROMPT[:9], 20)
 
 
 @pytest.mark.parametrize("name", ["window", "hope_selfmod"])
 def test_a_conversation_goes_on_as_if_it_had_not_stopped(name, tmp_path):
-  make = lambda: stream(name, temperature=1.0, seed=4)
+  def make():
+    return stream(name, temperature=1.0, seed=4)
   talk, one = make(), write(make(), PROMPT[:9], 16)
   first = list(itertools.islice(talk.generate(PROMPT[:9], 100), 6))  # left at a token
   talk.save(tmp_path / "talk")
@@ -179,14 +191,18 @@ def test_refusals(tmp_path):
   for kwargs, message in (
       (dict(temperature=-0.1), "temperature is -0.1: set it to 0 .* or more"),
       (dict(temperature=float("nan")), "temperature is nan"),
-      (dict(top_p=0.0), "top_p is 0.0: set it above 0 and to at most 1"), (dict(top_p=1.01), "top_p is 1.01"),
+      (dict(top_p=0.0), "top_p is 0.0: set it above 0 and to at most 1"),
+      (dict(top_p=1.01), "top_p is 1.01"),
       (dict(never=[VOCAB]), f"token {VOCAB} is not in the vocabulary")):
     with pytest.raises(ValueError, match=message):
       stream(**kwargs)
   for ids, tokens, message in (
-      ([1], 0, "tokens is 0: ask for 1 or more"), ([], 5, "the prompt is empty: give .* at least one token"),
-      ([3, VOCAB], 5, f"token {VOCAB} is not in the vocabulary of {VOCAB}: encode with the run's tokenizer"),
-      ([-1], 5, "token -1 is not"), (PROMPT[:21], 5, "prompt is 21 tokens long and attention sees 20: shorten it, or")):
+      ([1], 0, "tokens is 0: ask for 1 or more"),
+      ([], 5, "the prompt is empty: give .* at least one token"),
+      ([3, VOCAB], 5, f"token {VOCAB} is not in the vocabulary of {VOCAB}: encode with the run's "
+                      "tokenizer"),
+      ([-1], 5, "token -1 is not"),
+      (PROMPT[:21], 5, "prompt is 21 tokens long and attention sees 20: shorten it, or")):
     with pytest.raises(ValueError, match=message):
       s.generate(ids, tokens)  # at once, not at the first token
   with pytest.raises(TypeError):
@@ -195,11 +211,13 @@ def test_refusals(tmp_path):
   with pytest.raises(ValueError, match=f"prompt is 41 tokens long and attention sees {CONTEXT}"):
     stream("hope_attention").generate([1] * 41, 5)
   stream("hope_selfmod").generate([1] * 5000, 5)
-  with pytest.raises(FileNotFoundError, match=f"no conversation in {tmp_path}/none: save one there with /save"):
+  with pytest.raises(FileNotFoundError,
+                     match=f"no conversation in {tmp_path}/none: save one there with /save"):
     s.load(tmp_path / "none")
   s.save(tmp_path / "talk")
   c = tiny("window")
-  with pytest.raises(ValueError, match=f"the fast state in {tmp_path}/talk belongs to another model"):
+  with pytest.raises(ValueError,
+                     match=f"the fast state in {tmp_path}/talk belongs to another model"):
     Stream(c, parameters(c, seed=2)).load(tmp_path / "talk")
   c.attention.window = 16  # the same parameters, another cache
   with pytest.raises(ValueError, match="checkpoint of another fast state"):
@@ -210,7 +228,8 @@ def test_refusals(tmp_path):
 def run(tmp_path_factory):
   """A run's folder, as the trainer leaves it."""
   workdir = tmp_path_factory.mktemp("run")
-  words = ["def f(x):\n  return [naïve, 日本]\n"] * 5 + [f"{word} = {word[::-1]}\n" for word in dir(np)]
+  words = ["def f(x):\n  return [naïve, 日本]\n"] * 5 + [f"{word} = {word[::-1]}\n"
+                                                       for word in dir(np)]
   tokenizer.train(words, workdir / "tokenizer.model", 320)
   c, tok = tiny("hope_selfmod", 320), tokenizer.Tokenizer(workdir / "tokenizer.model")
   (workdir / "config.json").write_text(config.to_json(c))
@@ -222,7 +241,9 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def here(run, capsys):
-  """A program in this process: (what it prints, what else it says), or the message it exits with."""
+  """A program in this process: (what it prints, what else it says),
+  or the message it exits with.
+  """
   def call(program, *argv, checkpoint=run):
     values = flags.FlagValues()
     program.define_flags(values)
@@ -248,7 +269,8 @@ def test_a_run_is_loaded_with_its_tokenizer(run, tmp_path):
   c, params, tok = opening.load(run)
   assert c == tiny("hope_selfmod", 320) and tok.size == 320
   chex.assert_trees_all_equal(params, parameters(c))
-  with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}/checkpoints .*train one with"):
+  with pytest.raises(FileNotFoundError,
+                     match=f"no checkpoint in {tmp_path}/checkpoints .*train one with"):
     opening.load(tmp_path)
   other = shutil.copytree(run, tmp_path / "other")
   tokenizer.train(["abc abd abe\n"] * 99, other / "tokenizer.model", 269)
@@ -260,7 +282,9 @@ def test_a_run_is_loaded_with_its_tokenizer(run, tmp_path):
   meta = json.loads(json.dumps(stored.read_meta(run / "checkpoints"))) | {"tokenizer": "none"}
   with checkpoint.Checkpoints(other / "checkpoints", keep=1) as saved:
     saved.save(8, TrainState(jnp.int32(8), params, (), jax.random.key(0)), {}, meta)
-  with pytest.raises(ValueError, match="was not trained on text and has no tokenizer: choose a run with data.task"):
+  with pytest.raises(ValueError,
+                     match="was not trained on text and has no tokenizer: choose a run with "
+                           "data.task"):
     opening.load(other)
 
 
@@ -272,22 +296,28 @@ def test_the_program_writes_what_the_stream_writes(run, cli):
   assert text == tok.decode(write(Stream(c, params, never=[tok.eos]), ids, 20), "replace") + "\n"
   size = fast_bytes(lm.init_fast(c, 1))
   assert f"[{len(ids)} tokens read, 20 written, " in said and f"{size:,} bytes of state" in said
-  sampled = [cli("--prompt=value9 =", "--tokens=20", "--endless", f"--seed={seed}")[0] for seed in (1, 1, 2)]
+  sampled = [cli("--prompt=value9 =", "--tokens=20", "--endless", f"--seed={seed}")[0]
+             for seed in (1, 1, 2)]
   assert sampled[0] == sampled[1] != sampled[2]
 
 
 def test_a_conversation_over_several_programs(cli, run, tmp_path):
-  chat = lambda *argv, lines: cli("--interactive", "--tokens=6", "--endless", *argv, lines=lines)
+  def chat(*argv, lines):
+    return cli("--interactive", "--tokens=6", "--endless", *argv, lines=lines)
   first, _ = chat("--prompt=def f", lines=["value1"])
   both, _ = chat("--prompt=def f", lines=["value1", f"/save {tmp_path}/talk", "value2", "return"])
   assert both.startswith(first)
-  assert chat(f"--state={tmp_path}/talk", lines=["value2", "return", "/quit", "never read"])[0] == both[len(first):]
-  again, said = chat(lines=["value3", "/reset", "def", f"/load {tmp_path}/talk", "value2", "return"])
+  assert chat(f"--state={tmp_path}/talk",
+              lines=["value2", "return", "/quit", "never read"])[0] == both[len(first):]
+  again, said = chat(lines=["value3", "/reset", "def", f"/load {tmp_path}/talk", "value2",
+                            "return"])
   assert again.endswith(both[len(first):]) and "[/reset: 0 tokens in this conversation]" in said
   assert cli(f"--state={tmp_path}/talk", "--tokens=6", "--endless")[0]  # goes on without a prompt
   steps = run / "checkpoints"
-  _, said = chat(lines=["/sav x", "/load", f"/load {tmp_path}/none", f"/save {steps}", f"/load {steps}"])
-  for wanted in ("'/sav x' is not a command: use one of /save DIR", "'/load' is not a command", "no conversation in",
+  _, said = chat(lines=["/sav x", "/load", f"/load {tmp_path}/none", f"/save {steps}",
+                        f"/load {steps}"])
+  for wanted in ("'/sav x' is not a command: use one of /save DIR", "'/load' is not a command",
+                 "no conversation in",
                  "holds a run's checkpoints, not a conversation: choose another directory"):
     assert wanted in said
   assert said.count("holds a run's checkpoints") == 2 and sidecar.steps(steps) == [7]
@@ -305,9 +335,12 @@ def test_a_memorized_text_is_where_generation_goes_on(run, cli, learn, tmp_path)
   (tmp_path / "notes").write_text("value9 = 日")
   printed, said = learn(f"--text={tmp_path / 'notes'}", f"--state={tmp_path / 'out'}")
   losses = dict(line.split()[:2] for line in printed.splitlines())
-  assert list(losses) == ["before", "read", "after"] and float(losses["after"]) != float(losses["before"]) == float(losses["read"])
+  assert list(losses) == ["before", "read",
+                          "after"] and float(losses["after"]) != float(losses["before"]) == float(
+                              losses["read"])
   assert f"saved in {tmp_path}/out: go on with python -m hope_jax.generate" in said
-  text, _ = cli(f"--state={tmp_path}/out", "--prompt= x", "--tokens=9", "--endless", "--temperature=0")
+  text, _ = cli(f"--state={tmp_path}/out", "--prompt= x", "--tokens=9", "--endless",
+                "--temperature=0")
   ids = [tok.bos, *tok.encode("value9 = 日"), *tok.encode(" x")]
   assert text == tok.decode(write(Stream(c, params, never=[tok.eos]), ids, 9), "replace") + "\n"
 
@@ -317,10 +350,12 @@ def test_memorize_refuses(learn, run, tmp_path):
   empty = f"--text={tmp_path / 'empty'}"
   assert "empty holds 0 tokens: there is nothing to learn from fewer than 2" in learn(empty)
   assert "No such file" in learn(f"--text={tmp_path / 'none'}")
-  assert "teach.paths: cms_fast is not written by this model: choose from selfmod, or none" in learn(empty, "--paths=cms_fast")
+  said = learn(empty, "--paths=cms_fast")
+  assert "teach.paths: cms_fast is not written by this model: choose from selfmod, or none" in said
   assert "teach.layers: 7 is none of the layers 0 to 1" in learn(empty, "--layers=7")
   assert "--layers=first: layers are numbers from 0" in learn(empty, "--layers=first")
-  assert "holds a run's checkpoints, not a conversation" in learn(empty, f"--state={run / 'checkpoints'}")
+  assert "holds a run's checkpoints, not a conversation" in learn(empty,
+                                                                  f"--state={run / 'checkpoints'}")
 
 
 def test_the_program_refuses(cli, tmp_path):

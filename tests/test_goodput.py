@@ -43,8 +43,10 @@ def test_goodput_over_a_crash(tmp_path):
   s = second.summary()
   assert s["seconds"] == 25 and s["starts"] == 2 and s["lost_steps"] == 5
   seconds = {kind: round(s[kind] * 25, 6) for kind in KINDS}
-  assert seconds == {"steps": 12.5, "start": 2, "compile": 3, "data": 1, "save": 3, "restore": 1, "evaluation": 0, "lost": 2.5}
-  assert second.line().startswith("goodput: 50.0 % of 0:00:25 in steps that stayed; start 8.0, compile 12.0")
+  assert seconds == {"steps": 12.5, "start": 2, "compile": 3, "data": 1, "save": 3, "restore": 1,
+                     "evaluation": 0, "lost": 2.5}
+  assert second.line().startswith("goodput: 50.0 % of 0:00:25 in steps that stayed; start 8.0, "
+                                  "compile 12.0")
 
 
 def test_an_account_that_cannot_be_read_does_not_stop_a_run(tmp_path):
@@ -58,5 +60,6 @@ def test_goodput_of_a_run(tmp_path):
   loop.train(short(), tmp_path)
   row, = (row for row in strict_rows(tmp_path) if "goodput/steps" in row)
   assert sum(row[f"goodput/{kind}"] for kind in KINDS) == pytest.approx(1)
-  assert all(row[f"goodput/{kind}"] > 0 for kind in ("steps", "start", "compile", "data", "save", "evaluation"))
+  assert all(row[f"goodput/{kind}"] > 0
+             for kind in ("steps", "start", "compile", "data", "save", "evaluation"))
   assert row["goodput/restore"] < 0.01 and row["goodput/lost"] == 0 and row["goodput/starts"] == 1

@@ -1,4 +1,6 @@
-"""Laws of many processes: they train as one, stop at the same step, and none outlives another's death."""
+"""Laws of many processes: they train as one, stop at the same step,
+and none outlives another's death.
+"""
 
 import contextlib
 import os
@@ -26,8 +28,10 @@ ENDLESS = [f"--config.train.{name}=100000" for name in ("steps", "eval_every", "
 
 
 def environment(**more):
-  kept = {name: value for name, value in os.environ.items() if name not in (*hosts.NAMES, "JAX_NUM_CPU_DEVICES")}
-  return kept | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | more
+  kept = {name: value for name, value in os.environ.items()
+          if name not in (*hosts.NAMES, "JAX_NUM_CPU_DEVICES")}
+  return kept | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                 "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | more
 
 
 @pytest.fixture(autouse=True)
@@ -46,12 +50,14 @@ def run(tmp_path):
   c.model.dropout = 0.0
   (tmp_path / "config.json").write_text(config.to_json(c))
   file = tmp_path / "config.py"
-  file.write_text(f"from hope_jax import config\nget_config = lambda: config.load({str(tmp_path / 'config.json')!r})\n")
+  file.write_text("from hope_jax import config\nget_config = lambda: "
+                  f"config.load({str(tmp_path / 'config.json')!r})\n")
   return c, [f"--config={file}", f"--workdir={tmp_path / 'run'}"]
 
 
 def start(command, variables):
-  started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=variables,
+  started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.PIPE, text=True, env=variables,
                                   start_new_session=True))
   return started[-1]
 
@@ -66,7 +72,8 @@ def two(*command):
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{probe.getsockname()[1]}"
-  return [start([sys.executable, *command], environment(**dict(zip(hosts.NAMES, (address, "2", str(i)))))) for i in range(2)]
+  return [start([sys.executable, *command],
+                environment(**dict(zip(hosts.NAMES, (address, "2", str(i)))))) for i in range(2)]
 
 
 def until_step(process):
@@ -81,7 +88,8 @@ def until_step(process):
 
 def children(process):
   """The processes of local.sh, by number."""
-  found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+  found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)],
+                         capture_output=True, text=True).stdout
   return sorted(int(line.split()[0]) for line in found.splitlines() if "hope_jax.launch" in line)
 
 
@@ -94,8 +102,10 @@ def test_local_trains_as_one_process_and_the_first_writes(run, tmp_path):
   said = both.stderr.read()
   assert both.wait() == 0, said
   want, got = losses(tmp_path / "one"), losses(tmp_path / "run")
-  np.testing.assert_allclose([got[i] for i in range(1, 13)], [want[i] for i in range(1, 13)], rtol=0, atol=1e-5)
-  assert said.count("step 12/12") == said.count("step 12 validation") == 1 and "2 cpu device(s)" in said
+  np.testing.assert_allclose([got[i] for i in range(1, 13)], [want[i] for i in range(1, 13)],
+                             rtol=0, atol=1e-5)
+  assert said.count("step 12/12") == said.count(
+      "step 12 validation") == 1 and "2 cpu device(s)" in said
   assert (tmp_path / "run" / "metrics.jsonl").read_text().count("train/loss") == 12
   assert len(list((tmp_path / "run" / "tb").iterdir())) == 1
 
@@ -128,7 +138,8 @@ def test_a_process_that_is_killed_ends_the_other(run, killed):
   began = time.monotonic()
   said = both.stderr.read()
   assert both.wait() == 137 and time.monotonic() - began < 20
-  assert f"process {killed} of 2 died (status 137, signal KILL): ending the others; the same command resumes" in said
+  assert (f"process {killed} of 2 died (status 137, signal KILL): ending the others; the same "
+          "command resumes") in said
   assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
@@ -157,14 +168,16 @@ launch.run()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error, known", [("OSError(5, 'Input/output error')", True), ("KeyError('a bug')", False)])
+@pytest.mark.parametrize("error, known",
+                         [("OSError(5, 'Input/output error')", True), ("KeyError('a bug')", False)])
 def test_an_error_in_one_process_ends_both_and_nobody_waits(run, tmp_path, error, known):
   both = two("-c", FAILING.format(error=error), *run[1])
   said = [process.communicate(timeout=100)[1] for process in both]
   assert all(process.returncode for process in both)
   assert "process 1 of 2: " + ("OSError: [Errno 5]" if known else "KeyError: 'a bug'") in said[1]
   assert ("Traceback" in said[1]) != known
-  assert "process 0 of 2: JaxRuntimeError" in said[0] and "if another process died, its last line says why" in said[0]
+  assert "process 0 of 2: JaxRuntimeError" in said[
+      0] and "if another process died, its last line says why" in said[0]
   assert sidecar.steps(tmp_path / "run" / "checkpoints") == [5]
 
 
@@ -176,14 +189,18 @@ def test_what_the_environment_does_not_say_is_named(monkeypatch):
   hosts.connect()
   monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
   monkeypatch.setenv("JAX_PROCESS_ID", "0")
-  with pytest.raises(ValueError, match="JAX_NUM_PROCESSES=2, .* without JAX_COORDINATOR_ADDRESS: set all three, or start"):
+  with pytest.raises(ValueError,
+                     match="JAX_NUM_PROCESSES=2, .* without JAX_COORDINATOR_ADDRESS: set all "
+                           "three, or start"):
     hosts.connect()
   monkeypatch.delenv("JAX_NUM_PROCESSES")  # else every process would train alone, all in one folder
-  with pytest.raises(ValueError, match="JAX_PROCESS_ID=0 without JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES"):
+  with pytest.raises(ValueError,
+                     match="JAX_PROCESS_ID=0 without JAX_COORDINATOR_ADDRESS and JAX_NUM_PROC"):
     hosts.connect()
   monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
   monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
-  for name, value, message in (("PROCESS_ID", "2", "JAX_PROCESS_ID=2 of JAX_NUM_PROCESSES=2: they are numbered from 0 to 1"),
+  for name, value, message in (("PROCESS_ID", "2", "JAX_PROCESS_ID=2 of JAX_NUM_PROCESSES=2: they "
+                                                   "are numbered from 0 to 1"),
                                ("NUM_PROCESSES", "two", "JAX_NUM_PROCESSES=two is no number")):
     monkeypatch.setenv(f"JAX_{name}", value)
     with pytest.raises(ValueError, match=message):

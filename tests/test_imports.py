@@ -1,4 +1,6 @@
-"""Who may import whom: arrows between folders go one way, and the memories know nothing of models, data or files."""
+"""Who may import whom: arrows between folders go one way, and the memories know nothing of models,
+data or files.
+"""
 
 import ast
 from pathlib import Path
@@ -8,13 +10,17 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hope_jax"
 # each folder imports those before it; inside a folder there is no circle
-FOLDERS = ("versions", "config", "runtime", "memory", "checkpoints", "data", "model", "reading", "scoring", "training", "reports")
+FOLDERS = ("versions", "config", "runtime", "memory", "checkpoints", "data", "model", "reading",
+           "scoring", "training", "reports")
 WITHOUT_JAX = (
-    "versions", "config", "integrity", "report", "data.__main__", "runtime.program", "runtime.goodput", "runtime.signals", "checkpoints.sidecar", "data.corpus",
-    "data.tokenizer", "data.shard", "data.windows", "data.tokenized", "scoring.bigram", "scoring.intervals", "reports.tables",
-    "reports.memorized")
-SELF_MODIFYING = [f"memory.{name}" for name in ("products", "delta_rule", "write_rule", "linear_memory", "mlp_memory")]
-MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")
+    "versions", "config", "integrity", "report", "data.__main__", "runtime.program",
+    "runtime.goodput", "runtime.signals", "checkpoints.sidecar", "data.corpus",
+    "data.tokenizer", "data.shard", "data.windows", "data.tokenized", "scoring.bigram",
+    "scoring.intervals", "reports.tables", "reports.memorized")
+SELF_MODIFYING = [f"memory.{name}" for name in ("products", "delta_rule", "write_rule",
+                                                "linear_memory", "mlp_memory")]
+MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+           for path in PACKAGE.rglob("*.py")
            if path.name != "__init__.py"}
 
 
@@ -31,17 +37,21 @@ def imports(name):
       outside |= {alias.name.split(".")[0] for alias in node.names}
     elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "hope_jax":
       start = node.module.removeprefix("hope_jax").strip(".")
-      inside |= {start} if start in MODULES else {f"{start}.{alias.name}".strip(".") for alias in node.names}
+      inside |= {start} if start in MODULES else {f"{start}.{alias.name}".strip(".")
+                                                  for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
       outside.add(node.module.split(".")[0])
   return inside, outside
 
 
 def reached(name, seen=()):
-  """All modules that a file imports, directly or through others of its folder. AssertionError for a circle."""
+  """All modules that a file imports, directly or through others of its folder.
+  AssertionError for a circle.
+  """
   assert name not in seen, f"a circle of imports: {' -> '.join([*seen, name])}"
   own = imports(name)[0]
-  return own.union(*(reached(other, (*seen, name)) for other in own if folder(other) == folder(name)))
+  return own.union(*(reached(other, (*seen, name)) for other in own
+                     if folder(other) == folder(name)))
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -53,13 +63,16 @@ def test_imports_go_one_way(name):
     allowed = FOLDERS[:FOLDERS.index(folder(name)) + 1]
     assert {folder(other) for other in inside} <= set(allowed)
   if folder(name) == "memory":
-    assert outside <= {"jax", "dataclasses", "itertools", "typing"} | (set() if name in SELF_MODIFYING else {"optax", "flax"})
+    assert outside <= {"jax", "dataclasses", "itertools",
+                       "typing"} | (set() if name in SELF_MODIFYING else {"optax", "flax"})
   if name in WITHOUT_JAX:
     assert not outside & {"jax", "flax", "optax"}
 
 
-@pytest.mark.parametrize("name", sorted({folder(name) for name in MODULES} - {"", "versions", "config"}))
+@pytest.mark.parametrize("name",
+                         sorted({folder(name) for name in MODULES} - {"", "versions", "config"}))
 def test_a_folder_lists_its_files(name):
   text = ast.get_docstring(ast.parse((PACKAGE / name / "__init__.py").read_text()), clean=False)
   listed = re.findall(r"^    (\w+)    ?", text, re.MULTILINE)
-  assert sorted(listed) == sorted(module.split(".")[1] for module in MODULES if folder(module) == name)
+  assert sorted(listed) == sorted(module.split(".")[1] for module in MODULES
+                                  if folder(module) == name)

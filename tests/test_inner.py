@@ -1,10 +1,12 @@
-"""The inner optimizers against loops in NumPy, the arrays of a PyTorch implementation, and the bounds they state.
+"""The inner optimizers against loops in NumPy, the arrays of a PyTorch implementation, and the
+bounds they state.
 
     python -m pytest tests/test_inner.py
 
-The arrays (parity/README.md) and this package agree on preconditioned, dmgd and plain momentum; their nl_l2_precond is
-nl_l2_projector here, where nl_l2_precond is DGD itself. Their muon is momentum of tanh(g / (sqrt(v) + eps)), here it
-orthogonalises by Newton-Schulz; their l2_objective (g + 0.1 of its mean) is not offered.
+The arrays (parity/README.md) and this package agree on preconditioned, dmgd and plain momentum;
+their nl_l2_precond is nl_l2_projector here, where nl_l2_precond is DGD itself. Their muon is
+momentum of tanh(g / (sqrt(v) + eps)), here it orthogonalises by Newton-Schulz; their l2_objective
+(g + 0.1 of its mean) is not offered.
 """
 
 import json
@@ -19,7 +21,8 @@ import pytest
 from hope_jax.memory import inner_rules
 
 PARITY = pathlib.Path(__file__).parent / "parity"
-THEIRS = {"preconditioned": "preconditioned", "dmgd": "dmgd", "nl_l2_precond": "nl_l2_projector", "plain": "momentum"}
+THEIRS = {"preconditioned": "preconditioned", "dmgd": "dmgd", "nl_l2_precond": "nl_l2_projector",
+          "plain": "momentum"}
 LR = 0.3
 every_rule = pytest.mark.parametrize("name", inner_rules.RULES)
 
@@ -36,7 +39,8 @@ def tokens(seed):
 
 
 def inputs_of(x_NxI, params):
-  return {"up": {"kernel": inner_rules.summarise(x_NxI, params["up"]["kernel"])}, "norm": {"scale": None}}
+  return {"up": {"kernel": inner_rules.summarise(x_NxI, params["up"]["kernel"])},
+          "norm": {"scale": None}}
 
 
 def walk(name, gradients, xs=None, params=None, lr=LR, **options):
@@ -44,7 +48,8 @@ def walk(name, gradients, xs=None, params=None, lr=LR, **options):
   tx, params = inner_rules.make(name, lr, **options), tree(0) if params is None else params
   state, out = tx.init(params), []
   for i, g in enumerate(gradients):
-    updates, state = tx.update(g, state, params, inputs=None if xs is None else inputs_of(xs[i], params))
+    updates, state = tx.update(g, state, params,
+                               inputs=None if xs is None else inputs_of(xs[i], params))
     params = optax.apply_updates(params, updates)
     out.append(updates)
   return out, state, params
@@ -65,7 +70,8 @@ def by_hand(name, gradients, xs, w, beta, beta2, eps):
       u = g - np.outer(mean, mean @ g)
     elif name == "delta_momentum":  # Eq. 49 in its own layout, (out, in)
       grad, memory = column(g).T, column(m).T
-      memory = beta * memory @ (np.eye(len(g)) - grad.T @ grad / (1 + np.sum(g ** 2))) + (1 - beta) * grad
+      memory = (beta * memory @ (np.eye(len(g)) - grad.T @ grad / (1 + np.sum(g ** 2)))
+                + (1 - beta) * grad)
       m = memory.T.reshape(w.shape)
     if name != "delta_momentum":
       m = beta * m + (1 - beta) * u
@@ -91,7 +97,8 @@ def test_rule_equals_a_loop_by_hand(name, seen, x64):
   gradients, xs = [tree(i + 1) for i in range(4)], [tokens(i) for i in range(4)] if seen else None
   updates, *_ = walk(name, gradients, xs, **options)
   for group, leaf in (("up", "kernel"), ("norm", "scale")):
-    pick = lambda params: np.asarray(params[group][leaf])
+    def pick(params):
+      return np.asarray(params[group][leaf])
     known = [np.asarray(x) for x in xs] if seen and leaf == "kernel" else [None] * 4
     wanted = by_hand(name, [pick(g) for g in gradients], known, pick(tree(0)), **options)
     np.testing.assert_allclose([u[group][leaf] for u in updates], wanted, rtol=1e-9, atol=1e-12)
@@ -103,7 +110,8 @@ def replay(name, gradients, context=None):
   state, out = tx.init(jnp.zeros(gradients[0].T.shape)), []
   for i, g in enumerate(gradients):
     kernel = jnp.zeros(g.T.shape)
-    seen = None if context is None else inner_rules.Inputs(jnp.array(context[i]), jnp.array(1.0), kernel)
+    seen = None if context is None else inner_rules.Inputs(jnp.array(context[i]), jnp.array(1.0),
+                                                           kernel)
     updates, state = tx.update(jnp.array(g.T), state, inputs=seen)
     out.append(-np.asarray(updates).T)
   return np.stack(out), state
@@ -112,9 +120,12 @@ def replay(name, gradients, context=None):
 @pytest.mark.parametrize("theirs", THEIRS)
 def test_rule_matches_pytorch(theirs, x64):
   a, name = dict(np.load(PARITY / f"deep_momentum_{theirs}.npz")), THEIRS[theirs]
-  assert json.loads(str(a["config_json"])) == {"variant": theirs, "beta": 0.9, "beta2": 0.999, "eps": 1e-8}
-  tolerance = 1e-8 if theirs == "nl_l2_precond" else 1e-12  # they add 1e-8 to the norm of the context
-  close = lambda ours, wanted: np.testing.assert_allclose(ours, wanted, rtol=1e-9, atol=tolerance)
+  assert json.loads(str(a["config_json"])) == {"variant": theirs, "beta": 0.9, "beta2": 0.999,
+                                               "eps": 1e-8}
+  # they add 1e-8 to the norm of the context
+  tolerance = 1e-8 if theirs == "nl_l2_precond" else 1e-12
+  def close(ours, wanted):
+    return np.testing.assert_allclose(ours, wanted, rtol=1e-9, atol=tolerance)
   updates, state = replay(name, a["grads"], a["context"])
   close(updates, a["updates"])
   close(optax.tree.get(state, "trace").T, a["final_grad_avg"])
@@ -126,10 +137,12 @@ def test_rule_matches_pytorch(theirs, x64):
 
 def test_muon_is_newton_schulz_and_theirs_is_a_tanh(x64):
   a, w, unseen = dict(np.load(PARITY / "deep_momentum_muon.npz")), np.zeros((6, 8)), [None] * 6
-  scaled = -np.stack(by_hand("preconditioned", a["grads"], unseen, w, beta=0, beta2=0.999, eps=1e-8)) / LR
+  scaled = -np.stack(by_hand("preconditioned", a["grads"], unseen, w, beta=0, beta2=0.999,
+                             eps=1e-8)) / LR
   theirs = -np.stack(by_hand("dmgd", scaled, unseen, w, beta=0.9, beta2=0, eps=0)) / LR
   np.testing.assert_allclose(theirs, a["updates"], rtol=1e-9)
-  spectrum = lambda u: np.linalg.svd(u, compute_uv=False)
+  def spectrum(u):
+    return np.linalg.svd(u, compute_uv=False)
   assert (abs(spectrum(replay("muon", a["grads"])[0]) - 1) < 0.4).all()
   assert (abs(spectrum(a["updates"]) - 1) > 0.4).any()
 
@@ -137,28 +150,36 @@ def test_muon_is_newton_schulz_and_theirs_is_a_tanh(x64):
 def test_inputs_add_up_over_tokens(x64):
   x, kernel = tokens(1), tree(0)["up"]["kernel"]
   whole = inner_rules.summarise(x, kernel)
-  parts = jax.tree.map(jnp.add, inner_rules.summarise(x[:2], kernel), inner_rules.summarise(x[2:], kernel))
+  parts = jax.tree.map(jnp.add, inner_rules.summarise(x[:2], kernel),
+                       inner_rules.summarise(x[2:], kernel))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), whole, parts)
   masked = inner_rules.summarise(x.at[2].set(jnp.nan), kernel, jnp.array([1, 1, 0, 1, 1]))
   left_out = inner_rules.summarise(jnp.delete(x, 2, 0), kernel)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), masked, left_out)
 
 
-@pytest.mark.parametrize("name, beta", [("sgd", 0), ("momentum", 0.0), ("momentum", 0.5), ("momentum", 0.9)])
+@pytest.mark.parametrize("name, beta",
+                         [("sgd", 0), ("momentum", 0.0), ("momentum", 0.5), ("momentum", 0.9)])
 def test_ema_weights_are_the_updates_that_happen(name, beta, x64):
   gradients = [tree(i) for i in range(1, 6)]
   weights = jax.jit(lambda happens_G: inner_rules.ema_weights(beta, happens_G))
-  for happens in ([0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [0, 1, 1, 0], [1, 0, 1, 1]):
+  for happens in ([0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [0, 1, 1, 0],
+                  [1, 0, 1, 1]):
     before, start, _ = walk(name, gradients[:1], beta=beta)  # m_0 is not zero
-    updates, state, _ = walk(name, gradients[:1] + [g for g, h in zip(gradients[1:], happens) if h], beta=beta)
+    updates, state, _ = walk(name, gradients[:1] + [g for g, h in zip(gradients[1:], happens) if h],
+                             beta=beta)
     weight_G, keep_G, carry, decay = weights(jnp.array(happens, bool))
     zero = jax.tree.map(jnp.zeros_like, gradients[0])
     m_0, m = (zero, zero) if name == "sgd" else (optax.tree.get(s, "trace") for s in (start, state))
-    mixed = lambda w_G, w, m: jax.tree.map(lambda m, *g: w * m + sum(a * b for a, b in zip(w_G, g)), m, *gradients[1:])
+    def mixed(w_G, w, m):
+      return jax.tree.map(lambda m, *g: w * m + sum(a * b for a, b in zip(w_G, g)), m,
+                          *gradients[1:])
     total = jax.tree.map(lambda *u: sum(u), zero, *updates[1:])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -LR * b, atol=1e-12), total, mixed(weight_G, carry, m_0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -LR * b, atol=1e-12), total,
+                 mixed(weight_G, carry, m_0))
     if name != "sgd":
-      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), m, mixed(keep_G, decay, m_0))
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), m,
+                   mixed(keep_G, decay, m_0))
 
 
 @every_rule
@@ -166,7 +187,8 @@ def test_linear_rules_are_linear_in_the_gradients(name, x64):
   a, b = ([tree(i) for i in seeds] for seeds in ((1, 2), (3, 4)))
   both, xs = [jax.tree.map(jnp.add, *pair) for pair in zip(a, b)], [tokens(1), tokens(2)]
   first, second, sum_of = (walk(name, g, xs)[0] for g in (a, b, both))
-  error = max(float(jnp.abs(x + y - z).max()) for x, y, z in zip(*map(jax.tree.leaves, (first, second, sum_of))))
+  error = max(float(jnp.abs(x + y - z).max())
+              for x, y, z in zip(*map(jax.tree.leaves, (first, second, sum_of))))
   assert (error < 1e-12) == (name in inner_rules.LINEAR)
 
 
@@ -176,7 +198,8 @@ def test_dgd_never_grows_a_kernel(lr, scale):
   params, norm = tree(0, dtype=jnp.float32), lambda p: np.linalg.norm(p["up"]["kernel"], 2)
   first = norm(params)
   for i in range(5):
-    x = scale * jnp.repeat(tokens(i)[:1], 5, 0).astype(jnp.float32)  # the same token again and again: the worst case
+    # the same token again and again: the worst case
+    x = scale * jnp.repeat(tokens(i)[:1], 5, 0).astype(jnp.float32)
     _, _, after = walk("nl_l2_precond", [jax.tree.map(jnp.zeros_like, params)], [x], params, lr)
     assert norm(after) <= norm(params) * (1 + 1e-6)
     params = after
@@ -192,12 +215,14 @@ def test_delta_momentum_never_exceeds_the_largest_gradient(beta, scale, x64):
     state = tx.init(g) if state is None else state
     m_before = optax.tree.get(state, "trace")
     _, state = tx.update(g, state)
-    for (path, m), before, g in zip(jax.tree_util.tree_leaves_with_path(optax.tree.get(state, "trace")),
+    for (path,
+         m), before, g in zip(jax.tree_util.tree_leaves_with_path(optax.tree.get(state, "trace")),
                                     jax.tree.leaves(m_before), jax.tree.leaves(g)):
       key = str(path)
       largest[key] = max(largest.get(key, 0), np.linalg.norm(g, 2))
       assert np.linalg.norm(m, 2) <= largest[key] * (1 + 1e-12)
-      assert np.linalg.norm(m - (1 - beta) * g, 2) <= beta * np.linalg.norm(before, 2) + 1e-12  # the factor's norm
+      # the factor's norm
+      assert np.linalg.norm(m - (1 - beta) * g, 2) <= beta * np.linalg.norm(before, 2) + 1e-12
 
 
 @pytest.mark.slow
@@ -212,11 +237,13 @@ def test_derivatives_are_finite_at_zero(name):
     return total
 
   first = jax.jit(jax.grad(loss))
-  second = jax.jit(jax.grad(lambda a: sum(jnp.sum(jnp.sin(d * 1e-3)) for d in jax.tree.leaves(jax.grad(loss)(a)))))
+  second = jax.jit(jax.grad(lambda a: sum(jnp.sum(jnp.sin(d * 1e-3))
+                                          for d in jax.tree.leaves(jax.grad(loss)(a)))))
   for scale in (0.0, 1e-15, 1e-10, 1.0):
     params = tree(0, scale, jnp.float32)
     state = jax.tree.map(lambda z: z + scale ** 2, inner_rules.make(name, LR).init(params))
-    arguments = tree(1, scale, jnp.float32), scale * tokens(0).astype(jnp.float32), params, state, jnp.float32(LR)
+    arguments = (tree(1, scale, jnp.float32), scale * tokens(0).astype(jnp.float32), params, state,
+                 jnp.float32(LR))
     for derivative in (first(arguments), second(arguments)):
       assert all(bool(jnp.isfinite(d).all()) for d in jax.tree.leaves(derivative)), scale
 
@@ -225,8 +252,10 @@ def test_derivatives_are_finite_at_zero(name):
 @every_rule
 def test_streams_and_layers_vmap_under_jit(name, dtype, x64):
   params = [tree(i, dtype=dtype) for i in range(3)]
-  gradients, xs = [tree(10 + i, dtype=dtype) for i in range(3)], [tokens(i).astype(dtype) for i in range(3)]
-  stack = lambda trees: jax.tree.map(lambda *a: jnp.stack(a), *trees)
+  gradients, xs = ([tree(10 + i, dtype=dtype) for i in range(3)],
+                   [tokens(i).astype(dtype) for i in range(3)])
+  def stack(trees):
+    return jax.tree.map(lambda *a: jnp.stack(a), *trees)
 
   def two_updates(lr, params, gradient, x):
     updates, state, _ = walk(name, [gradient, gradient], [x, x], params, lr)
@@ -235,7 +264,8 @@ def test_streams_and_layers_vmap_under_jit(name, dtype, x64):
   together = batched(jnp.asarray(LR, dtype), *map(stack, (params, gradients, xs)))
   alone = stack([two_updates(LR, *one) for one in zip(params, gradients, xs)])
   tolerance = 1e-4 if dtype == jnp.float32 else 1e-10
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), together, alone)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+               together, alone)
   assert {a.dtype for a in jax.tree.leaves((together, alone))} == {jnp.dtype(dtype)}
 
 
@@ -247,6 +277,8 @@ def test_state_starts_at_zero(name):
 
 
 def test_unknown_rule_lists_the_known_ones():
-  with pytest.raises(ValueError, match="no inner optimizer 'adam'; choose one of sgd, momentum, preconditioned, dmgd, "
-                                       "nl_l2_precond, nl_l2_projector, delta_momentum, muon"):
+  with pytest.raises(ValueError,
+                     match="no inner optimizer 'adam'; choose one of sgd, momentum, "
+                                       "preconditioned, dmgd, nl_l2_precond, nl_l2_projector, "
+                                       "delta_momentum, muon"):
     inner_rules.make("adam", LR)

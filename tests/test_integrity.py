@@ -1,4 +1,6 @@
-"""Laws of the sidecars: whatever happens to a file of a step, it is named, and the step is not loaded."""
+"""Laws of the sidecars: whatever happens to a file of a step, it is named,
+and the step is not loaded.
+"""
 
 import hashlib
 import os
@@ -32,7 +34,8 @@ OWNER = {"fingerprint": "model", "levels": {}}
 def state(step):
   """Tells its step in every array."""
   value = jnp.full((3, 4), step, jnp.float32)
-  return TrainState(jnp.int32(step), {"layer": {"w": value}}, (value + 1,), jax.random.key(step), {"clock": value + 2})
+  return TrainState(jnp.int32(step), {"layer": {"w": value}}, (value + 1,), jax.random.key(step),
+                    {"clock": value + 2})
 
 
 def flip(path):
@@ -76,24 +79,30 @@ def verify(path, capsys):
   return exit.value.code, capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize("damage, what", [(flip, "(differs|has grown)"), (Path.unlink, "is missing"),
-                                          (shorten, "(is truncated|has grown|differs)")], ids=["flipped", "missing", "truncated"])
+@pytest.mark.parametrize("damage, what",
+                         [(flip, "(differs|has grown)"), (Path.unlink, "is missing"),
+                                          (shorten, "(is truncated|has grown|differs)")],
+                         ids=["flipped", "missing", "truncated"])
 def test_any_file_damaged_is_named_and_the_step_before_is_restored(copy, damage, what, capsys):
   steps = copy / "checkpoints"
   names = files(steps / "2")
-  assert {"integrity.json", "meta/data.json", "iterator/data.json", "params/manifest.ocdbt"} <= set(names) and len(names) > 15
+  assert {"integrity.json", "meta/data.json", "iterator/data.json",
+          "params/manifest.ocdbt"} <= set(names) and len(names) > 15
   for name in names:
     whole = shutil.copytree(steps / "2", copy / "whole")
     damage(steps / "2" / name)
     code, lines = verify(copy, capsys)
     assert code == 1 and lines[0].startswith(f"{steps}/1: good"), name
-    assert lines[1] == f"{steps}/2: DAMAGED, 1 file(s)" and re.match(f"  {name}: {what}", lines[2]), lines
+    assert lines[1] == f"{steps}/2: DAMAGED, 1 file(s)" and re.match(f"  {name}: {what}",
+                                                                     lines[2]), lines
     with Checkpoints(steps, keep=2) as saved:
-      with pytest.raises(ValueError, match=f"{steps}/2 is damaged .{name}: .*: bring it back from a copy"):
+      with pytest.raises(ValueError,
+                         match=f"{steps}/2 is damaged .{name}: .*: bring it back from a copy"):
         saved.restore(2, state(0))
       assert saved.newest_good() == 1, name
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and f"step 2 is damaged ({name}: " in said[0] and "kept as 2.damaged, going on from step 1" in said[0]
+    assert len(said) == 1 and f"step 2 is damaged ({name}: " in said[
+        0] and "kept as 2.damaged, going on from step 1" in said[0]
     assert sidecar.check(steps / "2.damaged")
     shutil.rmtree(steps / "2.damaged")
     os.rename(whole, steps / "2")
@@ -107,7 +116,8 @@ def test_a_run_that_fell_back_goes_on_and_writes_the_damaged_step_again(copy, ca
     with Checkpoints(steps, keep=2) as saved:
       found = saved.newest_good()
       restored, position, meta = saved.restore(found, jax.eval_shape(lambda: state(0)))
-      assert position == {"next": 1} and meta == META and restored.step == 1 and np.all(restored.fast["clock"] == 3)
+      assert position == {"next": 1} and meta == META and restored.step == 1 and np.all(
+          restored.fast["clock"] == 3)
       assert saved.save(2, state(2), {"next": 2}, META)
     assert sidecar.steps(steps) == [1, 2] and (steps / again).is_dir()
     assert Checkpoints(steps, keep=2).newest_good() == 2
@@ -121,13 +131,14 @@ def test_evaluations_fall_back_too_and_hash_what_they_read(copy, capsys):
   flip(steps / "2" / "params" / "manifest.ocdbt")
   before = files(steps)
   assert np.all(weights.load(steps)[0]["layer"]["w"] == 1)
-  assert capsys.readouterr().err == (f"{steps}: step 2 is damaged (params/manifest.ocdbt: differs from what was written): "
-                                     "reading step 1\n")
+  assert capsys.readouterr().err == (f"{steps}: step 2 is damaged (params/manifest.ocdbt: differs "
+                                     "from what was written): reading step 1\n")
   assert files(steps) == before
   with pytest.raises(ValueError, match=f"{steps}/2 is damaged .params/manifest.ocdbt: differs"):
     weights.load(steps, step=2)
   flip(steps / "2" / "meta" / "data.json")
-  assert stored.read_meta(steps) == META and "step 2 is damaged (meta/data.json: " in capsys.readouterr().err
+  assert stored.read_meta(
+      steps) == META and "step 2 is damaged (meta/data.json: " in capsys.readouterr().err
   with pytest.raises(ValueError, match="meta/data.json"):
     stored.read_meta(steps, 2)
 
@@ -138,7 +149,9 @@ def test_without_a_good_step_the_error_names_the_files_and_nothing_is_moved(copy
   (steps / "2" / "params" / "_METADATA").unlink()
   before = files(steps)
   for read in (Checkpoints(steps, keep=2).newest_good, lambda: weights.load(steps)):
-    with pytest.raises(ValueError, match="is good: step 2: params/_METADATA: is missing; step 1: integrity.json: is missing: "):
+    with pytest.raises(ValueError,
+                       match="is good: step 2: params/_METADATA: is missing; step 1: "
+                             "integrity.json: is missing: "):
       read()
   assert files(steps) == before
 
@@ -166,9 +179,11 @@ def test_verify_reads_a_run_its_checkpoints_or_one_step_and_names_every_file(cop
   with open(steps / "2" / "iterator" / "data.json", "a") as file:
     file.write(" ")
   assert verify(steps / "2", capsys) == (1, [
-      f"{steps}/2: DAMAGED, 4 file(s)", f"  _CHECKPOINT_METADATA: is truncated: {size - 1} of {size} bytes",
+      f"{steps}/2: DAMAGED, 4 file(s)", f"  _CHECKPOINT_METADATA: is truncated: {size - 1} of "
+                                        f"{size} bytes",
       "  iterator/data.json: has grown: 12 of 11 bytes",
-      "  meta/data.json: differs from what was written", "  params/more: is extra, it was not written with the step"])
+      "  meta/data.json: differs from what was written",
+      "  params/more: is extra, it was not written with the step"])
   (steps / "1" / "integrity.json").unlink()
   code, lines = verify(steps / "1", capsys)
   assert code == 1 and "integrity.json: is missing" in lines[1]
@@ -179,10 +194,12 @@ def test_verify_reads_a_run_its_checkpoints_or_one_step_and_names_every_file(cop
 def test_verify_looks_at_the_files_beside_the_checkpoints(copy, capsys):
   flip(copy / "config.json")
   code, lines = verify(copy, capsys)
-  assert code == 0 and lines[-1].startswith("  config.json: is not that of step 2")  # a restart may change it
+  # a restart may change it
+  assert code == 0 and lines[-1].startswith("  config.json: is not that of step 2")
   flip(copy / "tokenizer.model")
   code, lines = verify(copy, capsys)
-  assert code == 1 and "  tokenizer.model: differs from the one that step 2 was trained with" in lines
+  assert code == 1
+  assert "  tokenizer.model: differs from the one that step 2 was trained with" in lines
   (copy / "tokenizer.model").unlink()
   assert verify(copy, capsys)[0] == 1
 
@@ -193,15 +210,18 @@ def test_the_program_runs_without_jax(copy):
   for damaged in (False, True):
     if damaged:
       flip(copy / "checkpoints" / "1" / "meta" / "data.json")
-    child = subprocess.run([sys.executable, "-c", code, copy], cwd=ROOT, capture_output=True, text=True)
-    assert child.returncode == damaged and ("meta/data.json: differs" in child.stdout) == damaged, child.stderr
+    child = subprocess.run([sys.executable, "-c", code, copy], cwd=ROOT, capture_output=True,
+                           text=True)
+    assert child.returncode == damaged and (
+        "meta/data.json: differs" in child.stdout) == damaged, child.stderr
 
 
 def test_the_sidecar_tells_what_wrote_the_step(run, tmp_path, monkeypatch):
   one, two = (sidecar.read(run / "checkpoints" / step) for step in "12")
   assert one["step"] == 1 and one["metric"] == 3 and one["tokenizer"] == META["tokenizer"]
   assert one["config"] == sidecar.sha256(run / "config.json")
-  assert one["rng"] == arrays.fingerprint({"rng": jax.random.key_data(jax.random.key(1))}) != two["rng"]
+  assert one["rng"] == arrays.fingerprint({"rng": jax.random.key_data(jax.random.key(1))}) != two[
+      "rng"]
   assert one["code"] == two["code"] == sidecar.code_version()
   sources = shutil.copytree(ROOT / "hope_jax", tmp_path / "hope_jax")
   monkeypatch.setattr(sidecar, "PACKAGE", sources)
@@ -210,7 +230,8 @@ def test_the_sidecar_tells_what_wrote_the_step(run, tmp_path, monkeypatch):
   assert sidecar.code_version() != one["code"]
 
 
-def test_a_step_has_its_name_only_when_it_is_hashed_and_training_does_not_wait(tmp_path, monkeypatch):
+def test_a_step_has_its_name_only_when_it_is_hashed_and_training_does_not_wait(tmp_path,
+                                                                               monkeypatch):
   hash_it, seal = threading.Event(), sidecar.seal
 
   def waiting(*args):
@@ -230,7 +251,8 @@ def test_a_step_has_its_name_only_when_it_is_hashed_and_training_does_not_wait(t
   assert sidecar.steps(tmp_path) == [1] and not sidecar.check(tmp_path / "1")
 
 
-def test_the_disk_has_a_step_before_its_name_and_its_name_before_another_is_deleted(tmp_path, monkeypatch):
+def test_the_disk_has_a_step_before_its_name_and_its_name_before_another_is_deleted(tmp_path,
+                                                                                    monkeypatch):
   done = []
   for module, name in ((os, "fsync"), (os, "rename"), (shutil, "rmtree")):
     def spy(first, *rest, name=name, real=getattr(module, name), **how):
@@ -245,7 +267,8 @@ def test_the_disk_has_a_step_before_its_name_and_its_name_before_another_is_dele
     saved.save(2, state(2), {}, META)
   named, deleted = done.index(("rename", "2.partial")), [kind for kind, _ in done].index("rmtree")
   on_disk = {path for kind, path in done[:named] if kind == "fsync"}
-  assert {f"2.partial/{name}" for name in files(tmp_path / "2")} | {"2.partial", "2.partial/params"} <= on_disk
+  assert {f"2.partial/{name}"
+          for name in files(tmp_path / "2")} | {"2.partial", "2.partial/params"} <= on_disk
   assert ("fsync", ".") in done[named:deleted]
 
 

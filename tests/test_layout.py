@@ -1,4 +1,5 @@
-"""Where tokens lie: slots congruent to positions, in order, none shared; against a loop over tokens.
+"""Where tokens lie: slots congruent to positions, in order, none shared; against a loop over
+tokens.
 
     python -m pytest tests/test_layout.py
 """
@@ -25,7 +26,9 @@ def arranged(segments, segment, count, grid, documents, aligned=False):
 
 
 def patterns(seed, most):
-  """Random rows of at most `most` documents, padding anywhere, and the states that they continue."""
+  """Random rows of at most `most` documents, padding anywhere,
+  and the states that they continue.
+  """
   rng = np.random.default_rng(seed)
   segments, segment = np.zeros((STREAMS, TOKENS), int), rng.integers(0, 4, STREAMS)
   for row in range(STREAMS):
@@ -62,9 +65,11 @@ def walk(segments, segment, count):
 def test_slots_are_congruent_to_positions_in_order_and_their_own(grid, most):
   for seed in range(4):
     segments, segment, count = patterns(seed, most)
-    layout, there, back = jax.tree.map(np.asarray, arranged(segments, segment, count, grid, most, False))
+    layout, there, back = jax.tree.map(np.asarray,
+                                       arranged(segments, segment, count, grid, most, False))
     assert layout.valid_BxS.shape[1] == slots.slots(TOKENS, grid, most, False)
-    np.testing.assert_array_equal(layout.valid_BxS.sum(1), (segments > 0).sum(1))  # no two tokens share a slot
+    # no two tokens share a slot
+    np.testing.assert_array_equal(layout.valid_BxS.sum(1), (segments > 0).sum(1))
     for row in range(STREAMS):
       position, document, segment_after, count_after = walk(segments[row], segment[row], count[row])
       tokens = np.flatnonzero(position >= 0)
@@ -74,7 +79,8 @@ def test_slots_are_congruent_to_positions_in_order_and_their_own(grid, most):
       np.testing.assert_array_equal(layout.document_BxS[row, slot], document[tokens])
       np.testing.assert_array_equal(there[row, slot], 1 + tokens)
       np.testing.assert_array_equal(back[row, tokens], 1 + tokens)
-      assert not there[row, ~layout.valid_BxS[row]].any() and np.isnan(back[row, position < 0]).all()
+      assert not there[row,
+                       ~layout.valid_BxS[row]].any() and np.isnan(back[row, position < 0]).all()
       assert (layout.segment_B[row], layout.count_B[row]) == (segment_after, count_after)
       ends = (slot[0], slot[-1]) if len(tokens) else (0, -1)
       assert (layout.first_B[row], layout.last_B[row]) == ends
@@ -102,7 +108,8 @@ def test_without_a_grid_or_aligned_tokens_stay_where_they_are(grid, aligned):
 def test_one_token_needs_no_slots_anywhere_in_its_document():
   segments, segment, count = np.array([[3], [3], [0]]), np.array([3, 2, 2]), np.array([5, 7, 7])
   layout, there, _ = arranged(segments, segment, count, 8, 1, False)
-  assert there.tolist() == [[1], [1], [1]] and layout.valid_BxS[:, 0].tolist() == [True, True, False]
+  assert there.tolist() == [[1], [1],
+                            [1]] and layout.valid_BxS[:, 0].tolist() == [True, True, False]
   assert layout.position_BxS[:2, 0].tolist() == [5, 0]
   assert layout.segment_B.tolist() == [3, 3, 2] and layout.count_B.tolist() == [6, 1, 7]
 

@@ -1,4 +1,6 @@
-"""Laws of the evaluation over long documents: exact sums, held-out text, intervals, resumption, refusals."""
+"""Laws of the evaluation over long documents:
+exact sums, held-out text, intervals, resumption, refusals.
+"""
 
 import functools
 import json
@@ -31,7 +33,8 @@ WORDS = "read write memory chunk token slow fast level query value".split()
 WRITTEN = ("--in_context", "--period=8", "--lr=0.05,0.1", "--paths=cms_slow")
 BATCH = 3  # one shape: compiled once
 SHORT = (f"--tokens={TOKENS}", "--min_tokens=20", f"--batch={BATCH}", "--max_samples=6")
-LEVELS = config.Level("fast", 8, lr=0.05), config.Level("slow", 8, lr=0.1)  # as --in_context makes them
+# as --in_context makes them
+LEVELS = config.Level("fast", 8, lr=0.05), config.Level("slow", 8, lr=0.1)
 
 
 def tiny(kind="hope_attention", **mixer):
@@ -60,14 +63,18 @@ def quick_compilation():
 def parameters():
   """Drawn without compiling anything."""
   rng = np.random.default_rng(1)
-  draw = lambda path, shape: jnp.asarray(rng.normal("scale" in str(path[-1]), 0.5, shape.shape), jnp.float32)
-  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: lm.init_params(tiny(), jax.random.key(0))))
+  def draw(path, shape):
+    return jnp.asarray(rng.normal("scale" in str(path[-1]), 0.5, shape.shape), jnp.float32)
+  return jax.tree_util.tree_map_with_path(draw,
+                                          jax.eval_shape(
+                                              lambda: lm.init_params(tiny(), jax.random.key(0))))
 
 
 def save(folder: Path, c) -> Path:
   """A run's folder, as the trainer leaves it."""
   tokenizer.train([document(i) for i in range(40)], folder / "tokenizer.model", VOCAB)
-  meta = {"config": config.to_json(c), "tokenizer": tokenizer.Tokenizer(folder / "tokenizer.model").digest}
+  meta = {"config": config.to_json(c),
+          "tokenizer": tokenizer.Tokenizer(folder / "tokenizer.model").digest}
   with checkpoint.Checkpoints(folder / "checkpoints", keep=1) as saved:
     saved.save(7, TrainState(jnp.int32(7), parameters(), (), jax.random.key(0)), {}, meta)
   return folder
@@ -77,12 +84,14 @@ def save(folder: Path, c) -> Path:
 def folder(tmp_path_factory):
   """lines.jsonl, which is held out, notes/, which was trained on, and the run."""
   folder = tmp_path_factory.mktemp("documents")
-  (folder / "lines.jsonl").write_text("".join(json.dumps({"body": document(i)}) + "\n" for i in range(12)))
+  (folder / "lines.jsonl").write_text("".join(json.dumps({"body": document(i)}) + "\n"
+                                              for i in range(12)))
   (folder / "notes").mkdir()
   for i in range(30):
     (folder / "notes" / f"{i}.txt").write_text(document(i))
   c = tiny()
-  notes = dict(name="notes", kind="text", path=str(folder / "notes"), field="", domains="", weight=1.0)
+  notes = dict(name="notes", kind="text", path=str(folder / "notes"), field="", domains="",
+               weight=1.0)
   c.data.sources = (ConfigDict(notes),)
   (folder / "run").mkdir()
   save(folder / "run", c)
@@ -93,7 +102,8 @@ def call(folder, name, *argv, checkpoint="run"):
   """The program in this process: what it wrote."""
   values = flags.FlagValues()
   program.define_flags(values)
-  rest = values(["long_documents", f"--checkpoint={folder / checkpoint}", f"--output={folder / name}", *argv])
+  rest = values(["long_documents", f"--checkpoint={folder / checkpoint}",
+                 f"--output={folder / name}", *argv])
   program.main(rest, values)
   return json.loads((folder / name).read_text())
 
@@ -113,36 +123,46 @@ def test_bits_per_byte_are_those_of_the_text(folder, whole):
   _, params, tok = opening.load(folder / "run")
   texts = {f"lines.jsonl:{i + 1}": document(i) for i in range(12)}
   apply = jax.jit(lambda ids: lm.build(tiny()).apply({"params": params}, ids)[0])
-  assert len(whole["rows"]) == 6 and whole["cut"] == sum(row["whole"] > TOKENS for row in whole["rows"]) > 0
+  assert len(whole["rows"]) == 6 and whole["cut"] == sum(row["whole"] > TOKENS
+                                                         for row in whole["rows"]) > 0
   for row in whole["rows"]:
     ids = tok.encode(texts[row["document"]])
     assert row["whole"] == len(ids) and row["tokens"] == min(len(ids), TOKENS)
     ids = np.array([tok.bos, *ids[:TOKENS]])
-    padded = np.zeros(TOKENS + 1, int)  # causal: what follows changes nothing, and one shape compiles once
+    # causal: what follows changes nothing, and one shape compiles once
+    padded = np.zeros(TOKENS + 1, int)
     padded[:len(ids)] = ids
-    losses = optax.softmax_cross_entropy_with_integer_labels(apply(padded[None])[0, :len(ids) - 1], ids[1:])
+    losses = optax.softmax_cross_entropy_with_integer_labels(apply(padded[None])[0, :len(ids) - 1],
+                                                             ids[1:])
     size = len(tok.decode_bytes(ids[1:]))
-    assert row["bytes"] == size and (row["whole"] > TOKENS or size == len(texts[row["document"]].encode()))
-    np.testing.assert_allclose(row["bits_per_byte"]["off"], float(losses.sum()) / math.log(2) / size, rtol=1e-5)
-  total = sum(row["nats"]["off"] for row in whole["rows"]) / math.log(2) / sum(row["bytes"] for row in whole["rows"])
+    assert row["bytes"] == size and (row["whole"] > TOKENS
+                                     or size == len(texts[row["document"]].encode()))
+    np.testing.assert_allclose(row["bits_per_byte"]["off"],
+                               float(losses.sum()) / math.log(2) / size, rtol=1e-5)
+  total = sum(row["nats"]["off"]
+              for row in whole["rows"]) / math.log(2) / sum(row["bytes"] for row in whole["rows"])
   np.testing.assert_allclose(whole["bits_per_byte"]["off"]["value"], total)
   assert list(whole["domains"]) == ["lines/lines"]  # all of them
   assert all(value == whole[key] for key, value in whole["domains"]["lines/lines"].items())
 
 
 def test_with_memory_is_each_document_memorized(folder, whole):
-  """Other documents of the batch change nothing; statistics are of the document's own chunks and of --paths."""
+  """Other documents of the batch change nothing;
+  statistics are of the document's own chunks and of --paths.
+  """
   _, params, tok = opening.load(folder / "run")
   c = tiny(in_context=True, levels=LEVELS)
   c.teach.paths = ("cms_slow",)
-  assert all(json.loads(config.to_json(c))[part] == whole["config"][part] for part in ("mixer", "teach"))
+  assert all(json.loads(config.to_json(c))[part] == whole["config"][part]
+             for part in ("mixer", "teach"))
   for row in (whole["rows"][0], whole["rows"][-1]):
     ids = [tok.bos, *tok.encode(document(int(row["document"].split(":")[1]) - 1))[:TOKENS]]
     _, alone = study.memorize(c, params, lm.init_fast(c, BATCH), [ids] * BATCH)
     np.testing.assert_allclose(row["nats"]["on"], alone.nats_BxT[0].sum(), rtol=1e-5)
     total = alone.totals()["cms_slow"]
     assert list(row["memories"]) == ["cms_slow"] and total["updates"] == -(-(len(ids) - 1) // 8)
-    np.testing.assert_allclose([row["memories"]["cms_slow"][key] for key in total], list(total.values()), rtol=1e-4)
+    np.testing.assert_allclose([row["memories"]["cms_slow"][key] for key in total],
+                               list(total.values()), rtol=1e-4)
   assert list(whole["memories"]) == whole["written"] == ["cms_slow"]
 
 
@@ -154,7 +174,8 @@ def test_positions_add_up_and_nothing_is_gained_before_the_first_write(whole):
   assert all(abs(entry["gain"]["value"]) > 1e-3 for entry in bins[1:])
   for name in ("off", "on", "gain"):
     total = sum(entry[name]["value"] * entry["tokens"] for entry in bins)
-    np.testing.assert_allclose(total / whole["tokens"], whole["nats_per_token"][name]["value"], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(total / whole["tokens"], whole["nats_per_token"][name]["value"],
+                               rtol=1e-6, atol=1e-9)
   assert bins[-1]["documents"] == whole["cut"] < bins[0]["documents"] == 6
 
 
@@ -163,11 +184,14 @@ def test_edges_are_two_an_octave(chunk, tokens):
   at = program.edges(chunk, tokens)
   assert at[0] == 0 and at[-1] == tokens and (np.diff(at) > 0).all()
   if tokens > 4 * chunk and chunk > 1:
-    assert at[1] == chunk and at[3] == 2 * chunk and at[5] == 4 * chunk and (at[2:] < 1.5 * at[1:-1]).all()
+    assert at[1] == chunk and at[3] == 2 * chunk and at[5] == 4 * chunk and (at[2:] < 1.5
+                                                                             * at[1:-1]).all()
 
 
 def test_intervals():
-  """The ratio of sums over documents drawn with replacement; pairs that differ alike have no width."""
+  """The ratio of sums over documents drawn with replacement;
+  pairs that differ alike have no width.
+  """
   rng = np.random.default_rng(0)
   top, bottom = rng.normal(5, 1, 20), rng.integers(1, 9, 20).astype(float)
   got = intervals.interval(top, bottom, 0)
@@ -177,7 +201,8 @@ def test_intervals():
   assert got["value"] == top.sum() / bottom.sum() and got == intervals.interval(top, bottom, 0)
   both = program.both_ways(top, top - 0.25 * bottom, bottom, 0)
   np.testing.assert_allclose(list(both["gain"].values()), 0.25)
-  np.testing.assert_allclose(list(intervals.interval([*top, 9.0], [*bottom, 0.0], 0).values()), list(got.values()))
+  np.testing.assert_allclose(list(intervals.interval([*top, 9.0], [*bottom, 0.0], 0).values()),
+                             list(got.values()))
   assert intervals.interval([3.0, 0.0], [2.0, 0.0], 0) == {"value": 1.5, "low": None, "high": None}
 
 
@@ -198,13 +223,15 @@ def test_interrupted_and_resumed_is_the_same_file(folder, lines, whole, monkeypa
   assert {"date", "command"} <= whole.keys()
   assert again | dict.fromkeys(("date", "command")) == whole | dict.fromkeys(("date", "command"))
   partial.write_text('{"seed": 1}\n[]\n[]\n')  # of other settings: not used
-  assert call(folder, "again.json", *lines, *WRITTEN, *SHORT)["rows"] == whole["rows"] and len(reads) == 5
+  assert call(folder, "again.json", *lines, *WRITTEN,
+              *SHORT)["rows"] == whole["rows"] and len(reads) == 5
 
 
 def test_only_validation_documents_of_what_was_trained_on(folder):
   c, _, tok = opening.load(folder / "run")
-  pick = lambda names, **k: program.choose(program.sources(names, "text", c.data.sources, 0.5), tok, **dict(
-      tokens=9, min_tokens=2, skip=0, count=99, seed=0) | k)
+  def pick(names, **k):
+    return program.choose(program.sources(names, "text", c.data.sources, 0.5), tok, **dict(
+        tokens=9, min_tokens=2, skip=0, count=99, seed=0) | k)
   names = {f"{i}.txt" for i in range(30)}
   held_out = {name for name in names if corpus.split_of(name, 0.5) == "validation"}
   assert 5 < len(held_out) < 25
@@ -230,14 +257,16 @@ def test_the_picture_is_the_gain_by_position(folder, whole):
   gain = [entry["gain"] for entry in whole["positions"]]
   line, band = axis.lines[0], axis.collections[0].get_paths()[0].vertices[:, 1]
   np.testing.assert_array_equal(line.get_ydata(), [entry["value"] for entry in gain])
-  assert {entry[key] for entry in gain for key in ("low", "high")} <= set(band) and axis.get_xscale() == "log"
+  assert {entry[key] for entry in gain
+          for key in ("low", "high")} <= set(band) and axis.get_xscale() == "log"
 
 
 def test_a_memory_without_updates_fails(whole):
   """In all documents together: one alone may be without surprise."""
   closed = dict(updates=0.0, gate_hits=0.0, moved=0.0, surprise=0.1, surprise_max=0.25)
   rows = [row | {"memories": {"cms_slow": closed}} for row in whole["rows"]]
-  with pytest.raises(RuntimeError, match="memory cms_slow made no update: no gate opened: .* surprise was 0.25"):
+  with pytest.raises(RuntimeError,
+                     match="memory cms_slow made no update: no gate opened: .* surprise was 0.25"):
     program.memories(rows)
   assert program.memories([*rows, whole["rows"][0]])["cms_slow"]["updates"] > 0
   still = [{"selfmod": {"moved/mem": 0.0, "eta": 0.1}}]
@@ -274,7 +303,8 @@ def test_memory_off():
 def test_flags_set_titan_and_levels():
   values = flags.FlagValues()
   program.define_flags(values)
-  values(["", "--checkpoint=x", "--output=y", "--period=4,8,16", "--rule=muon", "--lr=0.1,0.2,0.3", "--layers=1"])
+  values(["", "--checkpoint=x", "--output=y", "--period=4,8,16", "--rule=muon", "--lr=0.1,0.2,0.3",
+          "--layers=1"])
   levels = (config.Level("fast", 8), config.Level("slow", 8))
   c = program.change(tiny("hope_hybrid", in_context=True, levels=levels), values)
   assert [(e.period, e.rule, e.lr) for e in plan.of(c).levels.values()] == [
@@ -291,21 +321,27 @@ def test_numbers_of_memorize_are_drawn(tmp_path, monkeypatch):
     """As if the text had been read."""
     rng, shape = np.random.default_rng(0), (1, -(-len(ids) // CHUNK) * CHUNK)
     labels = np.arange(shape[1])[None] < len(ids) - 1
-    names, reads = ("updates", "open", "moved", "surprise", "teach", "pending"), ("before", "read", "after")
-    stats = {level: {name: rng.random((shape[1] // CHUNK, 2, 1)) for name in names} for level in ("fast", "slow")}
+    names, reads = ("updates", "open", "moved", "surprise", "teach",
+                    "pending"), ("before", "read", "after")
+    stats = {level: {name: rng.random((shape[1] // CHUNK, 2, 1)) for name in names}
+             for level in ("fast", "slow")}
     return None, {name: study.Report(rng.random(shape) * labels, labels, stats) for name in reads}
 
   monkeypatch.setattr(study, "study", studied)
   values, output = flags.FlagValues(), tmp_path / "new" / "out.json"
   memorize.define_flags(values)
-  memorize.main(values(["", f"--checkpoint={tmp_path}", f"--text={tmp_path / 'text'}", f"--output={output}"]), values)
+  memorize.main(values(["", f"--checkpoint={tmp_path}", f"--text={tmp_path / 'text'}",
+                        f"--output={output}"]), values)
   data = memorized.load(output)
-  assert sum(data["predicted"]) == data["tokens"] - 1 and len(data["predicted"]) == -(-data["tokens"] // CHUNK)
+  assert sum(data["predicted"]) == data["tokens"] - 1 and len(data["predicted"]) == -(
+      -data["tokens"] // CHUNK)
   assert list(data["nats"]) == ["before", "read", "after"]
   assert data["fingerprint"] == arrays.fingerprint(parameters())
   for name, nats in data["nats"].items():
-    np.testing.assert_allclose(sum(nats) / (data["tokens"] - 1), data["nats_per_token"][name], rtol=1e-5)
+    np.testing.assert_allclose(sum(nats) / (data["tokens"] - 1), data["nats_per_token"][name],
+                               rtol=1e-5)
   assert list(data["memories"]) == ["cms_fast", "cms_slow"]
   for path, memory in data["memories"].items():
     for key, name in (("updates", "updates"), ("open", "gate_hits"), ("moved", "moved")):
-      np.testing.assert_allclose(np.sum(np.mean(memory[key], 1)), data["totals"][path][name], rtol=1e-5)
+      np.testing.assert_allclose(np.sum(np.mean(memory[key], 1)), data["totals"][path][name],
+                                 rtol=1e-5)

@@ -1,4 +1,5 @@
-"""Laws of reading and learning: how a text is cut, padded, batched or placed changes nothing; and what is refused.
+"""Laws of reading and learning: how a text is cut, padded, batched or placed changes nothing; and
+what is refused.
 
 Models are tiny; every level writes, so any difference shows.
 """
@@ -22,7 +23,8 @@ from hope_jax.reading import conversation, stream, study
 
 VOCAB, CHUNK = 11, 8
 CLOSE = dict(atol=3e-5, rtol=1e-4)
-KINDS = ["hope_hybrid", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("hope_attention", "hope_selfmod",
+KINDS = ["hope_hybrid",
+         *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("hope_attention", "hope_selfmod",
                                                                                   "titan_hybrid"))]
 
 
@@ -35,7 +37,8 @@ def tiny(kind, **teach):
     c.mixer.kind = "swiglu"
   else:
     c.mixer.in_context = True
-  c.mixer.levels = (config.Level("fast", 2, lr=0.02), config.Level("mid", 8, rule="momentum", lr=0.02),
+  c.mixer.levels = (config.Level("fast", 2, lr=0.02),
+                    config.Level("mid", 8, rule="momentum", lr=0.02),
                     config.Level("slow", 16, rule="nl_l2_precond", lr=0.02))
   c.titan.update(dict(period=4, lr=0.02))
   c.selfmod.update(dict(memory="linear", chunk_generators=8, chunk_memory=8, eta_init=0.5))
@@ -76,13 +79,15 @@ def test_however_a_text_is_cut(kind, piece):
   want, report = read(kind, some, flush_partial=False)
   fast = None
   for first in range(0, n, piece):
-    fast, _ = read(kind, [t[first:first + piece] for t in some], first + piece >= n, fast, flush_partial=False)
+    fast, _ = read(kind, [t[first:first + piece] for t in some], first + piece >= n, fast,
+                   flush_partial=False)
   chex.assert_trees_all_close(fast, want, **CLOSE)
   periods = {name: entry.period for name, entry in plan.of(tiny(kind)).levels.items()}
   for name, count in updates(want).items():
     np.testing.assert_array_equal(count, n // periods[name])
     assert report.stats[name]["moved"].sum() > 0
-    np.testing.assert_array_equal(report.stats[name]["pending"][-1], n % periods[name] if periods[name] > CHUNK else 0)
+    np.testing.assert_array_equal(report.stats[name]["pending"][-1],
+                                  n % periods[name] if periods[name] > CHUNK else 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,7 +104,9 @@ def test_streams_are_alone(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_left_and_right_is_no_padding(kind):
-  """Rule 5: streams that have learned something read prompts of other lengths, padded to one; batch 1 is not padded."""
+  """Rule 5: streams that have learned something read prompts of other lengths, padded to one;
+  batch 1 is not padded.
+  """
   c, lengths = tiny(kind), (8, 5, 1)
   learned, _ = read(kind, texts(40, 33, 24))
   prompts = texts(*lengths, seed=2)
@@ -111,7 +118,8 @@ def test_padding_left_and_right_is_no_padding(kind):
     segments = np.where(here, np.asarray(learned.segment_B)[:, None], 0)
     logits, after = call(tokens, learned, segments)
     for b, prompt in enumerate(prompts):
-      own, alone = call(np.array([prompt]), select(learned, jnp.array([b])), segments[b][here[b]][None])
+      own, alone = call(np.array([prompt]), select(learned, jnp.array([b])),
+                        segments[b][here[b]][None])
       chex.assert_trees_all_close(logits[b][here[b]], own[0], **CLOSE)
       chex.assert_trees_all_close(select(after, jnp.array([b])), alone, **CLOSE)
 
@@ -133,7 +141,8 @@ def test_reading_goes_on_with_what_was_learned(kind):
   learned, _ = read(kind, [text[:32]])
   _, with_it = study.memorize(c, params, jax.tree.map(jnp.copy, learned), [text[32:]], write=False)
   forgotten = jax.tree.map(jnp.copy, learned)
-  forgotten = forgotten.replace(layers=forgotten.layers.replace(levels=lm.init_fast(c, 1).layers.levels))
+  forgotten = forgotten.replace(
+      layers=forgotten.layers.replace(levels=lm.init_fast(c, 1).layers.levels))
   _, without = study.memorize(c, params, forgotten, [text[32:]], write=False)
   assert np.abs(with_it.nats_BxT - without.nats_BxT).max() > 1e-3
   half, _ = study.memorize(c, params, jax.tree.map(jnp.copy, learned), [text[32:45]], write=False)
@@ -151,17 +160,21 @@ def test_parameters_are_untouched_and_a_closed_gate_changes_nothing(kind):
   read(kind, texts(40))
   fast, report = read(kind, texts(40), threshold=1e9)
   chex.assert_trees_all_equal(jax.tree.map(np.array, parameters(kind)), before)
-  fresh, learned = lm.init_fast(tiny(kind), 1), lambda level: (level.delta, level.rule, level.updates_B)
+  fresh, learned = lm.init_fast(tiny(kind),
+                                1), lambda level: (level.delta, level.rule, level.updates_B)
   for name, level in fast.layers.levels.items():
     chex.assert_trees_all_equal(learned(level), learned(fresh.layers.levels[name]))
-  with pytest.raises(RuntimeError, match="memory .* made no update: no gate opened: the largest surprise was"):
+  with pytest.raises(RuntimeError,
+                     match="memory .* made no update: no gate opened: the largest surprise was"):
     study.check_updates(report.totals())
   study.check_updates(report.totals(plan.of(tiny(kind, paths=("none",))).enabled))
 
 
 def test_self_modifying_memories_that_stand_still_are_an_error():
   c, none = tiny("hope_selfmod", paths=("selfmod",)), np.zeros((1, 8))
-  report = lambda moved: study.Report(none, none > 0, {"selfmod": {"moved/mem": np.full((1, 2), moved), "eta": np.ones((1, 2))}})
+  def report(moved):
+    return study.Report(none, none > 0,
+                        {"selfmod": {"moved/mem": np.full((1, 2), moved), "eta": np.ones((1, 2))}})
   with pytest.raises(RuntimeError, match="have not moved.*selfmod.eta_init"):
     study.check(c, [report(0.0)])
   study.check(c, [report(0.1)])
@@ -172,10 +185,13 @@ def test_a_memory_that_was_written_in_one_reading_was_written():
   """A text that is known surprises less: the gate may be closed when it is read again."""
   c, none = tiny("hope_attention", paths=("cms_mid",)), np.zeros((1, 8))
   names = ("updates", "open", "moved", "surprise", "pending")
-  report = lambda opened, surprise: study.Report(none, none > 0, {"mid": {
-      name: np.full((1, 2, 1), surprise if name == "surprise" else float(opened)) for name in names}})
+  def report(opened, surprise):
+    return study.Report(none, none > 0, {"mid": {
+        name: np.full((1, 2, 1), surprise if name == "surprise" else float(opened))
+        for name in names}})
   study.check(c, [report(True, 3.0), report(False, 1.0)])
-  with pytest.raises(RuntimeError, match="cms_mid made no update: no gate opened: the largest surprise was 2,"):
+  with pytest.raises(RuntimeError,
+                     match="cms_mid made no update: no gate opened: the largest surprise was 2,"):
     study.check(c, [report(False, 2.0), report(False, 1.0)])
 
 
@@ -185,11 +201,14 @@ def test_paths_and_layers():
   for name, count in updates(fast).items():
     assert (count[0] == 0).all() and (count[1] > 0).all() == (name in ("titan", "mid"))
   assert set(report.totals()) == {"titan", "cms_fast", "cms_mid", "cms_slow"}
-  memory = lambda **teach: read("hope_selfmod", texts(40), **teach)[0].layers.tokens["selfmod"].memory
-  moved = lambda a, b: [float(jnp.abs(x[i] - y[i]).max()) for i in (0, 1) for x, y in [list(map(
-      lambda t: jax.tree.leaves(t)[0], (a, b)))]]
+  def memory(**teach):
+    return read("hope_selfmod", texts(40), **teach)[0].layers.tokens["selfmod"].memory
+  def moved(a, b):
+    return [float(jnp.abs(x[i] - y[i]).max()) for i in (0, 1) for x, y in [list(map(
+        lambda t: jax.tree.leaves(t)[0], (a, b)))]]
   still = moved(memory(paths=("none",)), memory(paths=("none",), layers=(0,)))
-  assert still == [0, 0] and moved(memory(paths=("none",)), memory(paths=("selfmod",), layers=(1,)))[0] == 0
+  assert still == [0, 0] and moved(memory(paths=("none",)),
+                                   memory(paths=("selfmod",), layers=(1,)))[0] == 0
   assert moved(memory(paths=("none",)), memory(paths=("selfmod",), layers=(1,)))[1] > 0
 
 
@@ -213,14 +232,17 @@ def test_another_number_of_streams():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_is_saved_and_goes_on(kind, tmp_path):
-  """Rule 7: saved in the middle of a chunk and restored, it learns the same; another batch size or other levels are said."""
+  """Rule 7: saved in the middle of a chunk and restored, it learns the same;
+  another batch size or other levels are said.
+  """
   text, = texts(60)
   want, _ = read(kind, [text])
   early, _ = read(kind, [text[:21]], final=False)
   assert int((early.held_BxC >= 0).sum()) == 5  # 16 learned from, 5 wait
   own = conversation.owner(tiny(kind), parameters(kind))
   conversation.save(tmp_path / "state", early, own)
-  like = lambda c, batch: jax.eval_shape(lambda: lm.init_fast(c, batch))
+  def like(c, batch):
+    return jax.eval_shape(lambda: lm.init_fast(c, batch))
   restored, _ = conversation.load(tmp_path / "state", like(tiny(kind), 1), own)
   got, _ = read(kind, [text[21:]], fast=restored)
   chex.assert_trees_all_close(got, want, **CLOSE)
@@ -232,14 +254,18 @@ def test_a_state_is_saved_and_goes_on(kind, tmp_path):
     with pytest.raises(ValueError, match="checkpoint of another fast state"):
       conversation.load(tmp_path / "state", state, own)
   for c in (other, longer):
-    with pytest.raises(ValueError, match="written by other levels: it has (titan|cms_slow)=.*set the same levels"):
+    with pytest.raises(ValueError,
+                       match="written by other levels: it has (titan|cms_slow)=.*set the same "
+                             "levels"):
       conversation.load(tmp_path / "state", like(c, 1), conversation.owner(c, parameters(kind)))
   with pytest.raises(ValueError, match="belongs to another model"):
     conversation.load(tmp_path / "state", like(tiny(kind), 1), own | {"fingerprint": "another"})
 
 
 def test_generation_reads_what_waits(tmp_path):
-  """A stream started from a state of memorize first reads the tokens that were not learned from yet, saved or not."""
+  """A stream started from a state of memorize first reads the tokens that were not learned from
+  yet, saved or not.
+  """
   c, params, (text,) = tiny("hope_attention"), parameters("hope_attention"), texts(21)
   state, _ = read("hope_attention", [text], final=False)
   streams = [stream.Stream(c, params) for _ in range(3)]
@@ -271,14 +297,17 @@ LENGTHS = 43, 30, 21, 9, 16, 2, 40, 33
 
 def sizes(fast):
   """Of what each memory has learned in each layer."""
-  return np.array([jnp.abs(level.delta["up"]["kernel"]).sum((1, 2, 3)) for level in fast.layers.levels.values()]).ravel()
+  return np.array([jnp.abs(level.delta["up"]["kernel"]).sum((1, 2, 3))
+                   for level in fast.layers.levels.values()]).ravel()
 
 
 @pytest.mark.slow
 def test_many_devices_read_as_one():
   """Streams sharded over 8 devices of the host: the same losses, and the same is learned."""
-  done = subprocess.run([sys.executable, "-c", SHARDED], cwd=Path(__file__).resolve().parents[1], capture_output=True,
+  done = subprocess.run([sys.executable, "-c", SHARDED], cwd=Path(__file__).resolve().parents[1],
+                        capture_output=True,
                         env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"}, text=True)
   assert done.returncode == 0, done.stderr
   after, report = read("hope_hybrid", texts(*LENGTHS))
-  np.testing.assert_allclose(list(map(float, done.stdout.split())), [*report.loss_B, *sizes(after)], rtol=1e-4)
+  np.testing.assert_allclose(list(map(float, done.stdout.split())), [*report.loss_B, *sizes(after)],
+                             rtol=1e-4)

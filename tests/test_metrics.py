@@ -1,4 +1,6 @@
-"""Laws of the metrics: a resumed run leaves the file of an uninterrupted one; rates count training time alone."""
+"""Laws of the metrics: a resumed run leaves the file of an uninterrupted one;
+rates count training time alone.
+"""
 
 import json
 import time
@@ -14,7 +16,8 @@ from hope_jax.runtime.metrics import Meter, Metrics, format_line, matmul_rate
 def train(workdir, first, last, resume_step=-1):
   with Metrics(workdir, resume_step) as metrics:
     for step in range(first, last + 1):
-      metrics.write(step, {"loss": jnp.float32(1 / step), "memory": {"layer_0": np.float64(step)}, "tokens": 64 * step})
+      metrics.write(step, {"loss": jnp.float32(1 / step), "memory": {"layer_0": np.float64(step)},
+                           "tokens": 64 * step})
 
 
 def rows(workdir):
@@ -39,7 +42,8 @@ def test_damaged_lines_are_left_out_and_said(tmp_path, capsys):
     f.write(b"\0\0\0\n" + b'{"step\xff": 2}\n')  # as after a power cut
   with Metrics(tmp_path, 3) as metrics:
     assert metrics.resumed == set(whole[-1]) | {"time"}
-  assert rows(tmp_path) == whole and "metrics.jsonl: 2 damaged line(s) are left out" in capsys.readouterr().err
+  assert rows(tmp_path) == whole
+  assert "metrics.jsonl: 2 damaged line(s) are left out" in capsys.readouterr().err
 
 
 def board(workdir):
@@ -66,7 +70,8 @@ def test_run_from_the_start_drops_what_was_there(tmp_path):
 
 def test_rows_are_flat_numbers_and_on_disk_at_once(tmp_path):
   with Metrics(tmp_path) as metrics:
-    metrics.write(3, {"loss": jnp.float32(0.5), "memory": {"layer_0": {"norm": np.float32(2)}}, "tokens": np.int64(7)})
+    metrics.write(3, {"loss": jnp.float32(0.5), "memory": {"layer_0": {"norm": np.float32(2)}},
+                      "tokens": np.int64(7)})
     assert rows(tmp_path) == [{"step": 3, "loss": 0.5, "memory/layer_0/norm": 2.0, "tokens": 7}]
     with pytest.raises(ValueError, match=r"memory/all has shape \(2,\); write one number per name"):
       metrics.write(4, {"memory": {"all": jnp.zeros(2)}})
@@ -100,13 +105,17 @@ def test_meter_counts_training_time_alone():
 
 def test_lines_are_aligned_and_readable():
   rates = {"tokens_per_s": 51_234.0, "mfu": 0.312, "eta_s": 3725.0}
-  a = format_line(5, 1000, loss=8.31, bpb=2.9, rates=rates, grad_norm=1.25, lr=1e-3, memory=[0.1, 0.02])
-  b = format_line(990, 1000, loss=10.5, bpb=1.2, rates={"tokens_per_s": 1.5e6, "mfu": 0.05, "eta_s": 9.4},
+  a = format_line(5, 1000, loss=8.31, bpb=2.9, rates=rates, grad_norm=1.25, lr=1e-3,
+                  memory=[0.1, 0.02])
+  b = format_line(990, 1000, loss=10.5, bpb=1.2,
+                  rates={"tokens_per_s": 1.5e6, "mfu": 0.05, "eta_s": 9.4},
                   grad_norm=0.01, lr=1e-5, memory=[0.3, 0.4])
   assert a == ("step    5/1000  loss  8.3100  bpb 2.9000   51.2k tok/s  MFU 31.2%  eta  1:02:05  "
                "grad 1.25e+00  lr 1.00e-03  memory 1.0e-01 2.0e-02")
-  assert [i for i, c in enumerate(a) if c == "/"] == [i for i, c in enumerate(b) if c == "/"] and len(a) == len(b)
-  many = format_line(5, 1000, loss=8.31, bpb=2.9, rates=rates, grad_norm=1.25, lr=1e-3, memory=[0.1] * 23 + [0.5])
+  assert [i for i, c in enumerate(a) if c == "/"] == [i for i, c in enumerate(b)
+                                                      if c == "/"] and len(a) == len(b)
+  many = format_line(5, 1000, loss=8.31, bpb=2.9, rates=rates, grad_norm=1.25, lr=1e-3,
+                     memory=[0.1] * 23 + [0.5])
   assert many.endswith("memory 1.0e-01 to 5.0e-01 in 24 layers")
 
 

@@ -1,4 +1,6 @@
-"""Laws of every token mixer in the table, alone and in a pattern of all: a new row is tested by being there."""
+"""Laws of every token mixer in the table, alone and in a pattern of all:
+a new row is tested by being there.
+"""
 
 import functools
 import json
@@ -24,8 +26,10 @@ PATTERNS = {name: (name,) for name in mixers.TABLE} | {"all": tuple(mixers.TABLE
 def tiny(name, titan="none", in_context=False):
   """Two layers of a mixer; of all of them, four, so that one period is whole and another is not."""
   c = config.base()
-  c.model.update(dict(pattern=PATTERNS[name], titan=titan, dim=8, heads=2, layers=len(PATTERNS[name]) + 1, vocab=VOCAB))
-  c.mixer.update(dict(hidden=1.0, in_context=in_context, levels=(config.Level("fast", 8, lr=0.02),)))
+  c.model.update(dict(pattern=PATTERNS[name], titan=titan, dim=8, heads=2,
+                      layers=len(PATTERNS[name]) + 1, vocab=VOCAB))
+  c.mixer.update(dict(hidden=1.0, in_context=in_context,
+                      levels=(config.Level("fast", 8, lr=0.02),)))
   c.selfmod.update(dict(memory="linear", chunk_generators=4, chunk_memory=4, eta_init=0.5))
   c.titan.update(dict(period=4, lr=0.02))
   c.teach.update(dict(chunk=8, clip=1.0))
@@ -40,7 +44,8 @@ def setup(name):
   c, noise = tiny(name), np.random.default_rng(1)
   params = jax.tree.map(lambda p: p + 0.2 * noise.standard_normal(p.shape, np.float32),
                         jax.jit(functools.partial(lm.init_params, c))(jax.random.key(0)))
-  call = jax.jit(functools.partial(lm.build(c).apply, {"params": params}), static_argnames="documents")
+  call = jax.jit(functools.partial(lm.build(c).apply, {"params": params}),
+                 static_argnames="documents")
   return c, params, lambda *args, **kwargs: call(*args, **kwargs)[:2]
 
 
@@ -78,7 +83,8 @@ def test_the_future_is_not_seen_and_padding_and_packing_change_nothing(name):
   for padded, real in ((left, slice(5, None)), (right, slice(0, TOKENS))):
     here = jnp.zeros_like(padded).at[:, real].set(1)
     chex.assert_trees_all_close(call(padded, lm.init_fast(c, 1), here)[0][:, real], whole, **CLOSE)
-  packed, segments = jnp.concatenate([tokens, text(1, 1)], 1), jnp.repeat(jnp.array([[1, 2]]), TOKENS, 1)
+  packed, segments = jnp.concatenate([tokens, text(1, 1)],
+                                     1), jnp.repeat(jnp.array([[1, 2]]), TOKENS, 1)
   logits, _ = call(packed, lm.init_fast(c, 1), segments, documents=2)
   chex.assert_trees_all_close(logits, jnp.concatenate([whole, call(text(1, 1))[0]], 1), **CLOSE)
 
@@ -87,7 +93,8 @@ def test_the_future_is_not_seen_and_padding_and_packing_change_nothing(name):
 def test_it_trains_generates_is_exported_placed_and_counted(name):
   c, params, _ = setup(name)
   state = steps.init_state(c, jax.random.key(0))
-  batch = dict(tokens=text(2, 2, 32), labels=jnp.roll(text(2, 2, 32), -1, 1), segments=jnp.ones((2, 32), jnp.int32))
+  batch = dict(tokens=text(2, 2, 32), labels=jnp.roll(text(2, 2, 32), -1, 1),
+               segments=jnp.ones((2, 32), jnp.int32))
   step, losses = steps.make_train_step(c), []
   before = jax.tree.map(jnp.copy, state.params)
   for _ in range(4):
@@ -95,12 +102,14 @@ def test_it_trains_generates_is_exported_placed_and_counted(name):
     losses.append(float(out["loss"]))
   assert np.isfinite(losses).all() and losses[-1] < losses[0]
   for mixer in mixers.of(c):
-    moved = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), state.params["blocks"][mixer], before["blocks"][mixer])
+    moved = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), state.params["blocks"][mixer],
+                         before["blocks"][mixer])
     assert all(value > 0 for value in jax.tree.leaves(moved)), moved
   assert len(list(Stream(c, params).generate([1, 2, 3], 5))) == 5
   named = export.tensors(params, c)
   chex.assert_trees_all_equal(export.assembled(named, c), params)
-  assert len(named) == len({json.dumps(tensor.tolist()) for tensor in named.values()})  # nothing twice
+  # nothing twice
+  assert len(named) == len({json.dumps(tensor.tolist()) for tensor in named.values()})
   mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
   cut = jax.tree.leaves(sharding.of_params(params, mesh)) + jax.tree.leaves(
       sharding.of_fast(jax.eval_shape(lambda: lm.init_fast(c, 4)), mesh))
@@ -108,7 +117,9 @@ def test_it_trains_generates_is_exported_placed_and_counted(name):
   assert costs.forward_flops(c) > costs.reading_flops(c, 1) * 0.5 > 0
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ("attention", "all") else name
+@pytest.mark.parametrize("name",
+                         [pytest.param(name, marks=pytest.mark.slow) if name in ("attention", "all")
+                          else name
                                   for name in PATTERNS])
 def test_a_titan_memory_and_levels_write_beside_any_mixer(name):
   """In pieces as at once, and each memory acts."""
@@ -130,23 +141,29 @@ def test_the_gru_is_its_equation():
   want = np.zeros_like(h)
   for head in range(2):
     f = 1 / (1 + np.exp(-(gate[0, head] + h[0, head] @ u[0, head])))
-    want[0, head] = (1 - f) * h[0, head] + f * np.tanh(candidate[0, head] + (f * h[0, head]) @ u[1, head])
+    want[0, head] = (1 - f) * h[0, head] + f * np.tanh(candidate[0, head]
+                                                       + (f * h[0, head]) @ u[1, head])
   np.testing.assert_allclose(gru.step(*map(jnp.asarray, (u, h, gate, candidate))), want, atol=1e-5)
 
 
 def test_names_that_are_none_and_records_that_are_not_whole_are_refused(monkeypatch):
   c = tiny("gru")
   c.model.pattern = ("gru", "grru")
-  with pytest.raises(ValueError, match="grru is no token mixer; choose from attention, selfmod, gru"):
+  with pytest.raises(ValueError,
+                     match="grru is no token mixer; choose from attention, selfmod, gru"):
     checks.validate(c)
   monkeypatch.setitem(mixers.TABLE, "half", gru.MIXER._replace(forget=None, parameters=None))
   c.model.pattern = ("half",)
-  with pytest.raises(ValueError, match="mixer half has no forget, parameters: give it in its record"):
+  with pytest.raises(ValueError,
+                     match="mixer half has no forget, parameters: give it in its record"):
     checks.validate(c)
   with pytest.raises(TypeError, match="fresh"):
     contract.Mixer(build=gru.build)
-  with pytest.raises(ValueError, match="no row for parameter blocks/gru/extra: add one to the parameters of its module"):
-    sharding.of_params({"blocks": {"gru": {"extra": jnp.zeros(2)}}}, jax.sharding.AbstractMesh((1,), ("data",)))
+  with pytest.raises(ValueError,
+                     match="no row for parameter blocks/gru/extra: add one to the parameters of "
+                           "its module"):
+    sharding.of_params({"blocks": {"gru": {"extra": jnp.zeros(2)}}},
+                       jax.sharding.AbstractMesh((1,), ("data",)))
 
 
 def test_a_pattern_that_is_longer_than_the_model_is_refused():

@@ -1,4 +1,5 @@
-"""Laws of the language model: cutting, packing, padding and batching streams changes nothing; the future cannot leak.
+"""Laws of the language model: cutting, packing, padding and batching streams changes nothing; the
+future cannot leak.
 
     python -m pytest tests/test_model.py -m 'not slow'
 """
@@ -23,7 +24,8 @@ CLOSE = dict(atol=2e-5, rtol=1e-5)
 
 SELFMOD = {
     "mlp": dict(chunk_memory=8, chunk_generators=4),
-    "linear": dict(memory="linear", chunk_memory=8, chunk_generators=4, conv="shared", momentum=0.5),
+    "linear": dict(memory="linear", chunk_memory=8, chunk_generators=4, conv="shared",
+                   momentum=0.5),
     "mixed": dict(chunk_memory=4, chunk_generators=8, conv="none", momentum=0.5, adaptive_q=True),
 }
 KINDS = ["transformer", "window", "mlp", "linear"]
@@ -35,7 +37,8 @@ def kind(name):
   """A tiny configuration of a model kind."""
   c = config.base()
   names = {"window": "transformer"} | dict.fromkeys(SELFMOD, "hope_selfmod")
-  c.model.update(dict(config.PRESETS[names.get(name, name)], dim=16, layers=2, heads=2, vocab=VOCAB))
+  c.model.update(dict(config.PRESETS[names.get(name, name)], dim=16, layers=2, heads=2,
+                      vocab=VOCAB))
   c.attention.update(dict(context=32, window=5 if name == "window" else 0))
   c.mixer.update(dict(kind="swiglu" if names.get(name, name) == "transformer" else "cms",
                       levels=(config.Level("fast", 0), config.Level("slow", 64))))
@@ -45,13 +48,16 @@ def kind(name):
 
 @functools.cache
 def setup(name):
-  """(jitted call, call without a state, params, fresh state) of a kind; matrices large enough that everything shows."""
+  """(jitted call, call without a state, params, fresh state) of a kind;
+  matrices large enough that everything shows.
+  """
   c = kind(name)
   params = jax.jit(functools.partial(lm.init_params, c))(jax.random.key(0))
   noise = np.random.default_rng(1)
   params = jax.tree.map(lambda p: p + 0.1 * noise.standard_normal(p.shape, np.float32), params)
   apply = functools.partial(lm.build(c).apply, {"params": params})
-  call = jax.jit(lambda *args, documents: apply(*args, documents=documents)[:2], static_argnames="documents")
+  call = jax.jit(lambda *args, documents: apply(*args, documents=documents)[:2],
+                 static_argnames="documents")
   whole = jax.jit(lambda tokens, *args, **options: apply(tokens, None, *args, **options)[0],
               static_argnames=("documents", "aligned"))
   return call, whole, params, functools.partial(lm.init_fast, c)
@@ -62,11 +68,14 @@ def text(seed=0, batch=4, tokens=TOKENS):
 
 
 def feed(name, tokens, cuts, fast, segments=None):
-  """Logits and state after `tokens` in calls cut at `cuts`: each right-padded to 8, or a single token."""
+  """Logits and state after `tokens` in calls cut at `cuts`:
+  each right-padded to 8, or a single token.
+  """
   segments = jnp.ones_like(tokens) if segments is None else segments
   out = []
   for a, b in zip([0, *cuts], [*cuts, tokens.shape[1]]):
-    pad = lambda x: jnp.pad(x[:, a:b], ((0, 0), (0, 0 if b - a == 1 else 8 - (b - a))))
+    def pad(x):
+      return jnp.pad(x[:, a:b], ((0, 0), (0, 0 if b - a == 1 else 8 - (b - a))))
     logits, fast = setup(name)[0](pad(tokens), fast, pad(segments), documents=4)
     out.append(logits[:, :b - a])
   return jnp.concatenate(out, 1), fast
@@ -95,7 +104,8 @@ def test_packed_padded_and_separate_documents_agree(name):
   for spread in (False, True):  # one after another at the front; padding anywhere
     tokens, segments, places = np.full((4, TOKENS), 5), np.zeros((4, TOKENS), int), []
     for row, order in enumerate(rows):
-      where = np.sort(rng.choice(TOKENS, sum(lengths), replace=False)) if spread else np.arange(sum(lengths))
+      where = (np.sort(rng.choice(TOKENS, sum(lengths), replace=False)) if spread
+               else np.arange(sum(lengths)))
       for d, at in zip(order, np.split(where, np.cumsum([lengths[d] for d in order])[:-1])):
         tokens[row, at], segments[row, at] = docs[d, :lengths[d]], d + 1
         places.append((row, d, at))
@@ -106,8 +116,10 @@ def test_packed_padded_and_separate_documents_agree(name):
       chex.assert_trees_all_close(logits[row, at], alone[d, :lengths[d]], **CLOSE)
       chex.assert_trees_all_close(streamed[row, at], alone[d, :lengths[d]], **CLOSE)
     assert state.segment_B.tolist() == [4, 2, 3, 1] and state.count_B.tolist() == [4, 1, 10, 7]
-    here, alone_1 = select(state, jnp.array([1])).layers, feed(name, docs[1:2, :1], [], fresh(1))[1].layers
-    for mixer in here.tokens.keys() - {"attention"}:  # what lies in a cache beyond the document does not count
+    here, alone_1 = (select(state, jnp.array([1])).layers,
+                     feed(name, docs[1:2, :1], [], fresh(1))[1].layers)
+    # what lies in a cache beyond the document does not count
+    for mixer in here.tokens.keys() - {"attention"}:
       chex.assert_trees_all_close(here.tokens[mixer], alone_1.tokens[mixer], **CLOSE)
 
 
@@ -116,12 +128,14 @@ def test_aligned_windows_are_separate_documents(name):
   _, whole, _, _ = setup(name)
   docs = text(2)
   alone, tokens, segments = whole(docs), jnp.zeros((4, TOKENS), int), jnp.zeros((4, TOKENS), int)
-  for d, (start, length) in enumerate([(0, 7), (8, 9), (24, 2)]):  # multiples of the grid, padding between
+  # multiples of the grid, padding between
+  for d, (start, length) in enumerate([(0, 7), (8, 9), (24, 2)]):
     tokens = tokens.at[:, start:start + length].set(docs[d, :length])
     segments = segments.at[:, start:start + length].set(d + 1)
   logits = whole(tokens, segments, aligned=True)
   for d, (start, length) in enumerate([(0, 7), (8, 9), (24, 2)]):
-    chex.assert_trees_all_close(logits[:, start:start + length], alone[d:d + 1, :length].repeat(4, 0), **CLOSE)
+    chex.assert_trees_all_close(logits[:, start:start + length],
+                                alone[d:d + 1, :length].repeat(4, 0), **CLOSE)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -135,14 +149,17 @@ def test_padded_prompts_go_on_as_each_alone(name):
     here = (column >= 0) & (column < lengths[:, None])
     prompt = jnp.take_along_axis(tokens, jnp.asarray(column % TOKENS), 1)
     logits, state = call(prompt, fresh(4), jnp.asarray(here, int), documents=4)
-    chex.assert_trees_all_close(logits[here], jnp.concatenate([w[:n] for w, n in zip(want, lengths)]), **CLOSE)
+    chex.assert_trees_all_close(logits[here],
+                                jnp.concatenate([w[:n] for w, n in zip(want, lengths)]), **CLOSE)
     rest = jnp.stack([t[n:n + more] for t, n in zip(tokens, lengths)])
     logits, state = feed(name, rest, range(1, more), state)
-    chex.assert_trees_all_close(logits, jnp.stack([w[n:n + more] for w, n in zip(want, lengths)]), **CLOSE)
+    chex.assert_trees_all_close(logits, jnp.stack([w[n:n + more] for w, n in zip(want, lengths)]),
+                                **CLOSE)
     after.append(state)
   chex.assert_trees_all_close(*after, **CLOSE)
   for i in (0, 2):
-    unpadded = feed(name, tokens[i:i + 1, :lengths[i] + more], range(1, lengths[i] + more), fresh(1))[1]
+    unpadded = feed(name, tokens[i:i + 1, :lengths[i] + more], range(1, lengths[i] + more),
+                    fresh(1))[1]
     chex.assert_trees_all_close(select(after[0], jnp.array([i])), unpadded, **CLOSE)
 
 
@@ -155,11 +172,13 @@ def test_streams_do_not_see_each_other(name):
   _, phases = call(tokens, fresh(4), here)  # every stream at a place of its own
   logits, state = call(tokens, phases, ones)
   order = jnp.array([2, 0, 3, 1])
-  chex.assert_trees_all_equal(call(tokens[order], select(phases, order), ones), (logits[order], select(state, order)))
+  chex.assert_trees_all_equal(call(tokens[order], select(phases, order), ones),
+                              (logits[order], select(state, order)))
   others, _ = call(tokens.at[1:].set((tokens[1:] + 1) % VOCAB), phases, ones)
   chex.assert_trees_all_equal(others[0], logits[0])
   at = jnp.array([2])
-  alone = feed(name, tokens[at], range(1, 8), select(phases, at))  # without the others, and one by one
+  # without the others, and one by one
+  alone = feed(name, tokens[at], range(1, 8), select(phases, at))
   chex.assert_trees_all_close(alone, (logits[at], select(state, at)), **CLOSE)
 
 
@@ -181,11 +200,14 @@ def test_scanned_layers_are_the_blocks_one_after_another(name):
   layout = slots.arrange(jnp.ones_like(tokens), zero, zero, lm.chunk_grid(c), aligned=True)
   embedding = params["embed"]["embedding"]
   x = embedding[tokens] / c.model.embed_std
-  block = jax.jit(lambda p, x: lm.Block(lm.build(c).config, c.model.pattern[0]).apply({"params": p}, x, None, layout, None, {}, {}, True)[0])
+  block = jax.jit(lambda p, x: lm.Block(lm.build(c).config,
+                                        c.model.pattern[0]).apply({"params": p}, x, None, layout,
+                                                                  None, {}, {}, True)[0])
   for i in range(c.model.layers):
     x = block(jax.tree.map(lambda p: p[i], params["blocks"]), x)
   x = x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * params["norm"]["scale"]
-  chex.assert_trees_all_close(whole(tokens), x @ embedding.T, **CLOSE)  # and the head is the embedding
+  # and the head is the embedding
+  chex.assert_trees_all_close(whole(tokens), x @ embedding.T, **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["window", "linear"])
@@ -205,7 +227,9 @@ def test_documents_beyond_the_room_read_nan_and_never_a_wrong_number():
   want, logits = whole(tokens, segments, documents=13), whole(tokens, segments, documents=1)
   lost = jnp.isnan(logits).any(-1)
   chex.assert_trees_all_close(logits[~lost], want[~lost], **CLOSE)
-  assert not lost[:, :2].any() and lost[:, -1].all() and jnp.isnan(logits[lost]).all() and jnp.isfinite(want).all()
+  assert not lost[:, :2].any() and lost[:,
+                                        -1].all() and jnp.isnan(
+                                            logits[lost]).all() and jnp.isfinite(want).all()
 
 
 def test_dropout_only_with_a_key():
@@ -225,7 +249,8 @@ def test_rematerialised_blocks_give_the_same_values_and_gradients():
   for remat in checks.CHOICES["model.remat"]:
     c.model.remat = remat
     model = lm.build(c)
-    loss = lambda p: jnp.mean(jax.nn.log_softmax(model.apply({"params": p}, text())[0])[..., 0])
+    def loss(p):
+      return jnp.mean(jax.nn.log_softmax(model.apply({"params": p}, text())[0])[..., 0])
     got.append(jax.jit(jax.value_and_grad(loss))(params))
   for other in got[1:]:
     chex.assert_trees_all_close(other, got[0], **CLOSE)
@@ -235,7 +260,8 @@ def test_rematerialised_blocks_give_the_same_values_and_gradients():
 
 def test_cms_is_its_equation():
   x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
-  gelu = lambda a: np.asarray(jax.nn.gelu(a, approximate=False))
+  def gelu(a):
+    return np.asarray(jax.nn.gelu(a, approximate=False))
   def level(p, x):
     h = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["norm"]["scale"]
     return gelu(h @ p["up"]["kernel"]) @ p["down"]["kernel"]
@@ -250,4 +276,5 @@ def test_cms_is_its_equation():
     else:
       for name in "abc":
         y = y + level(params[name], y)
-    chex.assert_trees_all_close(x + module.apply({"params": params}, x, {}, {})[0], y, atol=1e-4, rtol=1e-4)
+    chex.assert_trees_all_close(x + module.apply({"params": params}, x, {}, {})[0], y, atol=1e-4,
+                                rtol=1e-4)

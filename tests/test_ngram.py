@@ -34,7 +34,8 @@ def test_equals_counts_by_hand():
     unigram = max(contexts[w] - d, 0) / total + d * sum(c > 0 for c in contexts) / total / VOCAB
     of_v = sum(c for (a, _), c in count.items() if a == v)
     if of_v:
-      p = max(count.get((v, w), 0) - d, 0) / of_v + d * sum(a == v for a, _ in count) / of_v * unigram
+      p = max(count.get((v, w), 0) - d,
+              0) / of_v + d * sum(a == v for a, _ in count) / of_v * unigram
     else:
       p = unigram
     assert model.nats(np.array([[v]]), np.array([[w]]))[0, 0] == pytest.approx(-np.log(p))

@@ -1,4 +1,6 @@
-"""Training with in-context writes: gradients through them, packed documents, exact and chunked periods, what is reported."""
+"""Training with in-context writes: gradients through them, packed documents,
+exact and chunked periods, what is reported.
+"""
 
 import functools
 from pathlib import Path
@@ -26,7 +28,8 @@ def batch_of(tokens_BxT, segments_BxT=None):
   follows = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
   labels = np.full_like(tokens, -1)
   labels[:, :-1] = np.where(follows, tokens[:, 1:], -1)
-  return {"tokens": jnp.asarray(tokens), "labels": jnp.asarray(labels), "segments": jnp.asarray(segments)}
+  return {"tokens": jnp.asarray(tokens), "labels": jnp.asarray(labels),
+          "segments": jnp.asarray(segments)}
 
 
 @functools.cache
@@ -42,46 +45,59 @@ def test_gradient_through_the_writes(kind, x64, monkeypatch):
   """through_writes = full against finite differences in float64; none leaves something out."""
   c = tiny(kind, through_writes="full", clip=0.3)
   c.model.dtype = "float64"
-  double = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree)
+  def double(tree):
+    return jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree)
   init_fast, wide = lm.init_fast, double(parameters(kind))
   monkeypatch.setattr(lm, "init_fast", lambda *args: double(init_fast(*args)))
   batch = batch_of(texts(24, 24))
   batch = jax.tree.map(lambda a: a[:, :24], batch)
   program = jax.jit(lambda params: steps._online(c, params, batch, None, 10))
-  loss = lambda params: float(program(params)[0])
+  def loss(params):
+    return float(program(params)[0])
   gradient = program(wide)[2]
-  random, size = np.random.default_rng(0), 2e-4  # jax's own attention weighs in float32: a smaller step shows its noise
+  # jax's own attention weighs in float32: a smaller step shows its noise
+  random, size = np.random.default_rng(0), 2e-4
   for part in ("embed", "blocks"):
     way = jax.tree.map(lambda p: jnp.asarray(random.standard_normal(p.shape)), wide[part])
-    move = lambda s: wide | {part: jax.tree.map(lambda p, d: p + s * d, wide[part], way)}
+    def move(s):
+      return wide | {part: jax.tree.map(lambda p, d: p + s * d, wide[part], way)}
     want = (loss(move(size)) - loss(move(-size))) / (2 * size)
     got = sum(jnp.sum(g * d) for g, d in zip(jax.tree.leaves(gradient[part]), jax.tree.leaves(way)))
     np.testing.assert_allclose(got, want, rtol=3e-4)
   data = c.copy_and_resolve_references()
   data.teach.through_writes = "none"
   cut = jax.jit(lambda params: steps._online(data, params, batch, None, 10))(wide)[2]
-  assert np.abs(cut["blocks"]["attention"]["qkv"]["kernel"] - gradient["blocks"]["attention"]["qkv"]["kernel"]).max() > 1e-4
+  assert np.abs(cut["blocks"]["attention"]["qkv"]["kernel"]
+                - gradient["blocks"]["attention"]["qkv"]["kernel"]).max() > 1e-4
   if kind == "hope_hybrid":  # the self-modifier learns through its writes only
-    modifier = lambda g: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(g["blocks"]["titan"]["modifier"]))
+    def modifier(g):
+      return max(float(jnp.abs(leaf).max())
+                 for leaf in jax.tree.leaves(g["blocks"]["titan"]["modifier"]))
     assert modifier(cut) == 0 < modifier(gradient)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_documents_are_separate(kind):
-  """Rule 4: memories, attention, levels and their clocks start afresh at a document, which starts at a chunk."""
+  """Rule 4: memories, attention, levels and their clocks start afresh at a document,
+  which starts at a chunk.
+  """
   first, second = texts(13, 16, seed=3)
   packed = batch_of([first + [0] * 3 + second], [[1] * 13 + [0] * 3 + [2] * 16])
-  apart = [batch_of([first + [0] * 19], [[1] * 13 + [0] * 19]), batch_of([second + [0] * 16], [[1] * 16 + [0] * 16])]
+  apart = [batch_of([first + [0] * 19], [[1] * 13 + [0] * 19]),
+           batch_of([second + [0] * 16], [[1] * 16 + [0] * 16])]
   program, params = losses(kind), parameters(kind)
   whole, _, gradient = program(params, packed)
   parts = [program(params, one) for one in apart]
   np.testing.assert_allclose(whole, sum(loss for loss, _, _ in parts), rtol=1e-5)
-  chex.assert_trees_all_close(gradient, jax.tree.map(jnp.add, parts[0][2], parts[1][2]), atol=2e-4, rtol=1e-3)
+  chex.assert_trees_all_close(gradient, jax.tree.map(jnp.add, parts[0][2], parts[1][2]), atol=2e-4,
+                              rtol=1e-3)
 
 
 @pytest.mark.slow
 def test_exact_is_chunked_where_the_period_is_the_chunk():
-  """Exact shortens the chunk to the shortest period; read in longer chunks, a write is seen later."""
+  """Exact shortens the chunk to the shortest period;
+  read in longer chunks, a write is seen later.
+  """
   def loss(chunk, mode):
     c = tiny("hope_attention")
     c.mixer.levels = (config.Level("a", 8, lr=0.05), config.Level("b", 16, lr=0.05))
@@ -94,7 +110,8 @@ def test_exact_is_chunked_where_the_period_is_the_chunk():
 
 @pytest.mark.slow
 def test_what_a_level_is_told():
-  """exact: the gradient at its own output, which for the last one is the block's. block: the block's, for all. global: the
+  """exact: the gradient at its own output, which for the last one is the block's. block: the
+  block's, for all. global: the
   last block's, in all layers."""
   def first_chunk(**options):
     c = tiny("hope_attention", clip=0.0, **options)
@@ -110,7 +127,8 @@ def test_what_a_level_is_told():
   chex.assert_trees_all_close(exact["last"], block["last"], rtol=1e-4, atol=1e-6)
   assert np.abs(exact["first"][0] - block["first"][0]).max() > 1e-4
   np.testing.assert_array_equal(block["first"][1], block["last"][1])
-  chex.assert_trees_all_close(jax.tree.map(lambda a: a[-1], everywhere), jax.tree.map(lambda a: a[-1], block), rtol=1e-5)
+  chex.assert_trees_all_close(jax.tree.map(lambda a: a[-1], everywhere),
+                              jax.tree.map(lambda a: a[-1], block), rtol=1e-5)
   for _, teach_LxB in everywhere.values():
     np.testing.assert_array_equal(teach_LxB[0], teach_LxB[1])
     assert (teach_LxB[0] != block["last"][1][0]).all()
@@ -118,16 +136,22 @@ def test_what_a_level_is_told():
 
 @pytest.mark.slow
 def test_self_modifier_ablations():
-  """on: it is trained through its writes. teach_only: the memory is written, it is not. off: the memory is not written."""
+  """on: it is trained through its writes. teach_only: the memory is written, it is not.
+  off: the memory is not written.
+  """
   params = parameters("hope_hybrid")
   def outcome(modifier):
     c = tiny("hope_hybrid", through_writes="full")
     c.titan.modifier = modifier
-    _, stats, gradient = jax.jit(lambda p, batch: steps._online(c, p, batch, None, 10))(params, batch_of(texts(16, 16)))
-    size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient["blocks"]["titan"]["modifier"]))
+    _, stats, gradient = jax.jit(lambda p, batch: steps._online(c, p, batch, None,
+                                                                10))(params,
+                                                                     batch_of(texts(16, 16)))
+    size = max(float(jnp.abs(leaf).max())
+               for leaf in jax.tree.leaves(gradient["blocks"]["titan"]["modifier"]))
     return float(stats["moved/titan"].min()), size, plan.of(c).enabled
 
-  (moved, size, _), (still_moved, frozen, _), (unmoved, _, enabled) = map(outcome, ("on", "teach_only", "off"))
+  (moved, size, _), (still_moved, frozen, _), (unmoved, _,
+                                               enabled) = map(outcome, ("on", "teach_only", "off"))
   assert moved == still_moved > 0 == unmoved
   assert size > 0 == frozen and "titan" not in enabled
 
@@ -135,7 +159,8 @@ def test_self_modifier_ablations():
 def test_schedule():
   t = tiny("hope_attention").teach
   t.update(dict(warmup=10, decay_start=100, decay_duration=50))
-  assert [round(float(teach_signal.schedule(t, s)), 3) for s in (0, 5, 10, 100, 125, 150, 900)] == [0, 0.5, 1, 1, 0.5, 0, 0]
+  assert [round(float(teach_signal.schedule(t, s)), 3)
+          for s in (0, 5, 10, 100, 125, 150, 900)] == [0, 0.5, 1, 1, 0.5, 0, 0]
   t.update(dict(warmup=0, decay_duration=0))
   assert float(teach_signal.schedule(t, 0)) == float(teach_signal.schedule(t, 10**6)) == 1
 
@@ -154,14 +179,16 @@ def test_surprise(metric):
   labels = random.integers(-1, VOCAB, (3, 4))
   labels[0] = -1
   nats = reader.token_losses(jnp.asarray(logits), jnp.asarray(labels))
-  got = teach_signal.surprise(metric, teach_signal.norm(jnp.asarray(signal)), nats, jnp.asarray(logits), jnp.asarray(labels >= 0))
+  got = teach_signal.surprise(metric, teach_signal.norm(jnp.asarray(signal)), nats,
+                              jnp.asarray(logits), jnp.asarray(labels >= 0))
   for layer in range(2):
     for b in range(3):
       p = np.exp(logits[b] - np.log(np.exp(logits[b]).sum(-1, keepdims=True)))
       per_token = {"l2": np.linalg.norm(signal[layer, b], axis=-1), "loss": np.asarray(nats)[b],
                    "logit_entropy": -(p * np.log(p)).sum(-1)}[metric]
       some = labels[b] >= 0
-      np.testing.assert_allclose(got[layer, b], per_token[some].mean() if some.any() else 0, rtol=1e-5)
+      np.testing.assert_allclose(got[layer, b], per_token[some].mean() if some.any() else 0,
+                                 rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,20 +203,25 @@ def test_statistics_of_a_step(kind):
 
 
 def test_nested_levels_start_afresh():
-  """NL Eq. 72: when the period of the next slower level ends, a level is back at its meta-learned weights."""
+  """NL Eq. 72: when the period of the next slower level ends,
+  a level is back at its meta-learned weights.
+  """
   c = tiny("hope_attention")
   c.mixer.connection = "nested"
   c.mixer.levels = (config.Level("fast", 8, lr=0.02), config.Level("slow", 24, lr=0.02))
   c.data.seq = 48
-  read = jax.jit(lambda params, fast, piece: reader.chunk(c, params, fast, piece, reader.strength(c))[1])
+  read = jax.jit(lambda params, fast, piece: reader.chunk(c, params, fast, piece,
+                                                          reader.strength(c))[1])
   fast, params = lm.init_fast(c, 1), lm.init_params(c, jax.random.key(0))
-  size = lambda name: float(jnp.abs(fast.layers.levels[name].delta["up"]["kernel"]).max())
+  def size(name):
+    return float(jnp.abs(fast.layers.levels[name].delta["up"]["kernel"]).max())
   sizes = []
   chunks = reader.scan_chunks(c, batch_of(texts(48)))
   for i in range(6):
     fast = read(params, fast, jax.tree.map(lambda a: a[i], chunks))
     sizes.append((size("fast") > 0, size("slow") > 0))
-  assert sizes == [(True, False), (True, False), (False, True)] + [(True, True), (True, True), (False, True)]
+  assert sizes == [(True, False), (True, False),
+                   (False, True)] + [(True, True), (True, True), (False, True)]
 
 
 TWO = """
@@ -200,10 +232,15 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from tests import test_online as t
 mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 batch = jax.tree.map(np.asarray, t.batch_of(t.texts(32, 32, 32, 32)))
-mine = lambda a: jax.make_array_from_process_local_data(NamedSharding(mesh, P("data")), a[2 * int(sys.argv[2]):][:2])
-everywhere = lambda a: jax.make_array_from_callback(a.shape, NamedSharding(mesh, P()), lambda i: np.asarray(a)[i])
-loss, stats, gradient = t.losses("hope_hybrid")(jax.tree.map(everywhere, t.parameters("hope_hybrid")), jax.tree.map(mine, batch))
-print(float(loss), float(stats["moved/titan"][0]), float(abs(gradient["blocks"]["cms"]["fast"]["up"]["kernel"]).sum()))
+def mine(a):
+  place, first = NamedSharding(mesh, P("data")), 2 * int(sys.argv[2])
+  return jax.make_array_from_process_local_data(place, a[first:][:2])
+def everywhere(a):
+  return jax.make_array_from_callback(a.shape, NamedSharding(mesh, P()), lambda i: np.asarray(a)[i])
+params = jax.tree.map(everywhere, t.parameters("hope_hybrid"))
+loss, stats, gradient = t.losses("hope_hybrid")(params, jax.tree.map(mine, batch))
+kernel = gradient["blocks"]["cms"]["fast"]["up"]["kernel"]
+print(float(loss), float(stats["moved/titan"][0]), float(abs(kernel).sum()))
 """
 
 
@@ -213,11 +250,15 @@ def test_two_processes_write_as_one():
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{probe.getsockname()[1]}"
-  start = lambda i: subprocess.Popen([sys.executable, "-c", TWO, address, str(i)], stdout=subprocess.PIPE, text=True,
-                                     stderr=subprocess.PIPE, cwd=Path(__file__).resolve().parents[1])
+  def start(i):
+    return subprocess.Popen([sys.executable, "-c", TWO, address, str(i)], stdout=subprocess.PIPE,
+                            text=True, stderr=subprocess.PIPE,
+                            cwd=Path(__file__).resolve().parents[1])
   outputs = [p.communicate(timeout=240) for p in [start(0), start(1)]]
-  loss, stats, gradient = losses("hope_hybrid")(parameters("hope_hybrid"), batch_of(texts(32, 32, 32, 32)))
-  want = [float(loss), float(stats["moved/titan"][0]), float(abs(gradient["blocks"]["cms"]["fast"]["up"]["kernel"]).sum())]
+  loss, stats, gradient = losses("hope_hybrid")(parameters("hope_hybrid"),
+                                                batch_of(texts(32, 32, 32, 32)))
+  want = [float(loss), float(stats["moved/titan"][0]),
+          float(abs(gradient["blocks"]["cms"]["fast"]["up"]["kernel"]).sum())]
   for out, error in outputs:
     assert out, error
     np.testing.assert_allclose(list(map(float, out.splitlines()[-1].split())), want, rtol=1e-4)

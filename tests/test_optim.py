@@ -43,29 +43,35 @@ def walk(c, steps, gradients):
 @pytest.mark.parametrize("name", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 def test_slow_level_moves_once_per_period_by_its_mean_gradient(name):
   c = small(name=name, clip=1e9)
-  noise = lambda i, params: jax.tree.map(
-      lambda p: jax.random.normal(jax.random.fold_in(jax.random.key(7), i), p.shape), params)
+  def noise(i, params):
+    return jax.tree.map(
+        lambda p: jax.random.normal(jax.random.fold_in(jax.random.key(7), i), p.shape), params)
   steps = walk(c, 6, noise)
-  level = lambda params, which: params["blocks"]["cms"][which]["up"]["kernel"]
+  def level(params, which):
+    return params["blocks"]["cms"][which]["up"]["kernel"]
   moved = [bool((level(a, "slow") != level(b, "slow")).any()) for a, b in zip(steps, steps[1:])]
   assert moved == [False, False, True, False, False, True]
   assert all((level(a, "fast") != level(b, "fast")).any() for a, b in zip(steps, steps[1:]))
   # the same update as one step of the mean gradient on a level without a period
   plain = small(name=name, clip=1e9)
   plain.mixer.levels = (config.Level("fast", 0), config.Level("slow", 0))
-  mean = lambda i, params: jax.tree.map(lambda *g: sum(g) / 3, *(noise(j, params) for j in range(3)))
-  np.testing.assert_allclose(level(steps[3], "slow"), level(walk(plain, 1, mean)[1], "slow"), atol=1e-6)
+  def mean(i, params):
+    return jax.tree.map(lambda *g: sum(g) / 3, *(noise(j, params) for j in range(3)))
+  np.testing.assert_allclose(level(steps[3], "slow"), level(walk(plain, 1, mean)[1], "slow"),
+                             atol=1e-6)
 
 
 def test_muon_orthogonalises_every_matrix_by_itself():
   c = small(name="muon", clip=1e9, weight_decay=0.0)
-  noise = lambda i, params: jax.tree.map(lambda p: jax.random.normal(jax.random.key(3), p.shape), params)
+  def noise(i, params):
+    return jax.tree.map(lambda p: jax.random.normal(jax.random.key(3), p.shape), params)
   before, after = walk(c, 1, noise)
   for path in (("cms", "fast", "up", "kernel"), ("selfmod", "v_in"), ("selfmod", "w_q")):
     a, b = before["blocks"], after["blocks"]
     for name in path:
       a, b = a[name], b[name]
-    singular = np.linalg.svd(np.asarray(b - a), compute_uv=False)  # one spectrum a layer, head and memory
+    # one spectrum a layer, head and memory
+    singular = np.linalg.svd(np.asarray(b - a), compute_uv=False)
     assert (singular.max(-1) / singular.min(-1)).max() < 2.5, path
 
 
@@ -73,7 +79,8 @@ def test_only_matrices_decay():
   c = small(clip=1e9, weight_decay=0.5)
   before, after = walk(c, 1, lambda i, params: jax.tree.map(jnp.zeros_like, params))
   changed = jax.tree_util.tree_map_with_path(
-      lambda path, a, b: (optimizer.kind(path), bool((a != b).any()), "slow" in sharding.path_name(path)), before, after)
+      lambda path, a, b: (optimizer.kind(path), bool((a != b).any()),
+                          "slow" in sharding.path_name(path)), before, after)
   for label, moved, slow in jax.tree.leaves(changed, is_leaf=lambda x: isinstance(x, tuple)):
     assert moved == (label == "matrix" and not slow)
 
@@ -88,4 +95,5 @@ def test_schedule_warms_up_then_decays_to_the_final_rate():
   c.train.steps = 100
   factor = optimizer.schedule(c)
   assert float(factor(0)) == 0 and float(factor(10)) == pytest.approx(1)
-  assert float(factor(100)) == pytest.approx(0.1) and float(factor(55)) == pytest.approx(0.55, abs=0.01)
+  assert float(factor(100)) == pytest.approx(0.1) and float(factor(55)) == pytest.approx(0.55,
+                                                                                         abs=0.01)

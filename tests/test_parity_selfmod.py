@@ -1,4 +1,5 @@
-"""The token loop of reference_selfmod.py reproduces the arrays of a PyTorch implementation (parity/README.md).
+"""The token loop of reference_selfmod.py reproduces the arrays of a PyTorch implementation
+(parity/README.md).
 
     python -m pytest tests/test_parity_selfmod.py
 """
@@ -22,15 +23,19 @@ def load(path):
   arrays = dict(np.load(path))
   c = json.loads(str(arrays.pop("config_json")))
   rule = ref.Rule(
-      factor="input", unit_target=False, objective=c.get("objective", "l2"), rank_one=c.get("use_rank1_precond", True),
-      alpha=c.get("use_alpha", True), momentum=c.get("momentum", 0.0), adaptive_q=c.get("adaptive_q", False),
+      factor="input", unit_target=False, objective=c.get("objective", "l2"),
+      rank_one=c.get("use_rank1_precond", True),
+      alpha=c.get("use_alpha", True), momentum=c.get("momentum", 0.0),
+      adaptive_q=c.get("adaptive_q", False),
       target_gradient=not c.get("stopgrad_vhat", True), eta_scale=c["eta_scale"],
       chunk_memory=c["chunk_size_memory"], chunk_generators=c["chunk_size_other"])
-  params = {"w_q": jnp.array(arrays["w.w_q.weight"]), "b_eta": jnp.zeros(()), "b_alpha": jnp.zeros(())}
+  params = {"w_q": jnp.array(arrays["w.w_q.weight"]), "b_eta": jnp.zeros(()),
+            "b_alpha": jnp.zeros(())}
   for n in ref.MEMORIES:
     if n != "q" or rule.adaptive_q:
       prefix = f"w.m_{theirs(n)}."
-      params[n] = {ours(a.split(".")[2]): jnp.array(w) for a, w in arrays.items() if a.startswith(prefix)}
+      params[n] = {ours(a.split(".")[2]): jnp.array(w) for a, w in arrays.items()
+                   if a.startswith(prefix)}
   return arrays, rule, params
 
 
@@ -67,7 +72,8 @@ def check_state(arrays, prefix, state):
       np.testing.assert_array_equal(arrays[a], np.broadcast_to(wanted, arrays[a].shape))
       continue
     part = "momentum" if matrix.startswith("m_") else "run"
-    close(state[part]["mem" if memory == "memory" else memory][ours(matrix.removeprefix("m_"))], arrays[a], a)
+    close(state[part]["mem" if memory == "memory" else memory][ours(matrix.removeprefix("m_"))],
+          arrays[a], a)
   return names
 
 
@@ -86,7 +92,8 @@ def test_reference_matches_pytorch(path, x64):
   def read(weights, x_Txd):
     return jax.vmap(lambda x_d: ref.read(rule, params, weights, x_d, x_d, x_d).y)(x_Txd)
 
-  start = jax.tree.map(lambda w: jnp.broadcast_to(w, (x.shape[0], *jnp.shape(w))), ref.fresh(params))
+  start = jax.tree.map(lambda w: jnp.broadcast_to(w, (x.shape[0], *jnp.shape(w))),
+                       ref.fresh(params))
   y, state = jax.vmap(call)(start, x)
   y2, state2 = jax.vmap(call)(state, x2)
 

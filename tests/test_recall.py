@@ -1,4 +1,6 @@
-"""MQAR: each key once with its value, asked once later; examples depend on (seed, split, index) alone."""
+"""MQAR: each key once with its value, asked once later;
+examples depend on (seed, split, index) alone.
+"""
 
 import numpy as np
 import pytest
@@ -40,7 +42,8 @@ def test_keys_values_places_and_their_order_vary():
   examples = [recall.dataset(small(), "train")[i] for i in range(300)]
   asked = np.stack([e["labels"] >= 0 for e in examples])
   assert asked[:, 16:].any(0).all()  # every later place is used
-  first_asked = [np.flatnonzero(e["tokens"][0:16:2] == e["tokens"][e["labels"] >= 0][0])[0] for e in examples]
+  first_asked = [np.flatnonzero(e["tokens"][0:16:2] == e["tokens"][e["labels"] >= 0][0])[0]
+                 for e in examples]
   assert set(first_asked) == set(range(8))  # any pair can be asked first
   assert {k for e in examples for k in e["tokens"][:16].tolist()} == set(range(1, 33))
 
@@ -75,7 +78,9 @@ def test_a_fact_lies_2000_tokens_before_its_question():
     tokens, labels = examples[i]["tokens"], examples[i]["labels"]
     value = dict(zip(tokens[0:4:2].tolist(), tokens[1:4:2].tolist()))
     asked = np.flatnonzero(labels >= 0)
-    assert [value[k] for k in tokens[asked].tolist()] == labels[asked].tolist() and set(tokens[asked]) == set(value)
+    assert [value[k]
+            for k in tokens[asked].tolist()] == labels[asked].tolist() and set(
+                tokens[asked]) == set(value)
     assert asked.min() - 3 > 2000  # the last fact's value is token 3: 2000 fillers lie between
     used |= set(asked.tolist())
     others = np.delete(tokens, [0, 1, 2, 3, *asked])
@@ -97,7 +102,8 @@ def test_nothing_before_the_question_but_the_fact_tells_the_value():
 def test_training_gaps_are_shorter_and_vary():
   examples = recall.dataset(long(), "train")
   first = [np.flatnonzero(examples[i]["labels"] >= 0).min() - 4 for i in range(1000)]
-  assert min(first) < 20 and max(first) > 1980 and abs(np.mean(first) - 1003) < 5 * 577 / 1000 ** 0.5
+  assert min(first) < 20 and max(first) > 1980 and abs(np.mean(first)
+                                                       - 1003) < 5 * 577 / 1000 ** 0.5
   shorter = {examples[i]["tokens"].tobytes() for i in range(100)}
   held_out = recall.dataset(long(), "validation")
   assert len(shorter | {held_out[i]["tokens"].tobytes() for i in range(100)}) == 200
@@ -132,11 +138,15 @@ def test_the_long_configuration_asks_after_its_gap():
 def test_errors_state_the_number():
   for fields, match in ((dict(seq=23), "data.seq 23 is too short .* set data.seq to 24 or more"),
                         (dict(recall_keys=7), "set data.recall_keys to 8 or more"),
-                        (dict(recall_keys=17), "model.vocab 33 is too small .* set model.vocab to 35 or more"),
-                        (dict(recall_gap=41, recall_fillers=16), "data.recall_gap 41; set data.seq to 65 or more"),
-                        (dict(recall_gap=8), "fillers 0 is too few .* set data.recall_fillers to 16 or more"),
+                        (dict(recall_keys=17),
+                         "model.vocab 33 is too small .* set model.vocab to 35 or more"),
+                        (dict(recall_gap=41, recall_fillers=16),
+                         "data.recall_gap 41; set data.seq to 65 or more"),
+                        (dict(recall_gap=8),
+                         "fillers 0 is too few .* set data.recall_fillers to 16 or more"),
                         (dict(recall_gap=8, recall_fillers=16), "set model.vocab to 49 or more"),
-                        (dict(recall_gap=-1, recall_fillers=16), "data.recall_gap -1.* set them to 0 or more"),
+                        (dict(recall_gap=-1, recall_fillers=16),
+                         "data.recall_gap -1.* set them to 0 or more"),
                         (dict(recall_pairs=0), "data.recall_pairs 0 must be between 1 and")):
     with pytest.raises(ValueError, match=match):
       loader.train_batches(small(**fields))

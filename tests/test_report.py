@@ -1,4 +1,6 @@
-"""The picture of a memorized text shows the numbers of the file: one panel a memory, bars, gates, losses."""
+"""The picture of a memorized text shows the numbers of the file:
+one panel a memory, bars, gates, losses.
+"""
 
 import json
 import sys
@@ -12,11 +14,11 @@ from hope_jax.reading import study
 from hope_jax.reports import memorized
 
 FAST = dict(period=8, updates=[[1, 1], [0, 0], [1, 0]], open=[[1, 1], [0, 0], [0, 1]],
-            moved=[[0.5, 1.5], [0.0, 0.0], [3.0, 0.0]], surprise=[[2.0, 4.0], [0.5, 0.5], [1.0, 3.0]],
-            pending=[[0, 0], [0, 0], [0, 0]])
+            moved=[[0.5, 1.5], [0.0, 0.0], [3.0, 0.0]],
+            surprise=[[2.0, 4.0], [0.5, 0.5], [1.0, 3.0]], pending=[[0, 0], [0, 0], [0, 0]])
 SLOW = dict(period=16, updates=[[0, 0], [1, 1], [0, 0]], open=[[1, 1], [1, 1], [1, 1]],
-            moved=[[0.0, 0.0], [2.0, 4.0], [0.0, 0.0]], surprise=[[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]],
-            pending=[[8, 8], [0, 0], [8, 8]])
+            moved=[[0.0, 0.0], [2.0, 4.0], [0.0, 0.0]],
+            surprise=[[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], pending=[[8, 8], [0, 0], [8, 8]])
 DATA = dict(chunk=8, threshold=0.75, predicted=[8.0, 4.0, 0.0], selfmod={},
             nats=dict(before=[16.0, 12.0, 0.0], read=[16.0, 10.0, 0.0], after=[8.0, 6.0, 0.0]),
             memories=dict(cms_fast=FAST, cms_slow=SLOW))
@@ -50,7 +52,8 @@ def test_losses_are_means_and_a_chunk_without_a_predicted_token_has_none(figure)
 
 
 @pytest.mark.parametrize("number, moved, surprise, gates", [
-    (1, [1.0, 0.0, 1.5], [3.0, 0.5, 2.0], [4.0, 20.0]), (2, [0.0, 3.0, 0.0], [1.0, 1.0, 1.0], [4.0, 12.0, 20.0])])
+    (1, [1.0, 0.0, 1.5], [3.0, 0.5, 2.0], [4.0, 20.0]),
+    (2, [0.0, 3.0, 0.0], [1.0, 1.0, 1.0], [4.0, 12.0, 20.0])])
 def test_bars_surprise_and_gates_are_the_numbers(figure, number, moved, surprise, gates):
   own, beside = panels(figure)
   assert [bar.get_height() for bar in own[number].patches] == moved
@@ -71,17 +74,22 @@ def test_self_modifying_memories_are_a_panel_of_their_own():
 
 
 def test_what_memorize_describes():
-  """Losses go by the chunks of the first reading, also where a text that is read again starts inside a chunk."""
+  """Losses go by the chunks of the first reading,
+  also where a text that is read again starts inside a chunk.
+  """
   c = config.base()
   c.model.pattern, c.model.layers, c.mixer.in_context, c.teach.chunk = ("attention",), 2, True, 8
   c.mixer.levels = (config.Level("fast", 8), config.Level("slow", 16))
-  stats = {name: {key: np.array(memory[key], float)[..., None] for key in ("updates", "open", "moved", "surprise", "pending")}
+  stats = {name: {key: np.array(memory[key], float)[..., None]
+                  for key in ("updates", "open", "moved", "surprise", "pending")}
            for name, memory in (("fast", FAST), ("slow", SLOW))}
   nats_T, labels_T = np.arange(24.0), np.arange(24) < 12
   moved_T = np.roll(nats_T, 5)[None], np.roll(labels_T, 5)[None]
   first = study.Report(nats_T[None], labels_T[None], stats)
   data = study.describe(c, {"before": first, "read": first, "after": study.Report(*moved_T, {})})
-  assert data["predicted"] == [8, 4, 0] and data["nats"] == dict.fromkeys(("before", "read", "after"), [28, 38, 0])
+  assert data["predicted"] == [8, 4,
+                               0] and data["nats"] == dict.fromkeys(("before", "read", "after"),
+                                                                    [28, 38, 0])
   assert data["memories"] == json.loads(json.dumps(DATA["memories"])) and data["chunk"] == 8
 
 
@@ -107,5 +115,6 @@ def test_program(tmp_path, monkeypatch):
                                   json.dumps(DATA | dict(memories=dict(cms_fast={})))])
 def test_another_file_is_refused(tmp_path, text):
   (tmp_path / "x.json").write_text(text)
-  with pytest.raises(SystemExit, match="x.json was not written by python -m hope_jax.memorize --output"):
+  with pytest.raises(SystemExit,
+                     match="x.json was not written by python -m hope_jax.memorize --output"):
     call(f"--memorized={tmp_path / 'x.json'}", f"--output={tmp_path / 'x.png'}")

@@ -17,9 +17,12 @@ from hope_jax.memory.write_rule import Rule
 from hope_jax.model import selfmod
 
 TOKENS = 21
-# Each option at one pair of chunk sizes (M_mem, generators): all sizes with each kind of memory; the rest is slow.
-SIZES = [(4, 4), (16, 16), (1, 1), (8, 4), (2, 2), (64, 64), (4, 8), (7, 7), (3, 6), (32, 32), (2, 1)]
-PAIRS = {name: SIZES[i // 2 % len(SIZES)] for i, name in enumerate(cases.OPTIONS)} | {"input_factor": (16, 16)}
+# Each option at one pair of chunk sizes (M_mem, generators): all sizes with each kind of memory;
+# the rest is slow.
+SIZES = [(4, 4), (16, 16), (1, 1), (8, 4), (2, 2), (64, 64), (4, 8), (7, 7), (3, 6), (32, 32),
+         (2, 1)]
+PAIRS = ({name: SIZES[i // 2 % len(SIZES)] for i, name in enumerate(cases.OPTIONS)}
+         | {"input_factor": (16, 16)})
 # compiling is most of the time: the backend need not optimise
 jit = functools.partial(jax.jit, static_argnums=0)
 
@@ -28,7 +31,8 @@ def make(name, sizes, tokens=TOKENS, dtype=jnp.float64):
   """(rule, (params, x)) of an option."""
   rule = Rule(chunk_memory=sizes[0], chunk_generators=sizes[1], **cases.OPTIONS[name])
   params = cases.parameters(rule, jax.random.key(1), gate_skip=name in ("gate_skip", "everything"))
-  return rule, jax.tree.map(lambda a: a.astype(dtype), (params, cases.inputs(jax.random.key(2), tokens)))
+  return rule, jax.tree.map(lambda a: a.astype(dtype),
+                            (params, cases.inputs(jax.random.key(2), tokens)))
 
 
 def chunked(rule, params, x, from_start=False, **options):
@@ -36,12 +40,15 @@ def chunked(rule, params, x, from_start=False, **options):
   tokens = x[0].shape[0]
   state = None if from_start else selfmod.fresh(rule, params)
   x_DxT = (a.T for a in x)
-  y, state, _ = selfmod.run(rule, params, state, *x_DxT, jnp.ones(tokens, bool), jnp.arange(tokens), **options)
+  y, state, _ = selfmod.run(rule, params, state, *x_DxT, jnp.ones(tokens, bool), jnp.arange(tokens),
+                            **options)
   return y.T, cases.named(rule, selfmod.memories(rule).weights(rule, params, state))
 
 
 def token_loop(rule, params, x, sizes=None):
-  """The same by the definition: `reference.run`, as a scan over its `step`; `sizes` may be traced."""
+  """The same by the definition: `reference.run`, as a scan over its `step`;
+  `sizes` may be traced.
+  """
   there, their_rule = cases.to_reference(rule, params), cases.reference_rule(rule)
   if sizes is not None:
     their_rule = dataclasses.replace(their_rule, chunk_memory=sizes[0], chunk_generators=sizes[1])
@@ -56,14 +63,17 @@ def differentiated(function):
   """(f(...), gradient of a fixed linear functional of all that f returns), jitted."""
   def both(rule, params, x):
     out, pull = jax.vjp(functools.partial(function, rule), params, x)
-    return out, pull(jax.tree.map(lambda a: jnp.asarray(np.cos(1 + np.arange(a.size)).reshape(a.shape), a.dtype), out))
+    return (out,
+            pull(jax.tree.map(lambda a: jnp.asarray(np.cos(1 + np.arange(a.size)).reshape(a.shape),
+                                                    a.dtype), out)))
   return jit(both)
 
 
 def error(got, want):
   """Largest difference, relative to each array's scale."""
   assert jax.tree.structure(got) == jax.tree.structure(want)
-  relative = lambda a, b: float(jnp.max(jnp.abs(a - b)) / (jnp.max(jnp.abs(b)) + 1e-3))
+  def relative(a, b):
+    return float(jnp.max(jnp.abs(a - b)) / (jnp.max(jnp.abs(b)) + 1e-3))
   return np.max(jax.tree.leaves(jax.tree.map(relative, got, want)))  # nan if any is
 
 
@@ -75,7 +85,8 @@ def test_a_scan_over_the_step_is_the_reference(x64):
 
 
 @pytest.mark.parametrize("name", [name if "linear" in name or name in ("mlp", "everything") else
-                                  pytest.param(name, marks=pytest.mark.slow) for name in cases.OPTIONS])
+                                  pytest.param(name, marks=pytest.mark.slow)
+                                  for name in cases.OPTIONS])
 def test_chunked_equals_token_loop(x64, name):
   rule, args = make(name, PAIRS[name])
   assert error(jit(chunked)(rule, *args), jit(token_loop)(rule, *args)) < 1e-10
@@ -83,14 +94,16 @@ def test_chunked_equals_token_loop(x64, name):
 
 def test_gradients_equal_those_of_the_token_loop(x64, name="mlp"):
   rule, args = make(name, (4, 4))
-  assert error(differentiated(chunked)(rule, *args), differentiated(token_loop)(rule, *args)) < 1e-10
+  assert error(differentiated(chunked)(rule, *args),
+               differentiated(token_loop)(rule, *args)) < 1e-10
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in cases.OPTIONS if name != "mlp"])
 def test_gradients_of_every_option_equal_those_of_the_token_loop(x64, name):
   rule, args = make(name, PAIRS[name])
-  assert error(differentiated(chunked)(rule, *args), differentiated(token_loop)(rule, *args)) < 1e-10
+  assert error(differentiated(chunked)(rule, *args),
+               differentiated(token_loop)(rule, *args)) < 1e-10
 
 
 @pytest.mark.slow
@@ -119,8 +132,10 @@ def test_float32_gradients_are_finite_where_a_chunk_is_not_full():
 
 def check_through_writes(name, truncate, remat):
   rule, args = make(name, (4, 4), 14)  # four chunks
-  run = lambda **options: differentiated(functools.partial(chunked, **options))(rule, *args)
-  (values, whole), values_equal = run(), lambda a: jax.tree.all(jax.tree.map(np.array_equal, a, values))
+  def run(**options):
+    return differentiated(functools.partial(chunked, **options))(rule, *args)
+  (values,
+   whole), values_equal = run(), lambda a: jax.tree.all(jax.tree.map(np.array_equal, a, values))
   got, gradient = run(truncate=4)
   assert values_equal(got) and error(gradient, whole) < 1e-14
   gradients = [whole]
@@ -144,7 +159,8 @@ def test_the_same_with_mlp_memories(x64):
 
 def test_one_chunk_of_gradient_is_that_of_one_chunk(x64):
   rule, (params, x) = make("linear", (4, 4), 8)
-  tail = lambda x, **options: chunked(rule, params, x, **options)[0][4:].sum()
+  def tail(x, **options):
+    return chunked(rule, params, x, **options)[0][4:].sum()
   cut = jit(lambda _, x: jax.grad(lambda x: tail(x, truncate=1))(x))(0, x)
   assert all(not a[:4].any() for a in cut) and cut[2][4:].any()
 
@@ -152,9 +168,11 @@ def test_one_chunk_of_gradient_is_that_of_one_chunk(x64):
 @pytest.mark.parametrize("name", ["mlp", "linear_bound_momentum"])
 def test_no_state_is_a_fresh_state(x64, name):
   rule, args = make(name, (4, 4))
-  assert error(jit(functools.partial(chunked, from_start=True))(rule, *args), jit(chunked)(rule, *args)) < 1e-14
+  assert error(jit(functools.partial(chunked, from_start=True))(rule, *args),
+               jit(chunked)(rule, *args)) < 1e-14
   uneven = dataclasses.replace(rule, chunk_memory=8)
-  assert error(jit(functools.partial(chunked, from_start=True))(uneven, *args), jit(chunked)(uneven, *args)) < 1e-14
+  assert error(jit(functools.partial(chunked, from_start=True))(uneven, *args),
+               jit(chunked)(uneven, *args)) < 1e-14
 
 
 def test_padding_writes_nothing_wherever_it_lies(x64):
@@ -162,7 +180,8 @@ def test_padding_writes_nothing_wherever_it_lies(x64):
   keep = np.array([0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1], bool)
   def run(rule, junk):
     filled = jax.tree.map(lambda a: jnp.where(keep, a.T, junk), x)
-    y, state, _ = selfmod.run(rule, params, selfmod.fresh(rule, params), *filled, jnp.asarray(keep), jnp.arange(13))
+    y, state, _ = selfmod.run(rule, params, selfmod.fresh(rule, params), *filled, jnp.asarray(keep),
+                              jnp.arange(13))
     return y[:, keep], selfmod.memories(rule).weights(rule, params, state)
   run = jit(run)
   assert error(run(rule, 7.0), run(rule, 0.0)) == 0

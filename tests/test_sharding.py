@@ -1,8 +1,11 @@
-"""Laws of meshes: the same losses on every one, each device holds its part and no more, what has no rule is refused.
+"""Laws of meshes: the same losses on every one, each device holds its part and no more, what has no
+rule is refused.
 
 Programs run in processes of their own, with 8 devices of the host:
 
-    JAX_NUM_CPU_DEVICES=8 python -m tests.test_sharding train hope_hybrid adamw 1,1,1 2,2,2       a line of JSON for each mesh
+    JAX_NUM_CPU_DEVICES=8 python -m tests.test_sharding train hope_hybrid adamw 1,1,1 2,2,2
+
+prints a line of JSON for each mesh.
 """
 
 import json
@@ -39,7 +42,8 @@ def tiny(kind, optimizer="adamw", mesh=ONE):
     c.mixer.kind = "swiglu"
   else:
     c.mixer.in_context = True
-    c.mixer.levels = (config.Level("fast", 4, lr=0.05), config.Level("slow", 16, rule="momentum", lr=0.05))
+    c.mixer.levels = (config.Level("fast", 4, lr=0.05),
+                      config.Level("slow", 16, rule="momentum", lr=0.05))
     c.teach.update(dict(chunk=8, clip=1.0))
   c.titan.update(dict(period=8, hidden=1.0))
   c.optim.update(dict(name=optimizer, warmup=5, lr=3e-3))
@@ -48,7 +52,9 @@ def tiny(kind, optimizer="adamw", mesh=ONE):
 
 
 def texts():
-  """Sequences that can be learned: each token is a multiple of the one before, now and then another."""
+  """Sequences that can be learned: each token is a multiple of the one before,
+  now and then another.
+  """
   random = np.random.default_rng(0)
   tokens = random.integers(1, 31, (STREAMS, 17))
   for t in range(1, 17):
@@ -57,12 +63,16 @@ def texts():
 
 
 def is_cut(path) -> bool:
-  """Whether a parameter is cut over fsdp and tensor: matrices are, and the gates' output layers, which are stacked rows."""
+  """Whether a parameter is cut over fsdp and tensor:
+  matrices are, and the gates' output layers, which are stacked rows.
+  """
   return optimizer.kind(path) != "vector" or sharding.path_name(path).endswith(("g_out", "g_skip"))
 
 
 def held(tree) -> dict:
-  """{"all": bytes of the whole arrays, "device": of what each device holds}; matrices and the rest apart."""
+  """{"all": bytes of the whole arrays, "device": of what each device holds};
+  matrices and the rest apart.
+  """
   out = {"matrices": [0, {}], "rest": [0, {}]}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     try:
@@ -78,12 +88,16 @@ def held(tree) -> dict:
 
 
 def train(kind, optimizer, mesh) -> dict:
-  """Losses, gradient norms and memory statistics of 20 steps, what the devices hold, and the parameters at the start."""
+  """Losses, gradient norms and memory statistics of 20 steps, what the devices hold,
+  and the parameters at the start.
+  """
   c = tiny(kind, optimizer, mesh)
   devices = sharding.mesh(c, jax.devices()[:np.prod(mesh)])
-  init = jax.jit(lambda key: steps.init_state(c, key), out_shardings=steps.state_shardings(c, devices))
+  init = jax.jit(lambda key: steps.init_state(c, key),
+                 out_shardings=steps.state_shardings(c, devices))
   state, tokens = init(jax.random.key(0)), texts()
-  batch = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "segments": np.ones_like(tokens[:, 1:])}
+  batch = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:],
+           "segments": np.ones_like(tokens[:, 1:])}
   batch = sharding.place_batch(batch, devices)
   out = {"born": held(state.params), "start": arrays.fingerprint(state.params)}
   step = steps.make_train_step(c, devices).lower(state, batch).compile()
@@ -92,8 +106,10 @@ def train(kind, optimizer, mesh) -> dict:
   for _ in range(STEPS):
     state, seen = step(state, batch)
     losses.append(float(seen["loss"]))
-    others.append([float(seen["grad_norm"]), *(float(value.mean()) for _, value in sorted(seen["memory"].items()))])
-  return out | {"losses": losses, "others": others, "params": held(state.params), "optimizer": held(state.opt_state)}
+    others.append([float(seen["grad_norm"]),
+                   *(float(value.mean()) for _, value in sorted(seen["memory"].items()))])
+  return out | {"losses": losses, "others": others, "params": held(state.params),
+                "optimizer": held(state.opt_state)}
 
 
 def read(kind, mesh) -> dict:
@@ -120,7 +136,8 @@ def streams_held(fast) -> list:
 def on_eight(*arguments) -> list[dict]:
   """The JSON lines of this file as a program."""
   meshes = [",".join(map(str, a)) if isinstance(a, tuple) else a for a in arguments]
-  done = subprocess.run([sys.executable, "-m", "tests.test_sharding", *meshes], cwd=ROOT, capture_output=True, text=True,
+  done = subprocess.run([sys.executable, "-m", "tests.test_sharding", *meshes], cwd=ROOT,
+                        capture_output=True, text=True,
                         env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"})
   assert done.returncode == 0, done.stderr
   return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -133,11 +150,13 @@ def check_parts(sizes: dict, mesh):
   assert sizes["rest"][1] == [sizes["rest"][0]] * int(np.prod(mesh))
 
 
-slow = lambda *case: pytest.param(*case, marks=pytest.mark.slow)
+def slow(*case):
+  return pytest.param(*case, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("kind, optimizer, meshes", [
-    ("transformer", "adamw", [(2, 2, 2)]), slow("transformer", "adamw", MESHES), slow("hope_selfmod", "adamw", MESHES),
+    ("transformer", "adamw", [(2, 2, 2)]), slow("transformer", "adamw", MESHES),
+    slow("hope_selfmod", "adamw", MESHES),
     slow("hope_hybrid", "adamw", MESHES), slow("hope_hybrid", "muon", [(2, 2, 2), (1, 8, 1)]),
     slow("hope_selfmod/mlp", "adamw", [(8, 1, 1), (2, 2, 2)])])
 def test_every_mesh_trains_as_one_device(kind, optimizer, meshes):
@@ -146,10 +165,13 @@ def test_every_mesh_trains_as_one_device(kind, optimizer, meshes):
   for mesh, out in zip(meshes, others):
     assert out["start"] == one["start"]
     np.testing.assert_allclose(out["losses"], one["losses"], rtol=0, atol=1e-5, err_msg=str(mesh))
-    np.testing.assert_allclose(out["others"], one["others"], rtol=1e-3, atol=1e-5, err_msg=str(mesh))  # adam hides a factor
+    # adam hides a factor
+    np.testing.assert_allclose(out["others"], one["others"], rtol=1e-3, atol=1e-5,
+                               err_msg=str(mesh))
     for part in ("born", "params", "optimizer"):
       check_parts(out[part], mesh)
-    assert mesh != (1, 8, 1) or out["sent"] < 6 * out["params"]["matrices"][0]  # Muon: once each way, not in each product
+    # Muon: once each way, not in each product
+    assert mesh != (1, 8, 1) or out["sent"] < 6 * out["params"]["matrices"][0]
 
 
 @pytest.mark.slow
@@ -161,7 +183,8 @@ def test_fast_state_is_cut_by_stream_and_head(kind):
     np.testing.assert_allclose(out["losses"], one["losses"], atol=1e-5)
     data, fsdp, tensor = mesh
     for whole, each in (out["before"], out["after"]):
-      assert len(each) == 8 and max(each) <= 1.2 * whole / 8  # vectors and clocks are not cut by tensor
+      # vectors and clocks are not cut by tensor
+      assert len(each) == 8 and max(each) <= 1.2 * whole / 8
       assert tensor > 1 or each == [whole / 8] * 8
 
 
@@ -175,11 +198,14 @@ def test_every_parameter_has_a_rule_and_its_optimizer_follows(kind, memory):
   c = tiny(kind, "muon")
   c.selfmod.update(dict(memory=memory, adaptive_q=memory == "mlp", gate_skip=True))
   if kind != "transformer":
-    c.mixer.levels = (config.Level("fast", 16, "dmgd"), config.Level("slow", 64))  # slow: accumulated, MultiSteps
-    c.mixer.update(dict(in_context=False, connection="independent", activation="swiglu", norm="layer"))
+    # slow: accumulated, MultiSteps
+    c.mixer.levels = (config.Level("fast", 16, "dmgd"), config.Level("slow", 64))
+    c.mixer.update(dict(in_context=False, connection="independent", activation="swiglu",
+                        norm="layer"))
   state = jax.eval_shape(lambda: steps.init_state(c, jax.random.key(0)))
   places = sharding.of_state(state, abstract(2, 2, 2))
-  own = {sharding.path_name(path): place for path, place in jax.tree_util.tree_leaves_with_path(places.params)}
+  own = {sharding.path_name(path): place
+         for path, place in jax.tree_util.tree_leaves_with_path(places.params)}
   for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
     cut = {"fsdp", "tensor"} <= set(own[sharding.path_name(path)].spec)
     assert cut == is_cut(path), sharding.path_name(path)
@@ -192,31 +218,41 @@ def test_every_parameter_has_a_rule_and_its_optimizer_follows(kind, memory):
 
 
 def test_what_no_rule_names_is_refused():
-  leaf = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
+  def leaf(*shape):
+    return jax.ShapeDtypeStruct(shape, np.float32)
   with pytest.raises(ValueError, match="no row for parameter blocks/new/thing: add one"):
     sharding.of_params({"blocks": {"new": {"thing": leaf(2, 8, 8)}}}, abstract(1, 1, 1))
   with pytest.raises(ValueError, match="no row for parameter blocks/mlp/startup"):
     sharding.of_params({"blocks": {"mlp": {"startup": leaf(2, 8, 8)}}}, abstract(1, 1, 1))
   params = {"blocks": {"mlp": {"up": {"kernel": leaf(2, 8, 8)}}}}
   whole = state.TrainState(leaf(), params, {"factor": leaf(8, 8)}, leaf())
-  with pytest.raises(ValueError, match=r"optimizer state factor of shape \(8, 8\) belongs to no parameter"):
+  with pytest.raises(ValueError,
+                     match=r"optimizer state factor of shape \(8, 8\) belongs to no parameter"):
     sharding.of_state(whole, abstract(1, 2, 1))
 
 
 def test_what_cannot_be_cut_is_refused():
   params = jax.eval_shape(lambda: lm.init_params(tiny("transformer"), jax.random.key(0)))
-  with pytest.raises(ValueError, match=r"parameter blocks/attention/out/kernel of shape \(2, 16, 16\): axis 2 \(model\) of size "
-                                       r"16 is not divisible by mesh.fsdp = 3: set mesh.fsdp to a divisor of 16"):
+  with pytest.raises(ValueError,
+                     match=r"parameter blocks/attention/out/kernel of shape \(2, 16, 16\): axis 2 "
+                           r"\(model\) of size "
+                                       r"16 is not divisible by mesh.fsdp = 3: set mesh.fsdp to a "
+                                       r"divisor of 16"):
     sharding.of_params(params, abstract(1, 3, 1))
   fast = jax.eval_shape(lambda: lm.init_fast(tiny("hope_hybrid"), 3))
-  with pytest.raises(ValueError, match=r"fast state .*\(streams\) of size 3 is not divisible by mesh.data x mesh.fsdp = 2"):
+  with pytest.raises(ValueError,
+                     match=r"fast state .*\(streams\) of size 3 is not divisible by mesh.data x "
+                           r"mesh.fsdp = 2"):
     sharding.of_fast(fast, abstract(2, 1, 1))
 
 
 @pytest.mark.parametrize("mesh, devices, message", [
-    ((2, 4, 1), 4, "mesh.data=2, mesh.fsdp=4, mesh.tensor=1 do not fit 4 devices.*JAX_NUM_CPU_DEVICES=8"),
-    ((0, 3, 1), 8, "do not fit 8 devices: their product must be 8"), ((3, 1, 1), 3, "data.batch=8 is not divisible by 3 devices"),
-    ((2, 1, 4), 8, "model.heads=2 is not divisible by mesh.tensor=4"), ((-1, 1, 1), 1, "mesh.data=-1: set it to 0"),
+    ((2, 4, 1), 4, "mesh.data=2, mesh.fsdp=4, mesh.tensor=1 do not fit 4 "
+                   "devices.*JAX_NUM_CPU_DEVICES=8"),
+    ((0, 3, 1), 8, "do not fit 8 devices: their product must be 8"),
+    ((3, 1, 1), 3, "data.batch=8 is not divisible by 3 devices"),
+    ((2, 1, 4), 8, "model.heads=2 is not divisible by mesh.tensor=4"),
+    ((-1, 1, 1), 1, "mesh.data=-1: set it to 0"),
     ((1, 0, 1), 1, "mesh.fsdp=0: set it to 1 or more")])
 def test_a_mesh_that_does_not_fit_is_refused(mesh, devices, message):
   with pytest.raises(ValueError, match=message):
@@ -246,8 +282,10 @@ def processes(config_file, workdir, count: int) -> list[subprocess.CompletedProc
     probe.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{probe.getsockname()[1]}"
   started = [subprocess.Popen(
-      [sys.executable, "-c", PROCESS, config_file, workdir, address, str(count), str(i)], cwd=ROOT, text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}) for i in range(count)]
+      [sys.executable, "-c", PROCESS, config_file, workdir, address, str(count), str(i)], cwd=ROOT,
+      text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"})
+             for i in range(count)]
   done = [(p.communicate(timeout=300), p.returncode) for p in started]
   assert not any(code for _, code in done), done
   return [(out.splitlines()[-1], error) for (out, error), _ in done]  # before it, Gloo speaks
@@ -256,7 +294,8 @@ def processes(config_file, workdir, count: int) -> list[subprocess.CompletedProc
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
   """Matrices and batch in two processes, stopped and resumed; only the first process writes."""
-  c = test_train.small(tmp_path, model__pattern=("attention",), mixer__kind="swiglu", model__dropout=0.0, train__save_every=2,
+  c = test_train.small(tmp_path, model__pattern=("attention",), mixer__kind="swiglu",
+                       model__dropout=0.0, train__save_every=2,
                        train__eval_every=4, optim__warmup=2)
   runs = {}
   for count in (1, 2):
@@ -264,7 +303,8 @@ def test_two_processes_train_as_one(tmp_path):
       c.train.steps, c.mesh.fsdp = steps_, count
       (tmp_path / "config.json").write_text(config.to_json(c))
       outs = processes(tmp_path / "config.json", tmp_path / str(count), count)
-    rows = [json.loads(line) for line in (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line)
+            for line in (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()]
     runs[count] = [row["train/loss"] for row in rows if "train/loss" in row]
     assert [row["train/bpb"] > 0 for row in rows if "train/loss" in row] == [True] * STEPS
     assert len({out for out, _ in outs}) == 1 and all("step" not in error for _, error in outs[1:])
@@ -298,7 +338,8 @@ def elsewhere(mesh):
 @pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh(tmp_path):
   """Parameters, optimizer, random key and position of the data, by the trainer's own rules."""
-  done = subprocess.run([sys.executable, "-c", ELSEWHERE, tmp_path / "moved"], cwd=ROOT, capture_output=True, text=True,
+  done = subprocess.run([sys.executable, "-c", ELSEWHERE, tmp_path / "moved"], cwd=ROOT,
+                        capture_output=True, text=True,
                         env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"})
   assert done.returncode == 0, done.stderr
   assert done.stderr.count("resuming at step") == 3
@@ -311,4 +352,5 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
 if __name__ == "__main__":
   what, kind, *rest = sys.argv[1:]
   for mesh in [tuple(map(int, a.split(","))) for a in rest if "," in a]:
-    print(json.dumps(train(kind, rest[0], mesh) if what == "train" else read(kind, mesh)), flush=True)
+    print(json.dumps(train(kind, rest[0], mesh) if what == "train" else read(kind, mesh)),
+          flush=True)

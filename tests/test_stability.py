@@ -1,4 +1,5 @@
-"""The bound stated in hope_jax/memory/write_rule.py: no spectral norm grows beyond it, for any input, width and number of tokens.
+"""The bound stated in hope_jax/memory/write_rule.py: no spectral norm grows beyond it, for any
+input, width and number of tokens.
 
     python -m pytest tests/test_stability.py -m 'not slow'
 """
@@ -16,7 +17,8 @@ from hope_jax.model import selfmod
 
 BOUND, CHUNK = 3.0, 32
 GATES = ((-1.0, 2.0), (20.0, 20.0), (20.0, -20.0), (-20.0, 20.0), (20.0, 2.0))  # b_eta, b_alpha
-INPUTS = ("random", "constant", "constant x100", "alternating x100", "random x100", "alternating sizes")
+INPUTS = ("random", "constant", "constant x100", "alternating x100", "random x100",
+          "alternating sizes")
 ROUNDING = 1 + 1e-3
 
 
@@ -25,7 +27,8 @@ def tokens(kind, i, width, chunk):
   noise = jax.random.normal(jax.random.fold_in(jax.random.key(2), i), (3, width, chunk))
   fixed = jnp.broadcast_to(jax.random.normal(jax.random.key(3), (3, width, 1)), noise.shape)
   flip = jnp.where(jnp.arange(chunk) % 2, 1.0, -1.0)
-  return jnp.stack([noise, fixed, 100 * fixed, 100 * flip * fixed, 100 * noise, noise * 10 ** (2 * flip)])[kind]
+  return jnp.stack([noise, fixed, 100 * fixed, 100 * flip * fixed, 100 * noise,
+                    noise * 10 ** (2 * flip)])[kind]
 
 
 def spectral(w):
@@ -49,7 +52,8 @@ def run(rule, params, state, kind, first, chunks, every):
   width, chunk = params["w" if rule.memory == "linear" else "v_in"].shape[-1], rule.chunk
   def one(state, i):
     position = i * chunk + jnp.arange(chunk)
-    return selfmod.run(rule, params, state, *tokens(kind, i, width, chunk), position >= 0, position)[1], None
+    return selfmod.run(rule, params, state, *tokens(kind, i, width, chunk), position >= 0,
+                       position)[1], None
   def some(state, i):
     state, _ = jax.lax.scan(one, state, i)
     return state, norms(rule, params, state)
@@ -57,7 +61,9 @@ def run(rule, params, state, kind, first, chunks, every):
 
 
 def extremes(rule, total):
-  """Largest norm of every matrix over `total` tokens, of every pair of inputs and gates: leaves (pairs,)."""
+  """Largest norm of every matrix over `total` tokens, of every pair of inputs and gates:
+  leaves (pairs,).
+  """
   params = cases.parameters(rule, jax.random.key(0))
   kinds, gates = zip(*itertools.product(range(len(INPUTS)), GATES))
   @jax.jit
@@ -70,25 +76,30 @@ def extremes(rule, total):
 
 
 def assert_bounded(rule, before, largest):
-  for (path, limit), found in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(largest)):
+  for (path, limit), found in zip(jax.tree_util.tree_leaves_with_path(before),
+                                  jax.tree.leaves(largest)):
     limit = limit if rule.memory == "linear" else max(rule.bound, limit)
     worst = int(np.argmax(found))
-    where = f"{jax.tree_util.keystr(path)}, {INPUTS[worst // len(GATES)]}, gates {GATES[worst % len(GATES)]}"
+    kind, gate = divmod(worst, len(GATES))
+    where = f"{jax.tree_util.keystr(path)}, {INPUTS[kind]}, gates {GATES[gate]}"
     assert found[worst] <= ROUNDING * limit, f"{where}: {found[worst]} > {limit}"
 
 
 @pytest.mark.parametrize("options", [pytest.param(dict(momentum=0.9), marks=pytest.mark.slow),
-                                     dict(memory="linear", momentum=0.9), dict(memory="linear")], ids=str)
+                                     dict(memory="linear", momentum=0.9), dict(memory="linear")],
+                         ids=str)
 def test_norms_stay_below_the_bound(options):
   rule = Rule(bound=BOUND, chunk_memory=CHUNK, chunk_generators=CHUNK, **options)
   assert_bounded(rule, *extremes(rule, 20_000))
 
 
 OTHERS = [
-    dict(objective="dot"), dict(momentum=0.9, target_gradient=True), dict(rank_one=False, unit_target=False),
+    dict(objective="dot"), dict(momentum=0.9, target_gradient=True),
+    dict(rank_one=False, unit_target=False),
     dict(alpha=False), dict(factor="input", rank_one=False), dict(momentum=0.9, chunk_memory=8),
     dict(memory="linear", objective="dot"), dict(memory="linear", rank_one=False, momentum=0.9),
-    dict(memory="linear", target_gradient=True), dict(memory="linear", target_gradient=True, momentum=0.9),
+    dict(memory="linear", target_gradient=True),
+    dict(memory="linear", target_gradient=True, momentum=0.9),
     dict(memory="linear", adaptive_q=True, momentum=0.9, chunk_memory=64)]
 
 
@@ -100,7 +111,8 @@ def test_norms_stay_below_the_bound_with_every_option(options):
 
 
 def test_without_the_bound_constant_tokens_exceed_it():
-  rule = Rule(bound=0.0, factor="input", unit_target=False, chunk_memory=CHUNK, chunk_generators=CHUNK)
+  rule = Rule(bound=0.0, factor="input", unit_target=False, chunk_memory=CHUNK,
+              chunk_generators=CHUNK)
   before, largest = extremes(rule, 800)
   with pytest.raises(AssertionError, match="constant|alternating|random"):
     assert_bounded(Rule(bound=BOUND), before, largest)
@@ -129,6 +141,8 @@ def test_norms_stay_below_the_bound_at_width_1024(memory, chunk):
   for part, (kind, gate) in enumerate(parts):
     p = params | dict(b_eta=jnp.float32(GATES[gate][0]), b_alpha=jnp.float32(GATES[gate][1]))
     state, seen = advance(p, state, jnp.int32(kind), jnp.int32(part * each))
-    for (path, limit), found in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(seen)):
+    for (path, limit), found in zip(jax.tree_util.tree_leaves_with_path(before),
+                                    jax.tree.leaves(seen)):
       limit = limit if memory == "linear" else max(BOUND, limit)
-      assert found[-1] <= ROUNDING * limit, f"{jax.tree_util.keystr(path)} after part {part}: {found[-1]} > {limit}"
+      where = f"{jax.tree_util.keystr(path)} after part {part}"
+      assert found[-1] <= ROUNDING * limit, f"{where}: {found[-1]} > {limit}"

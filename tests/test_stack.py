@@ -1,4 +1,6 @@
-"""Laws of level stacking: the new model computes what the old one did until it writes or trains; what is refused."""
+"""Laws of level stacking: the new model computes what the old one did until it writes or trains;
+what is refused.
+"""
 
 import functools
 import json
@@ -37,7 +39,8 @@ def tiny(kind, **fields):
   c = config.base()
   c.model.update(dict(config.PRESETS[kind], dim=8, layers=2, heads=2, vocab=VOCAB, embed_std=0.1))
   c.attention.window = 12
-  c.mixer.update(dict(kind="swiglu" if kind == "transformer" else "cms", hidden=1.5, levels=(config.Level("only", 0),)))
+  c.mixer.update(dict(kind="swiglu" if kind == "transformer" else "cms", hidden=1.5,
+                      levels=(config.Level("only", 0),)))
   c.teach.chunk = 8
   c.data.update(dict(seq=32, align=8, batch=2))
   c.mixer.update(fields)
@@ -47,7 +50,8 @@ def tiny(kind, **fields):
 
 def stacked(kind, count, **fields):
   """Its counterpart of `count` levels that write in context."""
-  return tiny("hope_attention", **dict(activation=ACTIVATION[kind], levels=levels(count), in_context=True) | fields)
+  return tiny("hope_attention",
+              **dict(activation=ACTIVATION[kind], levels=levels(count), in_context=True) | fields)
 
 
 @functools.cache
@@ -75,7 +79,8 @@ def wanted(*original):
 
 
 def stacked_params(c, original, streamed=False):
-  """The original's parameters, stacked; checks that `c` is their configuration and computes the same logits.
+  """The original's parameters, stacked; checks that `c` is their configuration and computes the
+  same logits.
 
   streamed: also when a prompt is read, then single tokens.
   """
@@ -95,25 +100,33 @@ def stacked_params(c, original, streamed=False):
     return params, out
 
   params, out = compute(trained)
-  chex.assert_trees_all_equal_shapes_and_dtypes(params, jax.eval_shape(lambda: lm.init_params(c, jax.random.key(0))))
+  chex.assert_trees_all_equal_shapes_and_dtypes(params,
+                                                jax.eval_shape(
+                                                    lambda: lm.init_params(c, jax.random.key(0))))
   for logits in out:
     np.testing.assert_allclose(logits, wanted(*original), **CLOSE)
   return params
 
 
-@pytest.mark.parametrize("connection", ["sequential", pytest.param("independent", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("connection",
+                         ["sequential", pytest.param("independent", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_transformer_becomes_levels(count, connection):
-  stacked_params(stacked("transformer", count, connection=connection), ("transformer",), streamed=True)
+  stacked_params(stacked("transformer", count, connection=connection), ("transformer",),
+                 streamed=True)
 
 
-@pytest.mark.parametrize("before, after, connection", [(1, 3, "nested"), (2, 3, "sequential"), (2, 2, "independent")])
+@pytest.mark.parametrize("before, after, connection",
+                         [(1, 3, "nested"), (2, 3, "sequential"), (2, 2, "independent")])
 def test_hope_attention_becomes_more_levels(before, after, connection):
-  original = "hope_attention", before, "independent" if connection == "independent" else "sequential"
+  original = ("hope_attention", before, "independent" if connection == "independent"
+              else "sequential")
   c, (old, trained) = stacked("hope_attention", after, connection=connection), parameters(*original)
   params = stacked_params(c, original)
-  for new, entry in zip(reversed(c.mixer.levels), reversed(old.mixer.levels)):  # the slowest are the trained ones
-    chex.assert_trees_all_equal(params["blocks"]["cms"][new.name], trained["blocks"]["cms"][entry.name])
+  # the slowest are the trained ones
+  for new, entry in zip(reversed(c.mixer.levels), reversed(old.mixer.levels)):
+    chex.assert_trees_all_equal(params["blocks"]["cms"][new.name],
+                                trained["blocks"]["cms"][entry.name])
 
 
 @pytest.mark.parametrize("connection", ["sequential", "independent"])
@@ -132,24 +145,29 @@ def test_new_levels_can_learn():
   gradient = jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(read(c, p, text())[0]))))(params)
   for entry in c.mixer.levels[:-1]:
     assert not params["blocks"]["cms"][entry.name]["down"]["kernel"].any()
-    assert (jnp.abs(gradient["blocks"]["cms"][entry.name]["down"]["kernel"]).max((1, 2)) > 1e-3).all()
+    assert (
+        jnp.abs(gradient["blocks"]["cms"][entry.name]["down"]["kernel"]).max((1, 2)) > 1e-3).all()
 
 
 def test_it_differs_from_the_first_write_on():
   old, trained = parameters("transformer")
   c = stacked("transformer", 2)
   params = stack.stack(c, trained, old)
-  fast, _ = study.memorize(c, params, lm.init_fast(c, 2), [list(map(int, row)) for row in text()[:, :-4]])
+  fast, _ = study.memorize(c, params, lm.init_fast(c, 2),
+                           [list(map(int, row)) for row in text()[:, :-4]])
   assert all((level.updates_B > 0).all() for level in fast.layers.levels.values())
   after, _ = jax.jit(functools.partial(read, c))(params, text()[:, -4:], fast)
   assert jnp.abs(after - wanted("transformer")[:, -4:]).max() > 1e-2
 
 
 @pytest.mark.parametrize("fields, message", [
-    ({"model.pattern": ("selfmod",)}, r"model.pattern=\('selfmod',\), but to go on from this checkpoint \(attention, "
-                                      r"swiglu\) it must be \('attention',\): set --config.model.pattern"),
+    ({"model.pattern": ("selfmod",)}, r"model.pattern=\('selfmod',\), but to go on from this "
+                                      r"checkpoint \(attention, "
+                                      r"swiglu\) it must be \('attention',\): set "
+                                      r"--config.model.pattern"),
     ({"mixer.kind": "swiglu"}, "mixer.kind=swiglu, .* must be cms: set --config.mixer.kind=cms"),
-    ({"mixer.activation": "gelu"}, "mixer.activation=gelu, .* must be swiglu: set --config.mixer.activation=swiglu"),
+    ({"mixer.activation": "gelu"}, "mixer.activation=gelu, .* must be swiglu: set "
+                                   "--config.mixer.activation=swiglu"),
     ({"mixer.norm": "layer"}, "mixer.norm=layer, .* must be rms: set --config.mixer.norm=rms"),
     ({"mixer.hidden": 2.0}, "mixer.hidden=2.0, .* must be 1.5: set --config.mixer.hidden=1.5"),
     ({"model.dim": 16}, "model.dim=16, .* must be 8: set --config.model.dim=8"),
@@ -171,13 +189,17 @@ def test_what_does_not_fit_a_transformer(fields, message):
 @pytest.mark.parametrize("old, new, message", [
     (dict(count=3), dict(count=2), "mixer.levels: 2 levels, the checkpoint has 3: give 3 or more"),
     (dict(count=2), dict(count=2, connection="independent"),
-     "mixer.connection=independent, but the checkpoint's 2 levels are sequential: .* set .*connection=sequential"),
+     "mixer.connection=independent, but the checkpoint's 2 levels are sequential: .* set "
+     ".*connection=sequential"),
     (dict(count=2, connection="independent"), dict(count=3, connection="nested"),
-     "mixer.connection=nested, but the checkpoint's 2 levels are independent: .* set .*connection=independent"),
+     "mixer.connection=nested, but the checkpoint's 2 levels are independent: .* set "
+     ".*connection=independent"),
     (dict(count=2, connection="independent"), dict(count=3, connection="independent"),
      "mixer.levels: 3 levels, the checkpoint has 2; among independent levels, .*: give 2"),
-    (dict(count=1), dict(count=2, activation="swiglu"), "mixer.activation=swiglu, .* checkpoint .attention, cms. it must be gelu"),
-    (dict(count=1, norm="layer"), dict(count=2), "mixer.norm=rms, .* must be layer: set --config.mixer.norm=layer"),
+    (dict(count=1), dict(count=2, activation="swiglu"),
+     "mixer.activation=swiglu, .* checkpoint .attention, cms. it must be gelu"),
+    (dict(count=1, norm="layer"), dict(count=2),
+     "mixer.norm=rms, .* must be layer: set --config.mixer.norm=layer"),
     (dict(count=0, in_context=False), dict(count=2), "mixer.levels are none"),
 ])
 def test_what_does_not_fit_hope_attention(old, new, message):
@@ -189,13 +211,17 @@ def test_what_does_not_fit_hope_attention(old, new, message):
 def test_other_models_have_no_place_for_levels(kind):
   old = stacked("transformer", 1)
   old.model.update(config.PRESETS[kind])
-  with pytest.raises(ValueError, match="the checkpoint's model is .*: levels are stacked on attention alone"):
+  with pytest.raises(ValueError,
+                     match="the checkpoint's model is .*: levels are stacked on attention alone"):
     stack.stack(stacked("transformer", 2), {}, old)
 
 
 def recall(kind, count):
-  """A tiny run on the recall task. Levels are trained by the outer optimizer, one of them on a clock of its own."""
-  c = tiny(kind, activation="swiglu", levels=(config.Level("fast", 0), config.Level("slow", 64))[-count:])
+  """A tiny run on the recall task. Levels are trained by the outer optimizer,
+  one of them on a clock of its own.
+  """
+  c = tiny(kind, activation="swiglu",
+           levels=(config.Level("fast", 0), config.Level("slow", 64))[-count:])
   c.data.update(dict(task="recall", recall_pairs=2, recall_keys=8, batch=4))
   c.optim.update(dict(warmup=1, lr=1e-2))
   c.train.update(dict(steps=3, log_every=1, eval_every=10, eval_batches=1, save_every=2))
@@ -217,9 +243,12 @@ def losses(workdir):
 
 @pytest.mark.slow
 def test_launch_goes_on_from_a_transformer_and_resumes(trained, capfd):
-  c, run, file = recall("hope_attention", 2), trained.parent / "levels", trained.parent / "levels.py"
-  file.write_text(f"from hope_jax import config\nget_config = lambda: config.from_json({config.to_json(c)!r})")
-  command = [sys.executable, "-m", "hope_jax.launch", f"--config={file}", f"--workdir={run}", f"--init_from={trained}"]
+  c, run, file = (recall("hope_attention", 2), trained.parent / "levels",
+                  trained.parent / "levels.py")
+  file.write_text("from hope_jax import config\nget_config = lambda: "
+                  f"config.from_json({config.to_json(c)!r})")
+  command = [sys.executable, "-m", "hope_jax.launch", f"--config={file}", f"--workdir={run}",
+             f"--init_from={trained}"]
   environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
   assert done.returncode == 0 and "starting in" in done.stderr, done.stderr
@@ -234,16 +263,19 @@ def test_launch_goes_on_from_a_transformer_and_resumes(trained, capfd):
   shutil.rmtree(run / "checkpoints" / "3")  # a run that was stopped after step 2
   loop.train(c, run, init_from="nowhere")
   said = capfd.readouterr().err
-  assert "has a checkpoint and goes on from it: --init_from=nowhere is ignored" in said and "resuming at step 2" in said
+  assert "has a checkpoint and goes on from it: --init_from=nowhere is ignored" in said
+  assert "resuming at step 2" in said
   assert losses(run) == pytest.approx(first, rel=1e-4)
 
 
-def test_a_start_that_does_not_fit_is_refused_before_anything_is_trained(trained, tmp_path, monkeypatch):
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_trained(trained, tmp_path,
+                                                                         monkeypatch):
   c = recall("hope_attention", 2)
   with pytest.raises(FileNotFoundError, match="no checkpoint in .*nowhere"):
     loop.train(c, tmp_path / "run", tmp_path / "nowhere")
   params, old, meta = weights.load(trained / "checkpoints")
   monkeypatch.setattr(weights, "load", lambda _: (params, old, meta | {"tokenizer": "abc"}))
-  with pytest.raises(ValueError, match="tokenizer does not match the checkpoint: it was trained with abc"):
+  with pytest.raises(ValueError,
+                     match="tokenizer does not match the checkpoint: it was trained with abc"):
     loop.train(c, tmp_path / "run", trained)
   assert not (tmp_path / "run" / "config.json").exists()

@@ -1,7 +1,8 @@
 """Rule 1 for whole models: a text that is read and learned in chunks equals a loop over its tokens.
 
-In the loop a model reads one token a call, and each token has weights of its own in every level, so that the gradient of
-the chunk's loss in them is that token's. NumPy adds up the gradients of a period and takes the step (reference_write.py).
+In the loop a model reads one token a call, and each token has weights of its own in every level, so
+that the gradient of the chunk's loss in them is that token's. NumPy adds up the gradients of a
+period and takes the step (reference_write.py).
 """
 
 import functools
@@ -23,10 +24,13 @@ pytestmark = pytest.mark.slow
 
 
 def settings(kind, chunk):
-  """A tiny model that learns from `chunk` tokens at once, whose memories write themselves in the same chunks."""
+  """A tiny model that learns from `chunk` tokens at once,
+  whose memories write themselves in the same chunks.
+  """
   c = tiny(kind)
   c.model.dtype = "float64"
-  c.mixer.levels = tuple(config.Level(name, PERIODS[name], rule=RULES[name], lr=LR) for name in ("fast", "mid", "slow"))
+  c.mixer.levels = tuple(config.Level(name, PERIODS[name], rule=RULES[name], lr=LR)
+                         for name in ("fast", "mid", "slow"))
   c.titan.update(dict(period=PERIODS["titan"], lr=LR))
   c.selfmod.update(dict(chunk_generators=chunk, chunk_memory=chunk))
   c.teach.update(dict(chunk=chunk, clip=0.0, scale=0.5))
@@ -44,13 +48,17 @@ def with_deltas(fast, delta):
 
 def difference(weights, base):
   """{level: tree, layers first} of two {level: [tree of each layer]}."""
-  stack = lambda *leaves: np.stack(leaves)
-  return {name: jax.tree.map(stack, *map(functools.partial(jax.tree.map, np.subtract), weights[name], base[name])) for name in base}
+  def stack(*leaves):
+    return np.stack(leaves)
+  return {name: jax.tree.map(stack, *map(functools.partial(jax.tree.map, np.subtract),
+                                         weights[name], base[name])) for name in base}
 
 
 @functools.cache
 def look(kind, chunk):
-  """(params, state, tokens, labels, zeros of every token) -> (gradient of the loss in them, (nats, state, titan's (a, M(a))))."""
+  """(params, state, tokens, labels, zeros of every token) -> (gradient of the loss in them, (nats,
+  state, titan's (a, M(a)))).
+  """
   c = settings(kind, chunk)
   apply = lm.build(c).apply
 
@@ -59,9 +67,11 @@ def look(kind, chunk):
 
     def token(fast, xs):
       token, label, own = xs
-      weights = {name: jax.tree.map(jnp.add, delta, own["levels"][name]) for name, delta in learned.items()}
+      weights = {name: jax.tree.map(jnp.add, delta, own["levels"][name])
+                 for name, delta in learned.items()}
       probes = {"probes": {"block": own["block"]}} if "titan" in learned else {}
-      logits, after, _, *taps = apply({"params": params}, token[None, None], with_deltas(fast, weights), **probes)
+      logits, after, _, *taps = apply({"params": params}, token[None, None],
+                                      with_deltas(fast, weights), **probes)
       after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, fast)
       nats = jnp.where(label >= 0, -jax.nn.log_softmax(logits[0, 0])[jnp.maximum(label, 0)], 0.0)
       seen = (taps[0]["titan"][0][:, 0, 0], taps[0]["titan_read"][:, 0, 0]) if taps else ()
@@ -74,12 +84,16 @@ def look(kind, chunk):
 
 
 def loop(kind, chunk, params, text):
-  """(nats of every token, weights minus parameters {level: tree with layers first}, updates, the state but for the levels)."""
+  """(nats of every token, weights minus parameters {level:
+  tree with layers first}, updates, the state but for the levels).
+  """
   c = settings(kind, chunk)
   fast, layers = double(lm.init_fast(c, 1)), range(c.model.layers)
-  fast = fast.replace(segment_B=np.ones(1, np.int32))  # inside a document: at its first token a call forgets its levels
+  # inside a document: at its first token a call forgets its levels
+  fast = fast.replace(segment_B=np.ones(1, np.int32))
   tokens, labels = np.array(text), np.array(text[1:] + [-1])
-  base = {name: [jax.tree.map(lambda p: np.array(p[i]), lm.level_parameters(params["blocks"], name)) for i in layers]
+  base = {name: [jax.tree.map(lambda p: np.array(p[i]), lm.level_parameters(params["blocks"], name))
+                 for i in layers]
           for name in fast.layers.levels}
   weights = jax.tree.map(np.array, base)
   m, v = (jax.tree.map(np.zeros_like, base) for _ in range(2))
@@ -90,13 +104,16 @@ def loop(kind, chunk, params, text):
     fast = with_deltas(fast, delta)
     own = {"levels": jax.tree.map(lambda d: np.zeros((len(tokens[now]), *d.shape)), delta),
            "block": np.zeros((len(tokens[now]), len(layers), 1, 1, c.model.dim))}
-    gradient, (some, fast, seen) = jax.device_get(look(kind, chunk)(own, params, fast, tokens[now], labels[now]))
+    gradient, (some, fast,
+               seen) = jax.device_get(look(kind,
+                                           chunk)(own, params, fast, tokens[now], labels[now]))
     nats += some.tolist()
     read = jax.tree.map(np.array, weights)
     for t in range(len(some)):
       for name, i in ((name, i) for name in base for i in layers):
         if name == "titan":
-          a_D, read_D, teach_D = seen[0][t, i], seen[1][t, i], c.teach.scale * gradient["block"][t, i, 0, 0]
+          a_D, read_D, teach_D = (seen[0][t, i], seen[1][t, i],
+                                  c.teach.scale * gradient["block"][t, i, 0, 0])
           modifier = jax.tree.map(lambda p: p[i], params["blocks"]["titan"].get("modifier"))
           signal_D = titan.signal(modifier, PERIODS["titan"], a_D, read_D, teach_D)
           g, _ = jax.device_get(reference.look(read[name][i], a_D, signal_D))
@@ -106,7 +123,8 @@ def loop(kind, chunk, params, text):
           held[name][i].append(g)
         if held[name][i] and ((first + t + 1) % PERIODS[name] == 0 or first + t + 1 == len(text)):
           total = jax.tree.map(lambda *leaves: np.sum(leaves, 0), *held[name][i])
-          change = lambda *p: reference.step(RULES[name], LR, 0.9, p[0], None, *p[1:])
+          def change(*p):
+            return reference.step(RULES[name], LR, 0.9, p[0], None, *p[1:])
           moved = jax.tree.map(change, total, weights[name][i], m[name][i], v[name][i])
           weights[name][i] = jax.tree.map(np.add, weights[name][i], moved)
           held[name][i] = []
@@ -125,7 +143,8 @@ def test_chunks_are_the_token_loop(x64, kind, chunk):
     fast, report = study.memorize(c, params, double(lm.init_fast(c, 1)), [text])
     np.testing.assert_allclose(report.nats_BxT[0][:length], nats, atol=1e-9)
     for name, level in fast.layers.levels.items():
-      assert level.updates_B.tolist() == [[updates[name]]] * 2 and updates[name] >= length // PERIODS[name]
+      assert level.updates_B.tolist() == [[updates[name]]] * 2 and updates[
+          name] >= length // PERIODS[name]
       jax.tree.map(lambda got, want: np.testing.assert_allclose(got[:, 0], want, atol=1e-9),
                    level.delta, learned[name])
     for got, want in zip(jax.tree.leaves(fast.layers.tokens),

@@ -9,8 +9,8 @@ from hope_jax.data import tokenizer
 from hope_jax.data.tokenizer import StreamDecoder, Tokenizer
 
 CODE = "def f(x):\n    if x:\r\n\t\treturn 'naïve ▁ 日本'  # 12345\n\n\n        pass\n" * 5
-AWKWARD = ["", " ", "   \n \t\r\n\r\r  ", "\0", "a\0b", "\u2581", " \u2581 \u2581\u2581", "<s></s><unk><0x41>",
-           "\ufeff\ufffd\u2585", "e\u0301 é ﬁ Ⅷ",
+AWKWARD = ["", " ", "   \n \t\r\n\r\r  ", "\0", "a\0b", "\u2581", " \u2581 \u2581\u2581",
+           "<s></s><unk><0x41>", "\ufeff\ufffd\u2585", "e\u0301 é ﬁ Ⅷ",
            "𝔘👩‍👩‍👧 \u202e", "x" * 10_000, " " * 5000 + "\n" * 5000, "\udcff\udc80a\udce2", CODE]
 
 
@@ -46,7 +46,8 @@ def random_inputs(rng):
 
 
 def test_every_byte_string_comes_back_and_is_counted(tok):
-  inputs = [t.encode("utf-8", "surrogateescape") for t in AWKWARD] + list(random_inputs(random.Random(1)))
+  inputs = ([t.encode("utf-8", "surrogateescape") for t in AWKWARD]
+            + list(random_inputs(random.Random(1))))
   for data, ids in zip(inputs, tok.encode_batch(inputs), strict=True):
     assert tok.decode_bytes(ids) == data
     assert tok.token_bytes[ids].sum() == len(data)
@@ -82,7 +83,8 @@ def test_control_tokens_are_no_text(tok):
 
 def test_streaming_is_whole(tok):
   rng = random.Random(2)
-  sequences = [tok.encode(t) for t in AWKWARD] + [[rng.randrange(tok.size) for _ in range(100)] for _ in range(50)]
+  sequences = [tok.encode(t) for t in AWKWARD] + [[rng.randrange(tok.size) for _ in range(100)]
+                                                  for _ in range(50)]
   for errors in ("replace", "surrogateescape"):
     stream = StreamDecoder(tok, errors)
     for ids in sequences:
@@ -110,7 +112,9 @@ def test_errors_name_the_fix(tmp_path, tok, model):
       tok.decode([bad])
   with pytest.raises(ValueError, match="lone surrogate at character 1"):
     tok.encode("a\ud800")
-  with pytest.raises(ValueError, match="model.vocab 100000 is more than the text supports; set it to at most [0-9]+"):
+  with pytest.raises(ValueError,
+                     match="model.vocab 100000 is more than the text supports; set it to at most "
+                           "[0-9]+"):
     tokenizer.train(texts(), tmp_path / "m", 100_000)
   with pytest.raises(ValueError, match="model.vocab 260 is too small .* set it to [0-9]+ or more"):
     tokenizer.train(texts(), tmp_path / "m", 260)

@@ -35,13 +35,14 @@ def small(folder, **fields):
   text.mkdir(exist_ok=True)
   for i in range(40):
     words = "read write memory chunk token slow fast level query value".split()
-    lines = [f"def {words[(i + j) % 10]}_{words[(i * j) % 10]}(x):\n  return {words[j % 10]}(x) + {i}\n" for j in range(i % 7 + 1)]
+    lines = [f"def {words[(i + j) % 10]}_{words[(i * j) % 10]}(x):\n  return {words[j % 10]}(x) + "
+             f"{i}\n" for j in range(i % 7 + 1)]
     (text / f"{i}.txt").write_text("".join(lines))
   source = c.data.sources[0].copy_and_resolve_references()
   source.update(dict(name="notes", kind="text", path=str(text), field=""))
   c.data.sources, c.data.val_fraction = (source,), 0.2
   c.optim.warmup = 2
-  c.train.steps, c.train.log_every, c.train.eval_every, c.train.eval_batches, c.train.save_every = 12, 1, 6, 2, 5
+  c.train.update(steps=12, log_every=1, eval_every=6, eval_batches=2, save_every=5)
   for name, value in fields.items():
     section, field = name.split("__")
     c[section][field] = value
@@ -71,7 +72,8 @@ def poison(monkeypatch, factors):
   for name in ("_whole", "_online"):
     def poisoned(config, params, batch, rng, step, call=getattr(steps, name)):
       loss, stats, gradients = call(config, params, batch, rng, step)
-      factor = jnp.ones(100).at[jnp.array(list(factors)) - 1].set(jnp.array(list(factors.values())))[step]
+      factor = jnp.ones(100).at[jnp.array(list(factors))
+                                - 1].set(jnp.array(list(factors.values())))[step]
       return loss * factor, stats, jax.tree.map(lambda g: g * factor, gradients)
 
     monkeypatch.setattr(steps, name, poisoned)
@@ -92,7 +94,8 @@ def test_run_ends_with_an_evaluation_beside_the_bigram(whole):
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert all(row["memory/1/moved/mem"] > 0 for row in rows if "train/loss" in row)
   assert sidecar.steps(workdir / "checkpoints") == [10, 12]
-  assert [sidecar.read(workdir / "checkpoints" / step)["metric"] for step in ("10", "12")] == [None, result["loss"]]
+  assert [sidecar.read(workdir / "checkpoints" / step)["metric"]
+          for step in ("10", "12")] == [None, result["loss"]]
   assert config.to_json(config.load(workdir / "config.json")) == config.to_json(c)
   assert (workdir / "tokenizer.model").exists() and list((workdir / "tb").iterdir())
 
@@ -139,9 +142,11 @@ def test_sigterm_saves_and_the_same_command_resumes(whole):
   other.data, other.train.log_every = c.data, 1
   (folder / "long.json").write_text(config.to_json(other))
   run = folder / "killed"
-  code = ("import sys; from hope_jax import config; from hope_jax.training import loop; c = config.load(sys.argv[1]); c.train.steps = 100000; "
-          "c.train.eval_every = c.train.save_every = 100000; loop.train(c, sys.argv[2])")
-  process = subprocess.Popen([sys.executable, "-c", code, folder / "long.json", run], cwd=ROOT, stderr=subprocess.PIPE,
+  code = ("import sys; from hope_jax import config; from hope_jax.training import loop; c = "
+          "config.load(sys.argv[1]); c.train.steps = 100000; c.train.eval_every = "
+          "c.train.save_every = 100000; loop.train(c, sys.argv[2])")
+  process = subprocess.Popen([sys.executable, "-c", code, folder / "long.json", run], cwd=ROOT,
+                             stderr=subprocess.PIPE,
                              text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
   for line in process.stderr:
     if line.startswith("step"):
@@ -158,7 +163,8 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_nothing(whole, monkeypa
   folder, c, _, _ = whole
   run = folder / "diverged"
   poison(monkeypatch, {6: np.nan})
-  with pytest.raises(FloatingPointError, match="step 6: loss nan.*Checkpoint 5 is good.*Try a smaller optim.lr"):
+  with pytest.raises(FloatingPointError,
+                     match="step 6: loss nan.*Checkpoint 5 is good.*Try a smaller optim.lr"):
     loop.train(c, run)
   assert sidecar.steps(run / "checkpoints") == [5]
 
@@ -170,8 +176,11 @@ def test_a_run_goes_on_from_the_step_before_a_damaged_one(whole, capsys):
   next((run / "checkpoints" / "12" / "train" / "d").iterdir()).write_bytes(b"not what was written")
   assert loop.train(c, run) == result
   said = capsys.readouterr().err
-  assert "step 12 is damaged (train/d/" in said and "kept as 12.damaged, going on from step 10" in said
-  assert sorted(os.listdir(run / "checkpoints")) == ["10", "12", "12.damaged"] and losses(run) == losses(workdir)
+  assert "step 12 is damaged (train/d/" in said
+  assert "kept as 12.damaged, going on from step 10" in said
+  assert sorted(os.listdir(run / "checkpoints")) == ["10", "12",
+                                                     "12.damaged"] and losses(run) == losses(
+                                                         workdir)
 
 
 @pytest.mark.slow
@@ -216,7 +225,8 @@ def test_workdir_that_cannot_be_written_is_refused_before_anything_is_built(tmp_
 def test_gradient_accumulation_changes_nothing():
   c = small_transformer()
   state = steps.init_state(c, jax.random.key(0))
-  batch = {name: np.random.default_rng(1).integers(1, 9, (4, 32)) for name in ("tokens", "labels", "segments")}
+  batch = {name: np.random.default_rng(1).integers(1, 9, (4, 32))
+           for name in ("tokens", "labels", "segments")}
   batch["segments"][:] = 1
   batch["labels"][0, :20] = -1  # pieces with different numbers of labels
   c.optim.accumulate = 2
@@ -229,13 +239,15 @@ def test_gradient_accumulation_changes_nothing():
 
 def test_a_memory_that_makes_no_update_fails_the_evaluation():
   with pytest.raises(RuntimeError, match="memory mem made no update"):
-    validation.check_updates([{"moved/k": 0.1, "moved/mem": 0.0}, {"moved/k": 0.0, "moved/mem": 0.0}])
+    validation.check_updates([{"moved/k": 0.1, "moved/mem": 0.0},
+                              {"moved/k": 0.0, "moved/mem": 0.0}])
   validation.check_updates([{"moved/k": 0.0}, {"moved/k": 1e-9}])
 
 
 def test_gates_that_stay_closed_are_said(capsys):
   run = types.SimpleNamespace(closed={}, config=config.base())
-  report = lambda opened: {"open/cms_fast": np.array([0.0, opened]), "surprise/cms_fast": np.array([0.1, 0.2])}
+  def report(opened):
+    return {"open/cms_fast": np.array([0.0, opened]), "surprise/cms_fast": np.array([0.1, 0.2])}
   for i in range(99):
     loop._Run.watch_gates(run, i, report(0))
   loop._Run.watch_gates(run, 99, report(1))
@@ -243,4 +255,5 @@ def test_gates_that_stay_closed_are_said(capsys):
     loop._Run.watch_gates(run, i, report(0))
   assert not capsys.readouterr().err
   loop._Run.watch_gates(run, 199, report(0))
-  assert "no gate of cms_fast opened in 100 steps: its surprise is now 0.2" in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert "no gate of cms_fast opened in 100 steps: its surprise is now 0.2" in said

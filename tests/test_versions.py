@@ -1,4 +1,6 @@
-"""What version 0.1.0 computed and wrote (tests/v010): the same numbers come out, and its files load."""
+"""What version 0.1.0 computed and wrote (tests/v010):
+the same numbers come out, and its files load.
+"""
 
 import functools
 import importlib.metadata
@@ -43,9 +45,12 @@ def saved(request, tmp_path_factory):
 
 
 def same(got, name, key):
-  """To rounding: other flags or another CPU change the last bits (5e-6 was seen); more with another library."""
+  """To rounding: other flags or another CPU change the last bits (5e-6 was seen);
+  more with another library.
+  """
   want = gold(name)[key]
-  if importlib.metadata.version("jaxlib") == str(gold(name)["environment/jaxlib"]) and key.split("/")[0] != "run":
+  if (importlib.metadata.version("jaxlib") == str(gold(name)["environment/jaxlib"])
+      and key.split("/")[0] != "run"):
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
   else:
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
@@ -67,7 +72,8 @@ def written(c, params, ids, count, **options):
 def logits(c, params, ids, fast=None):
   tokens = jnp.asarray(ids, jnp.int32)[None]
   call = jax.jit(lm.build(c).apply)
-  return call({"params": params}, tokens, fast, None if fast is None else jnp.ones_like(tokens))[0][0]
+  return call({"params": params}, tokens, fast,
+              None if fast is None else jnp.ones_like(tokens))[0][0]
 
 
 def test_training_evaluation_generation_and_memorizing(saved):
@@ -76,7 +82,8 @@ def test_training_evaluation_generation_and_memorizing(saved):
   state, losses = trained(step, fresh, loader.train_batches(c), STEPS)
   same(losses, name, "train/loss")
   evaluate = steps.make_eval_step(c)
-  rows = [evaluate(state.params, batch)["nats"] for _, batch in loader.eval_batches(c, c.train.eval_batches)]
+  rows = [evaluate(state.params, batch)["nats"]
+          for _, batch in loader.eval_batches(c, c.train.eval_batches)]
   same(np.stack(rows), name, "eval/nats")
   prompt, text = (gold(name)[f"inputs/{key}"].tolist() for key in ("prompt", "text"))
   assert written(c, state.params, prompt, 16) == gold(name)["generate/greedy"].tolist()
@@ -99,7 +106,8 @@ def test_files_load_and_give_the_same_logits(saved):
     stream.load(folder / kind)
     assert stream.count == gold(name)[f"{kind}/count"]
     same(logits(c, params, gold(name)[f"{kind}/ids"], stream.fast), name, f"{kind}/logits")
-    assert list(stream.generate(gold(name)["inputs/prompt"].tolist(), 8)) == gold(name)[f"{kind}/greedy"].tolist()
+    assert list(stream.generate(gold(name)["inputs/prompt"].tolist(),
+                                8)) == gold(name)[f"{kind}/greedy"].tolist()
 
 
 def test_a_run_goes_on(saved):
@@ -118,7 +126,8 @@ def test_there_and_back_and_what_no_version_knows():
   assert config.from_json(text) == c and json.loads(text)["version"] == versions.NOW
   assert config.from_json(config.to_json(online.get_config())) == online.get_config()
   stored = json.loads(text)
-  with pytest.raises(ValueError, match="no field model.lyaers in a configuration: did you mean model.layers?"):
+  with pytest.raises(ValueError,
+                     match="no field model.lyaers in a configuration: did you mean model.layers?"):
     config.from_json(json.dumps(stored | {"model": stored["model"] | {"lyaers": 1}}))
   with pytest.raises(ValueError, match="no section modle in a configuration: did you mean model?"):
     config.from_json(json.dumps(stored | {"modle": {}}))

@@ -1,4 +1,6 @@
-"""Every next-token pair is supervised once, and every piece of a document starts at a multiple of `align`."""
+"""Every next-token pair is supervised once,
+and every piece of a document starts at a multiple of `align`.
+"""
 
 import numpy as np
 import pytest
@@ -62,6 +64,8 @@ def test_domains_share_out_the_windows(numbered):
   starts = np.cumsum([0, *lengths])
   for number in (0, 1):
     packed = Windows(folder, "s", "train", 64, 16, seed=0, domain=number)
-    read = np.concatenate([w["tokens"][w["segments"] > 0] for w in (packed[i] for i in range(len(packed)))])
-    expected = np.concatenate([np.arange(starts[d], starts[d + 1]) + 1 for d in range(number, 60, 2)])
+    read = np.concatenate([w["tokens"][w["segments"] > 0]
+                           for w in (packed[i] for i in range(len(packed)))])
+    expected = np.concatenate([np.arange(starts[d], starts[d + 1]) + 1
+                               for d in range(number, 60, 2)])
     assert sorted(read.tolist()) == expected.tolist()

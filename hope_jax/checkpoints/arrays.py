@@ -1,4 +1,6 @@
-"""Trees of arrays, stored and expected: their names, whether they agree, where they go and as what."""
+"""Trees of arrays, stored and expected: their names, whether they agree,
+where they go and as what.
+"""
 
 import hashlib
 from typing import Any
@@ -17,25 +19,33 @@ def fingerprint(params: Any) -> str:
 
 
 def check_architecture(stored: Any, expected: Any, what: str = "architecture") -> None:
-  """ValueError unless two trees (leaves with shape and dtype) agree in every path, shape and type."""
-  a, b = ({name: f"{leaf.shape} {leaf.dtype}" for name, leaf in leaves(tree).items()} for tree in (stored, expected))
+  """ValueError unless two trees (leaves with shape and dtype) agree in every path,
+  shape and type.
+  """
+  a, b = ({name: f"{leaf.shape} {leaf.dtype}" for name, leaf in leaves(tree).items()}
+          for tree in (stored, expected))
   check_same(a, b, ("checkpoint", "this configuration"), f"checkpoint of another {what}",
              "use the checkpoint's own configuration (config.json beside it) or another workdir")
 
 
 def check_same(a: dict, b: dict, names: tuple[str, str], what: str, fix: str) -> None:
-  """ValueError, with the first differences, unless two {array: description} of these names agree."""
+  """ValueError, with the first differences, unless two {array:
+  description} of these names agree.
+  """
   differ = [array for array in sorted(a | b) if a.get(array) != b.get(array)]
   if not differ:
     return
-  lines = [f"  {array}: {names[0]} {a.get(array, 'has none')}, {names[1]} {b.get(array, 'has none')}" for array in differ[:5]]
+  lines = [f"  {array}: {names[0]} {a.get(array, 'has none')}, {names[1]} "
+           f"{b.get(array, 'has none')}" for array in differ[:5]]
   if len(differ) > 5:
     lines.append(f"  and {len(differ) - 5} more")
   raise ValueError("\n".join([f"{what}: {len(differ)} of {len(a | b)} arrays differ", *lines, fix]))
 
 
 def leaves(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  """{path: leaf} with equal paths for a tree and for Orbax's description of it; a random key by its data."""
+  """{path: leaf} with equal paths for a tree and for Orbax's description of it;
+  a random key by its data.
+  """
   named = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -45,7 +55,9 @@ def leaves(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def placed(tree: Any) -> Any:
-  """What Orbax restores into. An array without a place goes to this process's first device, wherever it was saved."""
+  """What Orbax restores into. An array without a place goes to this process's first device,
+  wherever it was saved.
+  """
   first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
   def leaf(x):

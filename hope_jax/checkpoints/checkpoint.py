@@ -1,12 +1,17 @@
-"""A run's checkpoints: what it needs to go on as if it had not stopped, and what an evaluation needs of it.
+"""A run's checkpoints: what it needs to go on as if it had not stopped, and what an evaluation
+needs of it.
 
     directory/<step>/params      the parameters, so that an evaluation reads nothing else
-                     train       everything else in TrainState: step, optimizer, random key, streams' fast state
+                     train       everything else in TrainState: step, optimizer, random key,
+                                 streams' fast state
                      iterator    the data iterator's state, JSON
-                     meta        JSON: "config" (config.to_json), "tokenizer" (digest), and what the trainer adds
-                     integrity.json    digests of all of it (sidecar.py), and the step's validation loss
+                     meta        JSON: "config" (config.to_json), "tokenizer" (digest), and what the
+                                 trainer adds
+                     integrity.json    digests of all of it (sidecar.py), and the step's validation
+                                       loss
 
-A step is written under another name, hashed, and renamed when it is whole. How one is read: stored.py.
+A step is written under another name, hashed, and renamed when it is whole. How one is read:
+stored.py.
 
     with Checkpoints(workdir / "checkpoints", keep=2) as saved:
       step = saved.newest_good()
@@ -42,19 +47,23 @@ FILE_BYTES = 2**27  # about; several files are hashed at once
 NO_STEP, NONE_GOOD = -1, -2  # what the first process tells the others instead of a step
 LAST_SAVE = 30  # seconds that a process with an error waits for a save under way
 JSON = {"iterator": "the iterator's state", "meta": "meta"}  # items that are no arrays
-DISK_ERRORS = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "file too large"}
+DISK_ERRORS = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded",
+               errno.EFBIG: "file too large"}
 
-# Each Orbax thread logs a failed write with its whole traceback, a thousand lines; `wait` raises that error once.
-logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in record.getMessage())
+# Each Orbax thread logs a failed write with its whole traceback, a thousand lines; `wait` raises
+# that error once.
+logging.getLogger("absl").addFilter(
+    lambda record: "_SignalingThread.run() raised" not in record.getMessage())
 
 
 class Checkpoints:
   """A run's checkpoints, written in the background.
 
-  Keeps the last `keep` steps, besides the `keep_best` of lowest metric and every step divisible by `keep_every` (0: none).
-  Creating it makes the directory, tries a write and removes what an interrupted save left. With many processes, all
-  make the same calls; the first hashes, renames and deletes.
-  Raises OSError when the directory cannot be written, so that a run fails before it trains.
+  Keeps the last `keep` steps, besides the `keep_best` of lowest metric and every step divisible by
+  `keep_every` (0: none). Creating it makes the directory, tries a write and removes what an
+  interrupted save left. With many processes, all make the same calls; the first hashes, renames and
+  deletes. Raises OSError when the directory cannot be written, so that a run fails before it
+  trains.
   """
 
   def __init__(self, directory: str | Path, keep: int, keep_best: int = 0, keep_every: int = 0):
@@ -70,25 +79,31 @@ class Checkpoints:
     _try_write(self.directory)
     self._clear()
 
-  def save(self, step: int, state: Any, iterator_state: Any, meta: dict, metric: float | None = None,
-           on_error: str = "stop") -> bool:
-    """Copies the state to the host and returns; the write goes on behind. A step already there is kept: False.
+  def save(self, step: int, state: Any, iterator_state: Any, meta: dict,
+           metric: float | None = None, on_error: str = "stop") -> bool:
+    """Copies the state to the host and returns; the write goes on behind. A step already there is
+    kept: False.
 
     Args:
       meta: holds at least "config" and "tokenizer".
       metric: validation loss at this step, if it is known; what `keep_best` compares.
-      on_error: when this save fails, now or behind: "stop" raises, now or at the next call; "warn" says it and counts it,
-        but raises where there are many processes.
+      on_error: when this save fails, now or behind: "stop" raises, now or at the next call; "warn"
+        says it and counts it, but raises where there are many processes.
     """
     if missing := {"config", "tokenizer"} - meta.keys():
-      raise ValueError(f"meta has no {sorted(missing)}; an evaluation could not load this checkpoint: add them")
-    items = {"params": state.params, "train": state.replace(params=None), "iterator": iterator_state, "meta": meta}
+      raise ValueError(f"meta has no {sorted(missing)}; an evaluation could not load this "
+                       "checkpoint: add them")
+    items = {"params": state.params, "train": state.replace(params=None),
+             "iterator": iterator_state, "meta": meta}
     facts = digests(meta) | {"rng": fingerprint({"rng": jax.random.key_data(state.rng)}),
-                             "metric": metric if metric is not None and np.isfinite(metric) else None}
+                             "metric": metric if metric is not None and np.isfinite(metric)
+                             else None}
     return self.write(step, items, facts, on_error)
 
   def write(self, step: int, items: dict, facts: dict, on_error: str = "stop") -> bool:
-    """As `save`, a step of other items (trees of arrays by name, and JSON), with other facts in its sidecar."""
+    """As `save`, a step of other items (trees of arrays by name, and JSON),
+    with other facts in its sidecar.
+    """
     registry = ocp.handlers.local_registry()
     for name in JSON.keys() & items.keys():
       _check_json(items[name], JSON[name])
@@ -100,9 +115,11 @@ class Checkpoints:
     items = {name: item if name in JSON else _copied(item) for name, item in items.items()}
     context = ocp.Context()
     context.checkpointables.registry = registry
-    context.array.saving.use_compression = False  # trained numbers shrink by a tenth, in ten times the time
+    # trained numbers shrink by a tenth, in ten times the time
+    context.array.saving.use_compression = False
     context.array.saving.ocdbt_target_data_file_size = FILE_BYTES
-    context.async_options.create_directories_asynchronously = False  # a failure there leaves threads waiting minutes
+    # a failure there leaves threads waiting minutes
+    context.async_options.create_directories_asynchronously = False
     try:
       with context:
         response = ocp.save_checkpointables_async(self.directory / f"{step}{PARTIAL}", items)
@@ -125,12 +142,14 @@ class Checkpoints:
   def _retire(self) -> None:
     """Deletes the steps that nothing keeps."""
     found = sidecar.steps(self.directory)
-    metrics = {step: metric for step in found if (metric := sidecar.metric(self.directory / str(step))) is not None}
+    metrics = {step: metric for step in found
+               if (metric := sidecar.metric(self.directory / str(step))) is not None}
     kept = {*found[-self.keep:], *sorted(metrics, key=metrics.get)[:self.keep_best],
             *(step for step in found if self.keep_every and step % self.keep_every == 0)}
     for step in set(found) - kept:
       doomed = self.directory / f"{step}{PARTIAL}-deleted"
-      os.rename(self.directory / str(step), doomed)  # a kill while deleting must not leave half a step
+      # a kill while deleting must not leave half a step
+      os.rename(self.directory / str(step), doomed)
       shutil.rmtree(doomed)
 
   def _clear(self) -> None:
@@ -155,14 +174,16 @@ class Checkpoints:
 
   def _fail(self, step: int, error: BaseException, on_error: str) -> None:
     last = self.latest()
-    good = "no step is whole yet" if last is None else f"step {last} is whole and a restart goes on from it"
+    good = ("no step is whole yet" if last is None
+            else f"step {last} is whole and a restart goes on from it")
     code = _disk_error(error)
     if code is None:
       failure = RuntimeError(f"saving step {step} in {self.directory} failed ({good}): {error}")
     else:
       free = shutil.disk_usage(self.directory).free / 2**20
-      failure = OSError(code, f"saving step {step} failed: {DISK_ERRORS[code]} in {self.directory} ({free:,.0f} MiB "
-                              f"free); {good}; free some space or choose another --workdir, then start again")
+      failure = OSError(code, f"saving step {step} failed: {DISK_ERRORS[code]} in {self.directory} "
+                              f"({free:,.0f} MiB free); {good}; free some space or choose another "
+                              "--workdir, then start again")
     if on_error == "stop" or jax.process_count() > 1:  # the others wait for this one's part
       raise failure from (error if code is None else None)
     self.failures += 1
@@ -175,10 +196,11 @@ class Checkpoints:
     return found[-1] if found else None
 
   def newest_good(self) -> int | None:
-    """The last step that is as it was written; None when there is no step at all. Says what is wrong with later ones.
+    """The last step that is as it was written; None when there is no step at all. Says what is
+    wrong with later ones.
 
-    Those are renamed to <step>.damaged, so that the run can write them again. Raises ValueError when no step is good,
-    or it is one of weights.py, from which no training can go on.
+    Those are renamed to <step>.damaged, so that the run can write them again. Raises ValueError
+    when no step is good, or it is one of weights.py, from which no training can go on.
     """
     self.wait()
     step, error = NO_STEP, None
@@ -187,33 +209,38 @@ class Checkpoints:
         step, damaged = sidecar.newest_good(self.directory)
         for later in damaged:
           aside = sidecar.set_aside(self.directory / str(later))
-          say(f"{self.directory}: step {later} is damaged ({sidecar.brief(damaged[later])}): kept as {aside.name}, "
-              f"going on from step {step}")
+          say(f"{self.directory}: step {later} is damaged ({sidecar.brief(damaged[later])}): kept "
+              f"as {aside.name}, going on from step {step}")
       except ValueError as found:
         step, error = NONE_GOOD, found
     step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
     if step == NONE_GOOD:
-      raise error or ValueError(f"no step in {self.directory} is good: the first process says what is wrong")
+      raise error or ValueError(f"no step in {self.directory} is good: the first process says what "
+                                "is wrong")
     if step == NO_STEP:
       return None
     if not (self.directory / str(step) / "train").is_dir():
-      raise ValueError(f"{self.directory}: step {step} is parameters alone, without an optimizer's state to go on with: train "
-                       f"another run that starts at them, with another --workdir and --init_from={self.directory.parent}")
+      raise ValueError(f"{self.directory}: step {step} is parameters alone, without an optimizer's "
+                       "state to go on with: train another run that starts at them, with another "
+                       f"--workdir and --init_from={self.directory.parent}")
     self._checked.add(step)
     return step
 
   def restore(self, step: int, like_state: Any) -> tuple[Any, Any, dict]:
-    """(state, iterator's state, meta) as saved, bit for bit, placed like `like_state` (arrays or ShapeDtypeStructs).
+    """(state, iterator's state, meta) as saved, bit for bit, placed like `like_state` (arrays or
+    ShapeDtypeStructs).
 
     Any number of devices and any mesh will do, whatever it was saved from.
-    Raises FileNotFoundError without that step, ValueError when it is damaged or an array has another shape, type or name.
+    Raises FileNotFoundError without that step, ValueError when it is damaged or an array has
+    another shape, type or name.
     """
     self.wait()
     path = (stored.find if step in self._checked else stored.good)(self.directory, step)
     rest = like_state.replace(params=None)
     check_architecture(stored.shapes(path, "params"), like_state.params)
     check_architecture(stored.shapes(path, "train"), rest, "optimizer or state")
-    loaded = stored.read(path, {"params": like_state.params, "train": rest, "iterator": None, "meta": None})
+    loaded = stored.read(path, {"params": like_state.params, "train": rest, "iterator": None,
+                                "meta": None})
     return loaded["train"].replace(params=loaded["params"]), loaded["iterator"], loaded["meta"]
 
   def meta(self, step: int) -> dict:
@@ -233,11 +260,14 @@ class Checkpoints:
 
 def digests(meta: dict) -> dict:
   """Of the configuration and the tokenizer, for a step's sidecar."""
-  return {"config": hashlib.sha256(meta["config"].encode()).hexdigest(), "tokenizer": meta["tokenizer"]}
+  return {"config": hashlib.sha256(meta["config"].encode()).hexdigest(),
+          "tokenizer": meta["tokenizer"]}
 
 
 def _copied(tree: Any) -> Any:
-  """On a CPU, Orbax reads the arrays where they are: a step that donates them would wait until the disk has them."""
+  """On a CPU, Orbax reads the arrays where they are:
+  a step that donates them would wait until the disk has them.
+  """
   if jax.default_backend() != "cpu":
     return tree
   return jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
@@ -249,12 +279,15 @@ def _try_write(directory: Path) -> None:
     with tempfile.TemporaryFile(dir=directory) as probe:
       probe.write(b"checkpoint")
   except OSError as error:
-    raise type(error)(error.errno, f"checkpoints cannot be written in {directory}: {error.strerror}; "
-                                   "choose another --workdir or change its permissions") from error
+    raise type(error)(error.errno, f"checkpoints cannot be written in {directory}: "
+                                   f"{error.strerror}; choose another --workdir or change its "
+                                   "permissions") from error
 
 
 def _disk_error(error: BaseException | None) -> int | None:
-  """The errno in a chain of exceptions that says the disk is full; TensorStore gives its own only as text."""
+  """The errno in a chain of exceptions that says the disk is full;
+  TensorStore gives its own only as text.
+  """
   while error is not None:
     for code in DISK_ERRORS:
       if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
@@ -265,4 +298,5 @@ def _disk_error(error: BaseException | None) -> int | None:
 
 def _check_json(value: Any, what: str) -> None:
   if json.loads(json.dumps(value)) != value:
-    raise TypeError(f"{what} changes when written as JSON (tuples, or keys that are not text): {value!r}")
+    raise TypeError(f"{what} changes when written as JSON (tuples, or keys that are not text): "
+                    f"{value!r}")

@@ -4,7 +4,8 @@ The sidecar, integrity.json, lies in the step's folder:
 
     files     {name: {"bytes", "sha256"}} of every other file in the folder
     sha256    of all else in the sidecar
-    and the facts that checkpoint.py adds: step, metric; digests of the code, configuration, tokenizer and random key
+    and the facts that checkpoint.py adds: step, metric; digests of the code, configuration,
+      tokenizer and random key
 
 It is written last, before the folder gets its name: a step without it is not whole.
 """
@@ -30,7 +31,9 @@ def steps(directory: str | Path) -> list[int]:
 
 
 def seal(folder: str | Path, facts: dict) -> None:
-  """Hashes every file of a step, sees that the disk has them, and writes the sidecar. Returns when it is on disk too."""
+  """Hashes every file of a step, sees that the disk has them, and writes the sidecar.
+  Returns when it is on disk too.
+  """
   folder = Path(folder)
   names = _names(folder)
   with ThreadPoolExecutor(THREADS) as pool:
@@ -56,7 +59,8 @@ def read(folder: str | Path) -> dict:
   try:
     data = (Path(folder) / SIDECAR).read_bytes()
   except FileNotFoundError:
-    raise ValueError(f"{SIDECAR}: is missing: the step was copied in part, or saved by a version without it") from None
+    raise ValueError(f"{SIDECAR}: is missing: the step was copied in part, or saved by a version "
+                     "without it") from None
   except OSError as error:
     raise ValueError(f"{SIDECAR}: cannot be read: {error.strerror}") from None
   try:
@@ -71,9 +75,11 @@ def read(folder: str | Path) -> dict:
 
 
 def check(folder: str | Path, parts: Collection[str] | None = None) -> list[str]:
-  """What is wrong with a step, as "file: what" with names relative to its folder; nothing: it is as it was written.
+  """What is wrong with a step, as "file: what" with names relative to its folder; nothing: it is as
+  it was written.
 
-  parts: look only into these subfolders, and at the files beside them; None: all. Reads every byte of what it looks at.
+  parts: look only into these subfolders, and at the files beside them; None: all. Reads every byte
+  of what it looks at.
   """
   folder = Path(folder)
   try:
@@ -87,7 +93,8 @@ def check(folder: str | Path, parts: Collection[str] | None = None) -> list[str]
     return [f"{name}: {fault}" for name, fault in zip(names, found) if fault]
 
 
-def newest_good(directory: Path, parts: Collection[str] | None = None) -> tuple[int, dict[int, list[str]]]:
+def newest_good(directory: Path,
+                parts: Collection[str] | None = None) -> tuple[int, dict[int, list[str]]]:
   """(the newest good step, {later step: its faults}). ValueError when none is good."""
   damaged = {}
   for step in reversed(steps(directory)):
@@ -95,7 +102,8 @@ def newest_good(directory: Path, parts: Collection[str] | None = None) -> tuple[
     if not faults:
       return step, damaged
     damaged[step] = faults
-  raise ValueError(f"no step in {directory} is good: " + "; ".join(f"step {n}: {brief(f)}" for n, f in damaged.items())
+  raise ValueError(f"no step in {directory} is good: "
+                   + "; ".join(f"step {n}: {brief(f)}" for n, f in damaged.items())
                    + "; bring one back from a copy or choose another folder")
 
 
@@ -105,8 +113,11 @@ def brief(faults: list[str]) -> str:
 
 
 def set_aside(path: Path) -> Path:
-  """Renames a damaged step to <step>.damaged, or -1, -2 and so on when there is one; returns where it is now."""
-  names = (path.with_name(f"{path.name}.damaged{'-' + str(n) if n else ''}") for n in itertools.count())
+  """Renames a damaged step to <step>.damaged, or -1, -2 and so on when there is one;
+  returns where it is now.
+  """
+  names = (path.with_name(f"{path.name}.damaged{'-' + str(n) if n else ''}")
+           for n in itertools.count())
   free = next(name for name in names if not name.exists())
   os.rename(path, free)
   return free
@@ -135,7 +146,8 @@ def code_version() -> str:
 
 
 def _names(folder: Path) -> list[str]:
-  return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+  return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")
+                if not path.is_dir())
 
 
 def _written(path: Path) -> dict:
@@ -144,7 +156,8 @@ def _written(path: Path) -> dict:
 
 
 def _text(record: dict) -> str:
-  dump = lambda value: json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+  def dump(value):
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
   return dump(record | {"sha256": hashlib.sha256(dump(record).encode()).hexdigest()})
 
 
@@ -154,7 +167,8 @@ def _fault(path: Path, record: dict | None) -> str:
   try:
     size = path.stat().st_size
     if size != record["bytes"]:
-      return f"{'is truncated' if size < record['bytes'] else 'has grown'}: {size:,} of {record['bytes']:,} bytes"
+      how = "is truncated" if size < record["bytes"] else "has grown"
+      return f"{how}: {size:,} of {record['bytes']:,} bytes"
     return "" if sha256(path) == record["sha256"] else "differs from what was written"
   except FileNotFoundError:
     return "is missing"

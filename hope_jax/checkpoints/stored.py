@@ -1,7 +1,7 @@
 """A saved step, read: first found, then hashed, then loaded.
 
-A step that is not as it was written is refused, and one that was not asked for by number gives way to the newest good
-one before it, which is said.
+A step that is not as it was written is refused, and one that was not asked for by number gives way
+to the newest good one before it, which is said.
 """
 
 from collections.abc import Collection
@@ -30,26 +30,34 @@ def find(directory: str | Path, step: int | None = None) -> Path:
     there = ", ".join(sorted(os.listdir(directory))[:8]) or "nothing"
   else:
     there = "no such directory"
-  raise FileNotFoundError(f"no checkpoint{'' if step is None else f' of step {step}'} in {directory} (there: {there}); "
-                          f"train one with: {TRAIN_COMMAND}")
+  raise FileNotFoundError(f"no checkpoint{'' if step is None else f' of step {step}'} in "
+                          f"{directory} (there: {there}); train one with: {TRAIN_COMMAND}")
 
 
-def good(directory: str | Path, step: int | None = None, parts: Collection[str] | None = None) -> Path:
-  """Folder of a step (None: the newest good one) whose `parts` (None: all) are as they were written. ValueError if not."""
+def good(directory: str | Path, step: int | None = None,
+         parts: Collection[str] | None = None) -> Path:
+  """Folder of a step (None: the newest good one) whose `parts` (None:
+  all) are as they were written. ValueError if not.
+  """
   path = find(directory, step)
   if step is None:
     newest, damaged = sidecar.newest_good(path.parent, parts)
     for later in damaged:
-      say(f"{path.parent}: step {later} is damaged ({sidecar.brief(damaged[later])}): reading step {newest}")
+      say(f"{path.parent}: step {later} is damaged ({sidecar.brief(damaged[later])}): reading step "
+          f"{newest}")
     return path.parent / str(newest)
   if faults := sidecar.check(path, parts):
-    raise ValueError(f"{path} is damaged ({sidecar.brief(faults)}): bring it back from a copy or choose another step")
+    raise ValueError(f"{path} is damaged ({sidecar.brief(faults)}): bring it back from a copy or "
+                     "choose another step")
   return path
 
 
 def shapes(path: Path, item: str) -> Any:
-  """The arrays of an item as ShapeDtypeStructs, without the devices they were saved from, which need not be here."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ocp.metadata(path, item).metadata)
+  """The arrays of an item as ShapeDtypeStructs, without the devices they were saved from,
+  which need not be here.
+  """
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+                      ocp.metadata(path, item).metadata)
 
 
 def read(path: Path, like: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +71,10 @@ def read_meta(directory: str | Path, step: int | None = None) -> dict:
 
 
 def check_tokenizer(meta: dict, digest: str) -> None:
-  """ValueError unless the checkpoint was trained with the tokenizer of this digest (meta["tokenizer"])."""
+  """ValueError unless the checkpoint was trained with the tokenizer of this digest
+  (meta["tokenizer"]).
+  """
   if meta["tokenizer"] != digest:
-    raise ValueError(f"the tokenizer does not match the checkpoint: it was trained with {meta['tokenizer']}, this one "
-                     f"is {digest}; use the tokenizer.model kept beside the checkpoint")
+    raise ValueError("the tokenizer does not match the checkpoint: it was trained with "
+                     f"{meta['tokenizer']}, this one is {digest}; use the tokenizer.model kept "
+                     "beside the checkpoint")

@@ -1,12 +1,16 @@
 """Documents and where they come from: text every Python carries, text files, JSON lines.
 
-A source is data, `ConfigDict(name, kind, path, field, domains, weight)`, one entry of `config.data.sources`:
+A source is data, `ConfigDict(name, kind, path, field, domains, weight)`, one entry of
+`config.data.sources`:
 
-    embedded  pydoc's reference topics, the standard library's sources and its tests: needs no download
+    embedded  pydoc's reference topics, the standard library's sources and its tests: needs no
+              download
     text      a text file, or every file of a folder: one document a file
-    jsonl     a JSON lines file (plain or .gz), or every such file of a folder: one document a line, its text in `field`
+    jsonl     a JSON lines file (plain or .gz), or every such file of a folder: one document a line,
+              its text in `field`
 
-Documents come in the same order on every read. Text is UTF-8; bytes that are not survive as surrogate escapes.
+Documents come in the same order on every read. Text is UTF-8; bytes that are not survive as
+surrogate escapes.
 """
 
 import dataclasses
@@ -25,14 +29,17 @@ _EMBEDDED = ("reference", "library", "tests")
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
 # Third-party code, tables, and files written for one machine: not the language's own text.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "encodings"}
-_SKIPPED_FILES = re.compile(r"_sysconfigdata.*|topics\.py")  # the topics are the reference domain already
+# the topics are the reference domain already
+_SKIPPED_FILES = re.compile(r"_sysconfigdata.*|topics\.py")
 _LARGEST_SOURCE_FILE = 500_000  # bytes; what is larger was generated
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # those that do not escape a byte
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """`name` is unique in its source, `text` may hold surrogate escapes, `domain` groups documents for evaluation."""
+  """`name` is unique in its source, `text` may hold surrogate escapes,
+  `domain` groups documents for evaluation.
+  """
 
   name: str
   text: str
@@ -42,11 +49,13 @@ class Document:
 def read(source: ConfigDict) -> Iterator[Document]:
   """The source's documents that hold more than white space, of the domains it selects.
 
-  Raises ValueError for an unknown kind or domain, for bad input (naming file and line), and when nothing is left.
+  Raises ValueError for an unknown kind or domain, for bad input (naming file and line), and when
+  nothing is left.
   """
   kinds = {"embedded": _read_embedded, "text": _read_text, "jsonl": _read_jsonl}
   if source.kind not in kinds:
-    raise ValueError(f"source {source.name}: unknown kind {source.kind!r}; set it to one of {', '.join(kinds)}")
+    raise ValueError(f"source {source.name}: unknown kind {source.kind!r}; set it to one of "
+                     f"{', '.join(kinds)}")
   wanted = {d.strip() for d in source.domains.split(",") if d.strip()}
   seen, found = set(), 0
   for document in kinds[source.kind](source, wanted):
@@ -59,20 +68,25 @@ def read(source: ConfigDict) -> Iterator[Document]:
     raise ValueError(f"source {source.name}: unknown domain {', '.join(sorted(wanted - known))}; "
                      f"it has {', '.join(sorted(known)) or 'none'}")
   if not found:
-    raise ValueError(f"source {source.name} (kind {source.kind}, path {source.path!r}, domains {source.domains!r}) "
-                     "has no documents; correct its path or domains, or remove it from data.sources")
+    raise ValueError(f"source {source.name} (kind {source.kind}, path {source.path!r}, domains "
+                     f"{source.domains!r}) has no documents; correct its path or domains, or "
+                     "remove it from data.sources")
 
 
 def split_of(name: str, val_fraction: float) -> str:
-  """'train' or 'validation', by a hash of the name: adding documents moves none to the other split."""
+  """'train' or 'validation', by a hash of the name:
+  adding documents moves none to the other split.
+  """
   if not 0 <= val_fraction < 1:
-    raise ValueError(f"data.val_fraction {val_fraction} is not in [0, 1); 0.05 keeps one document in twenty")
+    raise ValueError(f"data.val_fraction {val_fraction} is not in [0, 1); 0.05 keeps one document "
+                     "in twenty")
   digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
   return SPLITS[int.from_bytes(digest[:8], "big") < val_fraction * 2**64]
 
 
 def _read_embedded(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
-  # Reading the tests takes longer than reading all the rest, so domains nobody wants are not read at all.
+  # Reading the tests takes longer than reading all the rest, so domains nobody wants are not read
+  # at all.
   if not wanted or "reference" in wanted:
     from pydoc_data.topics import topics  # 0.5 MB of literals: loaded only when asked for
     for name, text in sorted(topics.items()):
@@ -90,7 +104,9 @@ def _read_embedded(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
 
 
 def _read_text(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
-  """The domain is the folder below `path` that a file lies in; without one, the last part of `path` itself."""
+  """The domain is the folder below `path` that a file lies in;
+  without one, the last part of `path` itself.
+  """
   root = _existing(source)
   for path in _files(root):
     relative = path.relative_to(root.parent if root.is_file() else root)
@@ -100,7 +116,9 @@ def _read_text(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
 
 
 def _read_jsonl(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
-  """The domain is the file's name up to `.jsonl`; a document's name is its file's relative path and its line."""
+  """The domain is the file's name up to `.jsonl`;
+  a document's name is its file's relative path and its line.
+  """
   root = _existing(source)
   for path in _files(root):
     if not re.search(r"\.jsonl?(\.gz)?$", path.name) and path != root:
@@ -114,7 +132,8 @@ def _read_jsonl(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
       try:
         for number, line in enumerate(lines, 1):
           if line.strip():
-            yield Document(f"{relative}:{number}", _field(line, source.field, f"{path}:{number}"), domain)
+            yield Document(f"{relative}:{number}", _field(line, source.field, f"{path}:{number}"),
+                           domain)
       except (EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is not a whole gzip file ({error}); fetch it again") from None
 
@@ -123,12 +142,16 @@ def _field(line: bytes, field: str, where: str) -> str:
   try:
     record = json.loads(_decode(line))
   except json.JSONDecodeError as error:
-    raise ValueError(f"{where}: not JSON ({error}); a jsonl source holds one JSON object a line") from None
+    raise ValueError(
+        f"{where}: not JSON ({error}); a jsonl source holds one JSON object a line") from None
   if not isinstance(record, dict) or not isinstance(record.get(field), str):
     keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-    raise ValueError(f"{where}: no text in field {field!r}; set the source's field to one of: {keys}")
-  # JSON may escape half a surrogate pair, which UTF-8 cannot hold: keep the three bytes it would take.
-  return _LONE_SURROGATE.sub(lambda m: _decode(m.group().encode("utf-8", "surrogatepass")), record[field])
+    raise ValueError(f"{where}: no text in field {field!r}; set the source's field to one of: "
+                     f"{keys}")
+  # JSON may escape half a surrogate pair, which UTF-8 cannot hold: keep the three bytes it would
+  # take.
+  return _LONE_SURROGATE.sub(lambda m: _decode(m.group().encode("utf-8", "surrogatepass")),
+                             record[field])
 
 
 def _decode(data: bytes) -> str:
@@ -138,7 +161,8 @@ def _decode(data: bytes) -> str:
 def _existing(source: ConfigDict) -> Path:
   path = Path(source.path).expanduser()
   if not source.path or not path.exists():
-    raise ValueError(f"source {source.name}: path {source.path!r} does not exist; give a file or a folder")
+    raise ValueError(f"source {source.name}: path {source.path!r} does not exist; give a file or a "
+                     "folder")
   return path
 
 

@@ -1,4 +1,6 @@
-"""Batches of windows: for training without end and in an order of the seed alone, for evaluation always the same."""
+"""Batches of windows: for training without end and in an order of the seed alone,
+for evaluation always the same.
+"""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,10 +17,11 @@ _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches read
 
 
 def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grain.DatasetIterator:
-  """Endless batches, dicts of int32 [data.batch, data.seq]; sources mixed by weight, each reshuffled every epoch.
+  """Endless batches, dicts of int32 [data.batch, data.seq]; sources mixed by weight, each
+  reshuffled every epoch.
 
-  `rows`: only these of every batch, in this order; nothing else is read. `get_state` and `set_state` resume exactly, with any
-  rows. Raises ValueError if the windows do not fill one batch.
+  `rows`: only these of every batch, in this order; nothing else is read. `get_state` and
+  `set_state` resume exactly, with any rows. Raises ValueError if the windows do not fill one batch.
   """
   if _task(config) == "recall":
     windows = recall.dataset(config, "train")
@@ -28,21 +31,26 @@ def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grai
              for s in config.data.sources]
     count = sum(map(len, parts))
     if count < config.data.batch:
-      raise ValueError(f"{folder}: {count} training windows are fewer than one batch of {config.data.batch}; "
-                       "give more text (data.sources), or lower data.batch or data.seq")
+      raise ValueError(f"{folder}: {count} training windows are fewer than one batch of "
+                       f"{config.data.batch}; give more text (data.sources), or lower data.batch "
+                       "or data.seq")
     windows = grain.MapDataset.mix(
         [grain.MapDataset.source(p).seed(config.data.seed).shuffle().repeat() for p in parts],
         [s.weight for s in config.data.sources])
   size, own = config.data.batch, range(config.data.batch) if rows is None else rows
-  mine = grain.MapDataset.range(sys.maxsize).map(lambda i: windows[i // len(own) * size + own[i % len(own)]])
+  mine = grain.MapDataset.range(sys.maxsize).map(
+      lambda i: windows[i // len(own) * size + own[i % len(own)]])
   return iter(mine.batch(len(own), drop_remainder=True).to_iter_dataset(_READ))
 
 
-def eval_batches(config: ConfigDict, batches: int) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
-  """The first `batches` batches of the validation windows, always the same, in turn from every source and domain.
+def eval_batches(config: ConfigDict,
+                 batches: int) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
+  """The first `batches` batches of the validation windows, always the same, in turn from every
+  source and domain.
 
-  Yields names [data.batch], "source/domain" of each row, and a batch as in training. There are fewer batches if the
-  windows run out; the last one is then filled up with rows of name "" and nothing but padding.
+  Yields names [data.batch], "source/domain" of each row, and a batch as in training. There are
+  fewer batches if the windows run out; the last one is then filled up with rows of name "" and
+  nothing but padding.
   """
   size = config.data.batch
   rows = _eval_rows(config, batches * size)
@@ -56,7 +64,8 @@ def _eval_rows(config: ConfigDict, count: int) -> list[tuple[str, Sequence, int]
     return [("recall", windows, i) for i in range(count)]
   folder = tokenized.build(config)
   kept = tokenized.manifest(folder)["domains"]
-  parts = [(f"{source.name}/{domain}", Windows(folder, source.name, "validation", config.data.seq, config.data.align,
+  parts = [(f"{source.name}/{domain}",
+            Windows(folder, source.name, "validation", config.data.seq, config.data.align,
                                                _EVAL_SEED, domain=number))
            for source in config.data.sources for number, domain in enumerate(kept[source.name])]
   rounds = range(max(len(windows) for _, windows in parts))
@@ -67,9 +76,11 @@ def _eval_rows(config: ConfigDict, count: int) -> list[tuple[str, Sequence, int]
   return rows[:count]
 
 
-def _stack(rows: list[tuple[str, Sequence, int]], size: int) -> tuple[list[str], dict[str, np.ndarray]]:
+def _stack(rows: list[tuple[str, Sequence, int]],
+           size: int) -> tuple[list[str], dict[str, np.ndarray]]:
   windows = [windows[i] for _, windows, i in rows]
-  empty = dict(tokens=np.zeros_like(windows[0]["tokens"]), labels=np.full_like(windows[0]["labels"], -1),
+  empty = dict(tokens=np.zeros_like(windows[0]["tokens"]),
+               labels=np.full_like(windows[0]["labels"], -1),
                segments=np.zeros_like(windows[0]["segments"]))
   missing = size - len(rows)
   return [name for name, _, _ in rows] + [""] * missing, {

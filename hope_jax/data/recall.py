@@ -1,14 +1,17 @@
-"""Multi-query associative recall (MQAR; Arora et al. 2023, "Zoology"): a memory test without language.
+"""Multi-query associative recall (MQAR; Arora et al. 2023, "Zoology"): a memory test without
+language.
 
-    k1 v1 k2 v2 ... kn vn  .  .  k2 .  k1 .  .  .  kn      every key asked once, in any order, at any later place
-                                 v2    v1          vn      labels: the value where the key is asked, -1 elsewhere
+    k1 v1 k2 v2 ... kn vn  .  .  k2 .  k1 .  .  .  kn    every key once, in any order, later
+                                 v2    v1          vn    labels: its value there, else -1
 
-Ids: 0 fills, 1 ... keys are keys, keys + 1 ... 2 keys are values. Example i depends on (seed, split, i) only.
+Ids: 0 fills, 1 ... keys are keys, keys + 1 ... 2 keys are values. Example i depends on (seed,
+split, i) only.
 
-With data.recall_gap, so many tokens lie between the pairs and the first place where a key may be asked: out of reach of
-attention if layers * (window - 1) <= gap. Validation has the whole gap; training draws each sequence's from 0 to it and
-fills up behind the queries. With data.recall_fillers, what fills is drawn from so many ids after the values. With
-data.recall_taught, the keys of the facts are labelled as well: a teach signal comes from labels alone.
+With data.recall_gap, so many tokens lie between the pairs and the first place where a key may be
+asked: out of reach of attention if layers * (window - 1) <= gap. Validation has the whole gap;
+training draws each sequence's from 0 to it and fills up behind the queries. With
+data.recall_fillers, what fills is drawn from so many ids after the values. With data.recall_taught,
+the keys of the facts are labelled as well: a teach signal comes from labels alone.
 """
 
 import sys
@@ -28,21 +31,23 @@ def dataset(config: ConfigDict, split: str) -> grain.MapDataset:
   Raises ValueError when the sequence, the keys, the fillers or the vocabulary are too few.
   """
   data = config.data
-  pairs, keys, gap, fillers, seq = data.recall_pairs, data.recall_keys, data.recall_gap, data.recall_fillers, data.seq
+  pairs, keys, gap, fillers, seq = (data.recall_pairs, data.recall_keys, data.recall_gap,
+                                    data.recall_fillers, data.seq)
   if pairs < 1 or keys < pairs:
-    raise ValueError(f"data.recall_pairs {pairs} must be between 1 and data.recall_keys {keys}: no key is used twice; "
-                     f"set data.recall_keys to {max(pairs, 1)} or more")
+    raise ValueError(f"data.recall_pairs {pairs} must be between 1 and data.recall_keys {keys}: no "
+                     f"key is used twice; set data.recall_keys to {max(pairs, 1)} or more")
   if min(gap, fillers) < 0:
     raise ValueError(f"data.recall_gap {gap}, data.recall_fillers {fillers}: set them to 0 or more")
   if gap and fillers < MIN_FILLERS:
-    raise ValueError(f"data.recall_fillers {fillers} is too few for a gap, which would be easy to tell from facts; "
-                     f"set data.recall_fillers to {MIN_FILLERS} or more")
+    raise ValueError(f"data.recall_fillers {fillers} is too few for a gap, which would be easy to "
+                     f"tell from facts; set data.recall_fillers to {MIN_FILLERS} or more")
   if 3 * pairs + gap > seq:
-    raise ValueError(f"data.seq {seq} is too short for data.recall_pairs {pairs} and data.recall_gap {gap}; "
-                     f"set data.seq to {3 * pairs + gap} or more")
+    raise ValueError(f"data.seq {seq} is too short for data.recall_pairs {pairs} and "
+                     f"data.recall_gap {gap}; set data.seq to {3 * pairs + gap} or more")
   if config.model.vocab < 2 * keys + 1 + fillers:
-    raise ValueError(f"model.vocab {config.model.vocab} is too small for data.recall_keys {keys} and "
-                     f"data.recall_fillers {fillers}; set model.vocab to {2 * keys + 1 + fillers} or more")
+    raise ValueError(f"model.vocab {config.model.vocab} is too small for data.recall_keys {keys} "
+                     f"and data.recall_fillers {fillers}; set model.vocab to "
+                     f"{2 * keys + 1 + fillers} or more")
   number, places = SPLITS.index(split), seq - 2 * pairs - gap
 
   def draw(i: int) -> dict[str, np.ndarray]:
@@ -53,14 +58,18 @@ def dataset(config: ConfigDict, split: str) -> grain.MapDataset:
   return grain.MapDataset.range(sys.maxsize).map(draw)
 
 
-def example(rng: np.random.Generator, pairs: int, keys: int, seq: int, gap: int, places: int, fillers: int,
-            taught: bool) -> dict[str, np.ndarray]:
-  """One sequence. Keys are distinct, and so are values. Queries lie in the `places` slots after the gap."""
+def example(rng: np.random.Generator, pairs: int, keys: int, seq: int, gap: int, places: int,
+            fillers: int, taught: bool) -> dict[str, np.ndarray]:
+  """One sequence. Keys are distinct, and so are values.
+  Queries lie in the `places` slots after the gap.
+  """
   key = 1 + rng.choice(keys, pairs, replace=False)
   value = 1 + keys + rng.choice(keys, pairs, replace=False)
-  where = 2 * pairs + gap + rng.choice(places, pairs, replace=False)  # unsorted: this is the order of the queries
+  # unsorted: this is the order of the queries
+  where = 2 * pairs + gap + rng.choice(places, pairs, replace=False)
   labels = np.full(seq, -1, np.int32)
-  tokens = 2 * keys + 1 + rng.integers(fillers, size=seq, dtype=np.int32) if fillers else np.zeros(seq, np.int32)
+  tokens = 2 * keys + 1 + rng.integers(fillers, size=seq,
+                                       dtype=np.int32) if fillers else np.zeros(seq, np.int32)
   tokens[0:2 * pairs:2], tokens[1:2 * pairs:2] = key, value
   tokens[where], labels[where] = key, value
   if taught:

@@ -1,4 +1,6 @@
-"""A file of tokens that is read for days: what cannot be read is tried again, another file in its place is an error."""
+"""A file of tokens that is read for days:
+what cannot be read is tried again, another file in its place is an error.
+"""
 
 import errno
 import os
@@ -11,7 +13,9 @@ RETRIES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds to wait before reading again
 
 
 class Shard:
-  """A flat array in a .npy file, read in pieces for as long as it is the file that it was at the start."""
+  """A flat array in a .npy file, read in pieces for as long as it is the file that it was at the
+  start.
+  """
 
   def __init__(self, path: Path):
     array = np.load(path, mmap_mode="r")
@@ -21,25 +25,29 @@ class Shard:
   def read(self, starts_N: np.ndarray, count: int) -> np.ndarray:
     """int32 (N, count): so many numbers from each start on; 0 beyond the end.
 
-    Tries again for a while when the file cannot be read, then raises OSError; ValueError for another file in its place.
+    Tries again for a while when the file cannot be read, then raises OSError; ValueError for
+    another file in its place.
     """
     for pause in (*RETRIES, None):
       try:
         return self._read(starts_N, count)
       except OSError as error:
         if pause is None:
-          raise OSError(error.errno, f"{self._path} could not be read for {sum(RETRIES):.0f} s: {error.strerror}") from error
+          raise OSError(error.errno, f"{self._path} could not be read for {sum(RETRIES):.0f} s: "
+                                     f"{error.strerror}") from error
         time.sleep(pause)
 
   def _read(self, starts_N, count):
     out = np.zeros((len(starts_N), count), np.int32)
-    with open(self._path, "rb", buffering=0) as file:  # not memory-mapped: a failing read would be a SIGBUS
+    # not memory-mapped: a failing read would be a SIGBUS
+    with open(self._path, "rb", buffering=0) as file:
       if self._mark_of(os.fstat(file.fileno())) != self._mark:
-        raise ValueError(f"{self._path} was replaced or changed while it was read: put the old file back; the checkpoint's "
-                         "position goes with it")
+        raise ValueError(f"{self._path} was replaced or changed while it was read: put the old "
+                         "file back; the checkpoint's position goes with it")
       for row, start in zip(out, starts_N.tolist()):
         there = min(count, max(self._size - start, 0))
-        read = os.pread(file.fileno(), there * self._dtype.itemsize, self._first + start * self._dtype.itemsize)
+        read = os.pread(file.fileno(), there * self._dtype.itemsize,
+                        self._first + start * self._dtype.itemsize)
         if len(read) < there * self._dtype.itemsize:  # zeros in their place would be tokens
           raise OSError(errno.EIO, "fewer bytes were read than there are")
         row[:there] = np.frombuffer(read, self._dtype)

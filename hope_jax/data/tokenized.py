@@ -1,7 +1,9 @@
-"""The data folder: text is tokenised once, into shards of tokens that are checked whenever they are used.
+"""The data folder: text is tokenised once, into shards of tokens that are checked whenever they are
+used.
 
-data.dir holds tokenizer.model, manifest.json (what it was built from; size and sha256 of every file) and, for each
-source and split, `tokens` (flat, one document after another, each <s> ... </s>), `offsets` and `domains`.
+data.dir holds tokenizer.model, manifest.json (what it was built from; size and sha256 of every
+file) and, for each source and split, `tokens` (flat, one document after another, each <s> ...
+</s>), `offsets` and `domains`.
 """
 
 import hashlib
@@ -28,7 +30,8 @@ _BATCH_CHARS = 4_000_000  # tokenised at a time
 
 
 def build(config: ConfigDict, verify: bool = False) -> Path:
-  """The data folder, built if it is missing, else checked: config, tokenizer digest, file sizes; all bytes if `verify`.
+  """The data folder, built if it is missing, else checked: config, tokenizer digest, file sizes;
+  all bytes if `verify`.
 
   Raises ValueError, naming the fix, when the folder does not fit the config or is damaged.
   """
@@ -59,7 +62,9 @@ def tokenizer(config: ConfigDict) -> Tokenizer:
 
 
 def manifest(folder: Path) -> dict:
-  """What a data folder was built from, and what is in it: config, tokenizer, python, domains, files."""
+  """What a data folder was built from, and what is in it:
+  config, tokenizer, python, domains, files.
+  """
   return json.loads((folder / "manifest.json").read_text())
 
 
@@ -72,18 +77,23 @@ def digest(config: ConfigDict) -> str:
 
 
 def check_unchanged(config: ConfigDict, meta: dict) -> None:
-  """ValueError if data.dir was built anew since the checkpoint with this `meta` was saved: its position fits no more."""
+  """ValueError if data.dir was built anew since the checkpoint with this `meta` was saved:
+  its position fits no more.
+  """
   mine, folder = digest(config), config.data.dir
   if meta["data"] != mine and json.loads(meta["config"])["data"]["dir"] == folder:
-    raise ValueError(f"{folder} holds other shards ({mine}) than those the checkpoint was trained on ({meta['data']}): put them "
-                     "back, or build the new ones in another data.dir, which is then read from the same position")
+    raise ValueError(f"{folder} holds other shards ({mine}) than those the checkpoint was trained "
+                     f"on ({meta['data']}): put them back, or build the new ones in another "
+                     "data.dir, which is then read from the same position")
 
 
 def _check_sources(config: ConfigDict) -> None:
   sources = config.data.sources
   names = [s.name for s in sources]
-  if not sources or len(set(names)) < len(names) or not all(re.fullmatch(r"[\w-]+", n) for n in names):
-    raise ValueError(f"data.sources are named {names}: give each a name of its own, of letters, digits, _ and -")
+  if (not sources or len(set(names)) < len(names)
+      or not all(re.fullmatch(r"[\w-]+", n) for n in names)):
+    raise ValueError(f"data.sources are named {names}: give each a name of its own, of letters, "
+                     "digits, _ and -")
   for s in sources:
     if not s.weight > 0:
       raise ValueError(f"source {s.name}: weight {s.weight} is not positive; "
@@ -94,7 +104,8 @@ def _wanted(config: ConfigDict) -> dict:
   """What decides the folder's content. Weights mix batches only."""
   return dict(format=_FORMAT, vocab=config.model.vocab, val_fraction=config.data.val_fraction,
               tokenizer_chars=config.data.tokenizer_chars,
-              sources=[{k: v for k, v in s.to_dict().items() if k != "weight"} for s in config.data.sources])
+              sources=[{k: v for k, v in s.to_dict().items() if k != "weight"}
+                       for s in config.data.sources])
 
 
 def _write(folder: Path, config: ConfigDict) -> None:
@@ -102,9 +113,12 @@ def _write(folder: Path, config: ConfigDict) -> None:
   train_tokenizer(_sample(config, sizes), folder / "tokenizer.model", config.model.vocab)
   tok = Tokenizer(folder / "tokenizer.model")
   with tqdm(total=documents, desc="tokenise", unit=" documents", file=sys.stderr) as bar:
-    domains = {s.name: _write_source(folder, s, config.data.val_fraction, tok, bar) for s in config.data.sources}
-  files = {p.name: dict(bytes=p.stat().st_size, sha256=sidecar.sha256(p)) for p in sorted(folder.iterdir())}
-  facts = dict(config=_wanted(config), tokenizer=tok.digest, python=sys.version.split()[0], domains=domains, files=files)
+    domains = {s.name: _write_source(folder, s, config.data.val_fraction, tok, bar)
+               for s in config.data.sources}
+  files = {p.name: dict(bytes=p.stat().st_size, sha256=sidecar.sha256(p))
+           for p in sorted(folder.iterdir())}
+  facts = dict(config=_wanted(config), tokenizer=tok.digest, python=sys.version.split()[0],
+               domains=domains, files=files)
   (folder / "manifest.json").write_text(json.dumps(facts, indent=1))
 
 
@@ -112,7 +126,8 @@ def _measure(config: ConfigDict) -> tuple[dict[tuple[str, str], int], int]:
   """Characters to train on by (source, domain), and the number of documents of both splits."""
   sizes, documents = {}, 0
   for source in config.data.sources:
-    for d in tqdm(corpus.read(source), desc=f"read {source.name}", unit=" documents", file=sys.stderr):
+    for d in tqdm(corpus.read(source), desc=f"read {source.name}", unit=" documents",
+                  file=sys.stderr):
       documents += 1
       if corpus.split_of(d.name, config.data.val_fraction) == "train":
         sizes[source.name, d.domain] = sizes.get((source.name, d.domain), 0) + len(d.text)
@@ -123,12 +138,15 @@ def _measure(config: ConfigDict) -> tuple[dict[tuple[str, str], int], int]:
 
 
 def _sample(config: ConfigDict, sizes: dict[tuple[str, str], int]) -> Iterator[str]:
-  """Lines of the train split, about tokenizer_chars characters: as many from each (source, domain), if it has them."""
+  """Lines of the train split, about tokenizer_chars characters:
+  as many from each (source, domain), if it has them.
+  """
   share, left = {}, config.data.tokenizer_chars
   for n, key in enumerate(sorted(sizes, key=sizes.get)):
     share[key] = min(1.0, left / (len(sizes) - n) / sizes[key])
     left -= share[key] * sizes[key]
-  due = dict.fromkeys(sizes, 0.0)  # lines owed: taking one in 1 / share spreads the sample over every document
+  # lines owed: taking one in 1 / share spreads the sample over every document
+  due = dict.fromkeys(sizes, 0.0)
   for source in config.data.sources:
     for d in corpus.read(source):
       if corpus.split_of(d.name, config.data.val_fraction) == "train":
@@ -140,8 +158,11 @@ def _sample(config: ConfigDict, sizes: dict[tuple[str, str], int]) -> Iterator[s
             yield line
 
 
-def _write_source(folder: Path, source: ConfigDict, val_fraction: float, tok: Tokenizer, bar: tqdm) -> dict:
-  """Writes a source's shards; returns {domain: {split: {documents, tokens, bytes}}}, in the order of their numbers."""
+def _write_source(folder: Path, source: ConfigDict, val_fraction: float, tok: Tokenizer,
+                  bar: tqdm) -> dict:
+  """Writes a source's shards; returns {domain: {split:
+  {documents, tokens, bytes}}}, in the order of their numbers.
+  """
   dtype = np.uint16 if tok.size <= 2**16 else np.uint32
   totals, tokens = {}, {s: [np.zeros(0, dtype)] for s in SPLITS}
   lengths, numbers = {s: [] for s in SPLITS}, {s: [] for s in SPLITS}
@@ -153,11 +174,13 @@ def _write_source(folder: Path, source: ConfigDict, val_fraction: float, tok: To
       tokens[split].append(ids)
       lengths[split].append(len(ids))
       numbers[split].append(list(totals).index(d.domain))
-      for key, n in dict(documents=1, tokens=len(ids), bytes=int(tok.token_bytes[ids].sum())).items():
+      for key, n in dict(documents=1, tokens=len(ids),
+                         bytes=int(tok.token_bytes[ids].sum())).items():
         total[split][key] += n
     bar.update(len(documents))
   for split in SPLITS:
-    for part, array in dict(tokens=np.concatenate(tokens[split]), domains=np.array(numbers[split], np.int32),
+    for part, array in dict(tokens=np.concatenate(tokens[split]),
+                            domains=np.array(numbers[split], np.int32),
                             offsets=np.cumsum([0, *lengths[split]], dtype=np.int64)).items():
       np.save(folder / f"{source.name}.{split}.{part}.npy", array)
   return totals
@@ -185,32 +208,36 @@ def _check(folder: Path, config: ConfigDict, verify: bool) -> None:
                      f"choose another data.dir, or {rebuild}") from None
   for key, value in json.loads(json.dumps(_wanted(config))).items():
     if built.get(key) != value:
-      raise ValueError(f"{folder} was built with {key} {built.get(key)!r}, the config says {value!r}; "
-                       f"set them alike, choose another data.dir, or {rebuild}")
+      raise ValueError(f"{folder} was built with {key} {built.get(key)!r}, the config says "
+                       f"{value!r}; set them alike, choose another data.dir, or {rebuild}")
   for name, file in stored["files"].items():
     path = folder / name
     size = path.stat().st_size if path.exists() else 0
     if name != "tokenizer.model" and size != file["bytes"]:
-      raise ValueError(f"truncated shard {path}: {size} bytes, {file['bytes']} were written; {rebuild}")
+      raise ValueError(f"truncated shard {path}: {size} bytes, {file['bytes']} were written; "
+                       f"{rebuild}")
     if verify and sidecar.sha256(path) != file["sha256"]:
       raise ValueError(f"{path} changed since it was built; {rebuild}")
   tok = Tokenizer(folder / "tokenizer.model")
   if tok.digest != stored["tokenizer"]:
-    raise ValueError(f"{folder / 'tokenizer.model'} is not the tokenizer of these shards (sha256 {tok.digest[:12]}, "
-                     f"built with {stored['tokenizer'][:12]}); put the right one back or {rebuild}")
+    raise ValueError(f"{folder / 'tokenizer.model'} is not the tokenizer of these shards (sha256 "
+                     f"{tok.digest[:12]}, built with {stored['tokenizer'][:12]}); put the right "
+                     f"one back or {rebuild}")
 
 
 def table(config: ConfigDict) -> str:
   """What the data folder holds, by source, domain and split, and the padding of its packing."""
   folder = build(config)
   domains = manifest(folder)["domains"]
-  lines = [f"{'source/domain':32} {'split':10} {'documents':>9} {'tokens':>12} {'bytes':>13} {'bytes/token':>11} "
-           f"{'padding':>7}"]
+  lines = [f"{'source/domain':32} {'split':10} {'documents':>9} {'tokens':>12} {'bytes':>13} "
+           f"{'bytes/token':>11} {'padding':>7}"]
   for source in config.data.sources:
     for split in SPLITS:
       for number, domain in enumerate(domains[source.name]):
         n = domains[source.name][domain][split]
-        windows = Windows(folder, source.name, split, config.data.seq, config.data.align, config.data.seed, number)
-        lines.append(f"{source.name + '/' + domain:32} {split:10} {n['documents']:9} {n['tokens']:12} {n['bytes']:13} "
-                     f"{n['bytes'] / max(1, n['tokens']):11.3f} {windows.padding:7.1%}")
+        windows = Windows(folder, source.name, split, config.data.seq, config.data.align,
+                          config.data.seed, number)
+        lines.append(f"{source.name + '/' + domain:32} {split:10} {n['documents']:9} "
+                     f"{n['tokens']:12} {n['bytes']:13} {n['bytes'] / max(1, n['tokens']):11.3f} "
+                     f"{windows.padding:7.1%}")
   return "\n".join(lines)

@@ -1,11 +1,12 @@
 """Packing: documents into windows of `seq` tokens, by arithmetic on their offsets in a shard.
 
-The documents, in a fixed random order, each on a multiple of `align` slots, form one long row that is cut every `seq`
-slots. So a document, and every piece of one that continues in the next window, starts at a multiple of `align`.
+The documents, in a fixed random order, each on a multiple of `align` slots, form one long row that
+is cut every `seq` slots. So a document, and every piece of one that continues in the next window,
+starts at a multiple of `align`.
 
-A window: int32 [seq] `tokens` (0 in padding), `labels` (the document's next token, also when it lies in the next
-window; -1 at its end and in padding), `segments` (1, 2, ... by document; 0 in padding). Every next-token pair occurs
-exactly once.
+A window: int32 [seq] `tokens` (0 in padding), `labels` (the document's next token, also when it
+lies in the next window; -1 at its end and in padding), `segments` (1, 2, ... by document; 0 in
+padding). Every next-token pair occurs exactly once.
 """
 
 from pathlib import Path
@@ -16,9 +17,12 @@ from hope_jax.data.shard import Shard
 
 
 class Windows:
-  """Random access to the packed windows of one source and split (of one domain, if given its number)."""
+  """Random access to the packed windows of one source and split (of one domain,
+  if given its number).
+  """
 
-  def __init__(self, folder: Path, source: str, split: str, seq: int, align: int, seed: int, domain: int | None = None):
+  def __init__(self, folder: Path, source: str, split: str, seq: int, align: int, seed: int,
+               domain: int | None = None):
     if align < 1 or seq < 1 or seq % align:
       raise ValueError(f"data.seq {seq} is not a multiple of data.align {align}; "
                        f"set data.seq to {max(1, seq // max(align, 1)) * max(align, 1)}")
@@ -27,8 +31,10 @@ class Windows:
     self._shard = Shard(Path(f"{stem}.tokens.npy"))
     chosen = np.arange(len(domains)) if domain is None else np.flatnonzero(domains == domain)
     chosen = np.random.default_rng(seed).permutation(chosen)
-    self._starts, self._lengths = offsets[chosen], np.diff(offsets)[chosen]  # in the shard, in packed order
-    self._ends = np.cumsum(-(-self._lengths // align))  # in the packed row, in blocks of `align` slots
+    # in the shard, in packed order
+    self._starts, self._lengths = offsets[chosen], np.diff(offsets)[chosen]
+    # in the packed row, in blocks of `align` slots
+    self._ends = np.cumsum(-(-self._lengths // align))
     self._seq, self._align = seq, align
 
   @property
@@ -43,7 +49,8 @@ class Windows:
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     blocks = index * (self._seq // self._align) + np.arange(self._seq // self._align)
-    # Blocks after the last document count as more of it: they lie beyond its length, so they become padding.
+    # Blocks after the last document count as more of it: they lie beyond its length, so they become
+    # padding.
     document = np.minimum(np.searchsorted(self._ends, blocks, side="right"), len(self._ends) - 1)
     first = np.where(document > 0, self._ends[document - 1], 0)
     place = ((blocks - first) * self._align)[:, None] + np.arange(self._align)

@@ -1,4 +1,5 @@
-"""Memories that are written while a stream is read: pure functions of arrays, which know no model, data or file.
+"""Memories that are written while a stream is read: pure functions of arrays, which know no model,
+data or file.
 
     products         matrix products with tidy gradients
     delta_rule       chunk-parallel writes of rank-one updates

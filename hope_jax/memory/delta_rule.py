@@ -2,16 +2,18 @@
 
 One sequence, one matrix W (O, I), with layer inputs x_t, forcings f_t, retention alpha_t:
 
-    W_t = W_{t-1} (alpha_t I - step_t x_t x_t^T) - rate_t f_t x_t^T                          (NL Eq. 90, 93)
+    W_t = W_{t-1} (alpha_t I - step_t x_t x_t^T) - rate_t f_t x_t^T              (NL Eq. 90, 93)
 
-Unrolled, W_C = Gamma_C W_0 - sum_t (Gamma_C / Gamma_t) u_t x_t^T with Gamma_t = prod_{s<=t} alpha_s, where
-u_t = step_t W_{t-1} x_t + rate_t f_t solves the unit lower-triangular system
+Unrolled, W_C = Gamma_C W_0 - sum_t (Gamma_C / Gamma_t) u_t x_t^T with Gamma_t = prod_{s<=t}
+alpha_s, where u_t = step_t W_{t-1} x_t + rate_t f_t solves the unit lower-triangular system
 
-    (I + L) u = r,   L_ts = step_t (Gamma_{t-1} / Gamma_s) x_s.x_t (s < t),   r_t = step_t Gamma_{t-1} W_0 x_t + rate_t f_t.
+    (I + L) u = r,   L_ts = step_t (Gamma_{t-1} / Gamma_s) x_s.x_t (s < t),
+    r_t = step_t Gamma_{t-1} W_0 x_t + rate_t f_t.
 
 A token with step = rate = 0 and log alpha = 0 changes nothing: that is how padding is written.
-Letters: C tokens of the chunk, O and I the matrix's output and input widths. Tokens are the last axis: every product
-below then reads and writes its operands in the order in which they lie in memory.
+Letters: C tokens of the chunk, O and I the matrix's output and input widths. Tokens are the last
+axis: every product below then reads and writes its operands in the order in which they lie in
+memory.
 """
 
 from typing import NamedTuple
@@ -23,7 +25,8 @@ from hope_jax.memory.products import gram
 
 
 def unit_lower_inverse(lower_CxC: jax.Array) -> jax.Array:
-  """(I + L)^-1 for strictly lower triangular L, by merging neighbouring diagonal blocks, log2 C levels.
+  """(I + L)^-1 for strictly lower triangular L, by merging neighbouring diagonal blocks, log2 C
+  levels.
 
   Exact to rounding for any L (the Neumann product cancels catastrophically for correlated keys).
   """
@@ -45,13 +48,17 @@ def unit_lower_inverse(lower_CxC: jax.Array) -> jax.Array:
 
 
 def _product(a, b):
-  """Matrix product; very small ones as sums, which XLA fuses instead of calling a kernel for each."""
+  """Matrix product; very small ones as sums,
+  which XLA fuses instead of calling a kernel for each.
+  """
   return a @ b if a.shape[-1] > 4 else jnp.sum(a[..., :, :, None] * b[..., None, :, :], -2)
 
 
 @jax.custom_vjp
 def solve(lower_CxC: jax.Array, inverse_CxC: jax.Array, right_OxC: jax.Array) -> jax.Array:
-  """U with (I + L) U^T = R^T, given (I + L)^-1. The gradient goes to L and R, by two products with the same inverse."""
+  """U with (I + L) U^T = R^T, given (I + L)^-1.
+  The gradient goes to L and R, by two products with the same inverse.
+  """
   del lower_CxC
   return right_OxC @ inverse_CxC.T
 
@@ -71,7 +78,9 @@ solve.defvjp(_solve_forward, _solve_backward)
 
 
 def _ratios(later_C, earlier_C, diagonal: int):
-  """exp(later_t - earlier_s) where s <= t + diagonal, else 0: masked before exp, which would overflow above."""
+  """exp(later_t - earlier_s) where s <= t + diagonal, else 0:
+  masked before exp, which would overflow above.
+  """
   mask = jnp.tril(jnp.ones((later_C.size, earlier_C.size), bool), diagonal)
   return jnp.exp(jnp.where(mask, later_C[:, None] - earlier_C, -jnp.inf))
 
@@ -98,7 +107,8 @@ def couple(x_IxC, step_C, decay: Decay):
 
 
 def write(w_OxI, x_IxC, seen_OxC, forcing_OxC, step_C, decay: Decay, lower_CxC, inverse_CxC):
-  """W_C of the recurrence above. Rows of several matrices with the same inputs may be stacked along O.
+  """W_C of the recurrence above. Rows of several matrices with the same inputs may be stacked along
+  O.
 
   Args:
     seen_OxC: W_0 x_t.
@@ -117,7 +127,8 @@ def write_decayed(w_OxI, x_IxC, forcing_OxC, decay: Decay):
 def write_momentum(w_OxI, m_OxI, x_IxC, pairs, step_C, rate_C, log_alpha_C, log_beta_C):
   """The general write: gradients of several outer products, and momentum over them.
 
-      m_t = beta_t m_{t-1} + sum_j f^j_t (z^j_t)^T,   W_t = W_{t-1} (alpha_t I - step_t x_t x_t^T) - rate_t m_t
+      m_t = beta_t m_{t-1} + sum_j f^j_t (z^j_t)^T
+      W_t = W_{t-1} (alpha_t I - step_t x_t x_t^T) - rate_t m_t
 
   Momentum only changes the weights of the outer products: W_t holds sum_r P_tr G_r with
   P_tr = sum_{r<=s<=t} (Gamma_t / Gamma_s) rate_s beta^(s-r).
@@ -125,7 +136,8 @@ def write_momentum(w_OxI, m_OxI, x_IxC, pairs, step_C, rate_C, log_alpha_C, log_
   Args:
     pairs: sequence of (f_OxC, z_IxC), zero where the token is padding.
     step_C: of the rank-one factor, or None for none.
-    log_beta_C: log of momentum per token (0 at padding), or None for no momentum: m_t is then the gradient.
+    log_beta_C: log of momentum per token (0 at padding), or None for no momentum: m_t is then the
+      gradient.
 
   Returns:
     (w_OxI, m_OxI) after the chunk.

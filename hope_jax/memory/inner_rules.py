@@ -1,20 +1,23 @@
-"""Inner optimizers: how a CMS level steps its own parameters within a stream (NL s. 4), as optax transforms.
+"""Inner optimizers: how a CMS level steps its own parameters within a stream (NL s. 4), as optax
+transforms.
 
-A level's parameters are those of one stream: kernels (I, O), y = x @ kernel, and vectors; the caller vmaps over streams
-and layers. m <- beta m + (1 - beta) u, and the update, which is added to the parameters, is -lr m:
+A level's parameters are those of one stream: kernels (I, O), y = x @ kernel, and vectors; the
+caller vmaps over streams and layers. m <- beta m + (1 - beta) u, and the update, which is added to
+the parameters, is -lr m:
 
     sgd              m = g, no state
     momentum         u = g
     preconditioned   u = g / (sqrt(v) + eps),  v <- beta2 v + (1 - beta2) g^2
     dmgd             u = tanh(g)
-    nl_l2_precond    m = (g + X^T X W) / (1 + lr ||X||^2), no state: DGD, the L2-regression rule (NL Eq. 56-57)
+    nl_l2_precond    m = (g + X^T X W) / (1 + lr ||X||^2), no state: DGD (NL Eq. 56-57)
     nl_l2_projector  u = g - c c^T g,  c the mean input by its norm
-    delta_momentum   m <- beta (I - s g g^T) m + (1 - beta) g,  s = 1 / (1 + ||g||^2)          (NL Eq. 49)
+    delta_momentum   m <- beta (I - s g g^T) m + (1 - beta) g,  s = 1 / (1 + ||g||^2)   (NL Eq. 49)
     muon             u = g, then the orthogonal factor of m by Newton-Schulz
 
-A rule that needs inputs or a matrix takes u = g where there are none. Every state is zeros at the start; derivatives,
-the second too, are finite at zero. The moving average, where there is one, is `optax.tree.get(state, "trace")`.
-Letters: N tokens of a period, I and O a kernel's input and output widths, G groups of tokens.
+A rule that needs inputs or a matrix takes u = g where there are none. Every state is zeros at the
+start; derivatives, the second too, are finite at zero. The moving average, where there is one, is
+`optax.tree.get(state, "trace")`. Letters: N tokens of a period, I and O a kernel's input and output
+widths, G groups of tokens.
 """
 
 from typing import Any
@@ -25,23 +28,29 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import scale_by_muon
 
-LINEAR = frozenset({"sgd", "momentum", "nl_l2_projector"})  # in the gradients of the tokens, for given inputs
+# in the gradients of the tokens, for given inputs
+LINEAR = frozenset({"sgd", "momentum", "nl_l2_projector"})
 NEEDS_INPUTS = frozenset({"nl_l2_precond", "nl_l2_projector"})
-ROOT_FLOOR = 1e-10  # of sqrt(v), 1 % of the default eps: second derivatives of the update in v are still float32
+# of sqrt(v), 1 % of the default eps: second derivatives of the update in v are still float32
+ROOT_FLOOR = 1e-10
 NORM_FLOOR = 1e-6  # of the summed inputs
 DEAD = 1e-15  # a momentum below this norm is 0: Newton-Schulz would make less than 1e-4 of it
 
 
 @struct.dataclass
 class Inputs:
-  """What a rule may need to know of the inputs X_NxI of a kernel W_IxO in a period. A sum over the tokens."""
+  """What a rule may need to know of the inputs X_NxI of a kernel W_IxO in a period.
+  A sum over the tokens.
+  """
   total_I: jax.Array  # sum of x
   square: jax.Array  # sum of ||x||^2
   recall_IxO: jax.Array  # X^T X W, with W the kernel at the start of the period
 
 
 def summarise(x_NxI: jax.Array, kernel_IxO: jax.Array, weight_N: jax.Array | None = None) -> Inputs:
-  """Inputs of N tokens, in the kernel's precision; `weight` 0 leaves a token out. Costs two products of the layer."""
+  """Inputs of N tokens, in the kernel's precision; `weight` 0 leaves a token out.
+  Costs two products of the layer.
+  """
   x_NxI = x_NxI.astype(kernel_IxO.dtype)
   if weight_N is not None:
     x_NxI = jnp.where(weight_N[:, None] > 0, x_NxI, 0)
@@ -51,8 +60,9 @@ def summarise(x_NxI: jax.Array, kernel_IxO: jax.Array, weight_N: jax.Array | Non
 def make(name: str, lr, beta=0.9, beta2=0.999, eps=1e-8) -> optax.GradientTransformationExtraArgs:
   """The rule `name`; its updates are added to the parameters.
 
-  update(gradients, state, params=None, inputs=None): `inputs` has the structure of the gradients, its leaves Inputs for
-  kernels and None for vectors; or it is None altogether. lr may be traced. ValueError for an unknown name.
+  update(gradients, state, params=None, inputs=None): `inputs` has the structure of the gradients,
+  its leaves Inputs for kernels and None for vectors; or it is None altogether. lr may be traced.
+  ValueError for an unknown name.
   """
   if name not in RULES:
     raise ValueError(f"no inner optimizer {name!r}; choose one of {', '.join(RULES)}")
@@ -62,14 +72,15 @@ def make(name: str, lr, beta=0.9, beta2=0.999, eps=1e-8) -> optax.GradientTransf
 def ema_weights(beta, happens_G: jax.Array):
   """Successive updates of a moving average of the gradients g_j, those that happen (bool), as sums.
 
-  -> (weight_G, keep_G, carry, decay): the updates add up to -lr (carry m_0 + sum_j weight_j g_j), and the average ends
-  as decay m_0 + sum_j keep_j g_j. beta = 0 is sgd.
+  -> (weight_G, keep_G, carry, decay): the updates add up to -lr (carry m_0 + sum_j weight_j g_j),
+  and the average ends as decay m_0 + sum_j keep_j g_j. beta = 0 is sgd.
   """
   happens_G = happens_G.astype(jnp.int32)
   left_G = jnp.cumsum(happens_G[::-1])[::-1] * happens_G  # updates that g_j takes part in
   power_G = jnp.power(beta, left_G)
   keep_G = jnp.where(left_G > 0, (1 - beta) * jnp.power(beta, jnp.maximum(left_G - 1, 0)), 0)
-  return 1 - power_G, keep_G, jnp.sum(jnp.where(left_G > 0, power_G, 0)), jnp.power(beta, jnp.sum(happens_G))
+  return (1 - power_G, keep_G, jnp.sum(jnp.where(left_G > 0, power_G, 0)),
+          jnp.power(beta, jnp.sum(happens_G)))
 
 
 def _stateless(function):
@@ -82,24 +93,32 @@ def _stateless(function):
 
 
 def _precondition(beta2, eps):
-  """g / (sqrt(v) + eps), v the moving average of g^2, not debiased: optax.scale_by_rms with finite derivatives at 0."""
+  """g / (sqrt(v) + eps), v the moving average of g^2, not debiased:
+  optax.scale_by_rms with finite derivatives at 0.
+  """
   def update(gradients, state, params=None):
     v = optax.tree.update_moment(gradients, state.nu, beta2, 2)
-    scaled = jax.tree.map(lambda g, v: g / (jnp.sqrt(jnp.maximum(v, ROOT_FLOOR ** 2)) + eps), gradients, v)
+    scaled = jax.tree.map(lambda g, v: g / (jnp.sqrt(jnp.maximum(v, ROOT_FLOOR ** 2)) + eps),
+                          gradients, v)
     return scaled, optax.ScaleByRmsState(v)
   return optax.GradientTransformation(optax.scale_by_rms(initial_scale=0.0).init, update)
 
 
 def _delta_gradient(lr):
-  """DGD (NL Eq. 56-57) summed over the period: W <- W - lr' (X^T X W + g), lr' = lr / (1 + lr ||X||_F^2).
+  """DGD (NL Eq. 56-57) summed over the period: W <- W - lr' (X^T X W + g), lr' = lr / (1 + lr
+  ||X||_F^2).
 
-  lr' ||X||_F^2 < 1 for every lr, so without a gradient W never grows: the spectral norm of I - lr' X^T X is at most 1.
+  lr' ||X||_F^2 < 1 for every lr, so without a gradient W never grows: the spectral norm of I - lr'
+  X^T X is at most 1.
   """
-  return _stateless(lambda g, seen: g if seen is None else (g + seen.recall_IxO) / (1 + lr * seen.square))
+  return _stateless(lambda g, seen: g if seen is None
+                    else (g + seen.recall_IxO) / (1 + lr * seen.square))
 
 
 def _project(g, seen):
-  """g - c c^T g, c the sum of the inputs by its norm: the gradient without the inputs' common direction."""
+  """g - c c^T g, c the sum of the inputs by its norm:
+  the gradient without the inputs' common direction.
+  """
   if seen is None:
     return g
   total = seen.total_I
@@ -107,13 +126,15 @@ def _project(g, seen):
 
 
 def _delta_momentum(beta):
-  """The momentum as a memory written by the delta rule (NL Eq. 49), m <- m (alpha I - G^T G) - eta G, W <- W + m.
+  """The momentum as a memory written by the delta rule (NL Eq. 49), m <- m (alpha I - G^T G) - eta
+  G, W <- W + m.
 
-  The paper's matrices are (O, I), so G^T G acts on the input axis; here it is g g^T on the left. Eq. 49 is a gradient
-  step on ||m G^T - P||^2, without bound for large G. As in DGD the step is proximal, s = 1 / (1 + ||g||_F^2), and it is
-  taken before the average: alpha = beta, a factor beta (I - s g g^T) with eigenvalues in (0, beta]. So
-  ||m||_2 <= beta ||m||_2 + (1 - beta) ||g||_2: m never exceeds the largest gradient. beta = 0 is sgd.
-  A vector is a kernel of one output (a single row in the paper's layout).
+  The paper's matrices are (O, I), so G^T G acts on the input axis; here it is g g^T on the left.
+  Eq. 49 is a gradient step on ||m G^T - P||^2, without bound for large G. As in DGD the step is
+  proximal, s = 1 / (1 + ||g||_F^2), and it is taken before the average: alpha = beta, a factor beta
+  (I - s g g^T) with eigenvalues in (0, beta]. So ||m||_2 <= beta ||m||_2 + (1 - beta) ||g||_2: m
+  never exceeds the largest gradient. beta = 0 is sgd. A vector is a kernel of one output (a single
+  row in the paper's layout).
   """
   def write(m, g):
     m_IxO, g_IxO = m.reshape(m.shape[0], -1), g.reshape(g.shape[0], -1)
@@ -127,7 +148,9 @@ def _delta_momentum(beta):
 
 
 def _orthogonalise(m, _):
-  """optax's Newton-Schulz on a matrix (singular values near 1, no scaling by shape); a vector as it is; 0 at m = 0."""
+  """optax's Newton-Schulz on a matrix (singular values near 1, no scaling by shape);
+  a vector as it is; 0 at m = 0.
+  """
   if m.ndim != 2:
     return m
   alive = jnp.sum(m * m) > DEAD ** 2

@@ -1,8 +1,10 @@
-"""What a level of memory computes (NL Eq. 70): norm, up, activation, down; and its gradient, token by token.
+"""What a level of memory computes (NL Eq. 70): norm, up, activation, down; and its gradient, token
+by token.
 
-A level's parameters are a dict {"norm": {"scale"}, "up": {"kernel"}, "down": {"kernel"}}. "gate" beside "up" makes it a gated
-(SwiGLU) level, a "bias" in a part is added, a bias in the norm makes it a layer norm. The `weights` of a stream are
-parameters plus what it has learned, its delta: trees of the same structure with a stream axis in front.
+A level's parameters are a dict {"norm": {"scale"}, "up": {"kernel"}, "down": {"kernel"}}. "gate"
+beside "up" makes it a gated (SwiGLU) level, a "bias" in a part is added, a bias in the norm makes
+it a layer norm. The `weights` of a stream are parameters plus what it has learned, its delta: trees
+of the same structure with a stream axis in front.
 
 Letters: B streams, C tokens, D model width, I and O the widths of a kernel.
 """
@@ -18,16 +20,20 @@ EPSILON = {"rms": 1e-6, "layer": 1e-5}
 
 
 class Force(NamedTuple):
-  """The gradient of one parameter: sum over tokens of input^T force, or of force where there is no input (vectors)."""
+  """The gradient of one parameter: sum over tokens of input^T force,
+  or of force where there is no input (vectors).
+  """
   input_BxCxI: jax.Array | None
   force_BxCxO: jax.Array
 
 
-def init(key, width: int, hidden: int, depth: int, norm: str = "rms", activation: str = "gelu") -> dict:
+def init(key, width: int, hidden: int, depth: int, norm: str = "rms",
+         activation: str = "gelu") -> dict:
   """Fresh parameters; `depth`: branches added to the residual stream in the whole model."""
   keys = jax.random.split(key, 3)
-  kernel = lambda k, fan_in, fan_out, more=1: {
-      "kernel": (fan_in * more) ** -0.5 * jax.random.normal(k, (fan_in, fan_out), jnp.float32)}
+  def kernel(k, fan_in, fan_out, more=1):
+    return {
+        "kernel": (fan_in * more) ** -0.5 * jax.random.normal(k, (fan_in, fan_out), jnp.float32)}
   params = {"norm": {"scale": jnp.ones(width, jnp.float32)}, "up": kernel(keys[0], width, hidden),
             "down": kernel(keys[1], hidden, width, depth)}
   if norm == "layer":
@@ -38,7 +44,9 @@ def init(key, width: int, hidden: int, depth: int, norm: str = "rms", activation
 
 
 def current(params: dict, delta: dict, axis: int = 0, through: bool = True) -> dict:
-  """Weights of each stream; `axis`: where the deltas have their stream axis, 1 if layers come first."""
+  """Weights of each stream; `axis`: where the deltas have their stream axis,
+  1 if layers come first.
+  """
   data = (lambda p: p) if through else jax.lax.stop_gradient
   return jax.tree.map(lambda p, d: jnp.expand_dims(data(p), axis) + d, params, delta)
 
@@ -49,15 +57,17 @@ def apply(params: dict, x_BxCxD, weights: dict | None = None, added: dict | None
 
   Args:
     weights: of each stream (`current`), (B, ...); None: the parameters.
-    added: at every token, added to a kernel's output or to a vector (`zeros`): its gradient, with the inputs, gives the
-      forces (`paired`).
-    through: the parameters' gradient comes through the weights, which is right to second order. Otherwise it comes past
-      them, as one product over all streams; the weights must then be `current(..., through=False)`.
+    added: at every token, added to a kernel's output or to a vector (`zeros`): its gradient, with
+      the inputs, gives the forces (`paired`).
+    through: the parameters' gradient comes through the weights, which is right to second order.
+      Otherwise it comes past them, as one product over all streams; the weights must then be
+      `current(..., through=False)`.
   """
   if weights is not None and through:
     params = jax.lax.stop_gradient(params)
   dtype = x_BxCxD.dtype
-  get = lambda tree, part, name: None if tree is None else tree[part].get(name)
+  def get(tree, part, name):
+    return None if tree is None else tree[part].get(name)
 
   def vector(part, name):
     value, own, more = params[part][name], get(weights, part, name), get(added, part, name)
@@ -65,12 +75,14 @@ def apply(params: dict, x_BxCxD, weights: dict | None = None, added: dict | None
     return value if more is None else value + more
 
   def dense(part, h):
-    kernel, own, more = params[part]["kernel"], get(weights, part, "kernel"), get(added, part, "kernel")
+    kernel, own, more = params[part]["kernel"], get(weights, part,
+                                                    "kernel"), get(added, part, "kernel")
     y = h @ kernel.astype(dtype) if own is None else stream_product(h, kernel, own)
     y = y if more is None else y + more.astype(dtype)
     return y + vector(part, "bias").astype(dtype) if "bias" in params[part] else y
 
-  h = _normalise(x_BxCxD, vector("norm", "scale"), vector("norm", "bias") if "bias" in params["norm"] else None)
+  h = _normalise(x_BxCxD, vector("norm", "scale"),
+                 vector("norm", "bias") if "bias" in params["norm"] else None)
   up = dense("up", h)
   a = jax.nn.silu(dense("gate", h)) * up if "gate" in params else gelu(up)
   inputs = {part: a if part == "down" else h for part in params if part != "norm"}
@@ -94,12 +106,15 @@ def zeros(params: dict, *tokens: int) -> dict:
 
 def paired(inputs: dict, gradient_of_added: dict) -> dict:
   """The Forces of a level, from the inputs of its kernels and the gradient of what was added."""
-  return {part: {name: Force(inputs[part] if name == "kernel" else None, value) for name, value in leaves.items()}
+  return {part: {name: Force(inputs[part] if name == "kernel" else None, value)
+                 for name, value in leaves.items()}
           for part, leaves in gradient_of_added.items()}
 
 
 def forces(params: dict, weights: dict, x_BxCxD, teach_BxCxD) -> dict:
-  """The gradient of sum(teach * level(x)) for every parameter, token by token, in the structure of params."""
+  """The gradient of sum(teach * level(x)) for every parameter, token by token,
+  in the structure of params.
+  """
   added = zeros(params, *x_BxCxD.shape[:2])
   _, pull, inputs = jax.vjp(lambda more: apply(params, x_BxCxD, weights, more), added, has_aux=True)
   force, = pull(teach_BxCxD.astype(x_BxCxD.dtype))

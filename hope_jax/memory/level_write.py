@@ -1,16 +1,18 @@
 """How a level is written while its stream is read (NL Eq. 70-71).
 
-A stream is read in chunks of C tokens. A level of period p is updated at every p-th token of its document with the gradient of
-the p tokens before, by its inner rule (inner_rules.py), on top of the parameters. Gradients are taken at the weights that the chunk
-was read with.
+A stream is read in chunks of C tokens. A level of period p is updated at every p-th token of its
+document with the gradient of the p tokens before, by its inner rule (inner_rules.py), on top of the
+parameters. Gradients are taken at the weights that the chunk was read with.
 
     p = C  one update a chunk: exact.
-    p > C  what the period's chunks taught is held until its end: the tokens themselves, or the sum of their gradients,
-           whichever is smaller.
-    p < C  C / p updates, one after the other, at the end of the chunk ("chunked"). Rules that are linear in the gradient, and
-           the L2 rule, do it in closed form, without a matrix per period; the others one period after the other.
+    p > C  what the period's chunks taught is held until its end: the tokens themselves, or the sum
+           of their gradients, whichever is smaller.
+    p < C  C / p updates, one after the other, at the end of the chunk ("chunked"). Rules that are
+           linear in the gradient, and the L2 rule, do it in closed form, without a matrix per
+           period; the others one period after the other.
 
-Letters: B streams, C tokens of the chunk, G periods in it (1 if p >= C), P tokens of a period, D model width.
+Letters: B streams, C tokens of the chunk, G periods in it (1 if p >= C), P tokens of a period, D
+model width.
 """
 
 import dataclasses
@@ -27,7 +29,9 @@ from hope_jax.memory.level import Force
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-  """A level's period and inner rule; the fields of its entry in config.mixer.levels, and the chunk it is read in."""
+  """A level's period and inner rule; the fields of its entry in config.mixer.levels,
+  and the chunk it is read in.
+  """
   period: int
   chunk: int
   rule: str = "sgd"
@@ -71,7 +75,9 @@ class LevelState:
 
 
 def fresh(clock: Clock, params: dict, batch: int, dtype) -> LevelState:
-  """The state of B streams at the start of a document: zeros. `params` of one level; `dtype` of the activations."""
+  """The state of B streams at the start of a document: zeros.
+  `params` of one level; `dtype` of the activations.
+  """
   zeros = jax.tree.map(lambda p: jnp.zeros((batch, *p.shape), p.dtype), params)
   rule = jax.vmap(inner_rules.make(clock.rule, 0.0, clock.beta).init)(zeros)
   width, size = params["up"]["kernel"].shape[0], sum(p.size for p in jax.tree.leaves(params))
@@ -79,21 +85,28 @@ def fresh(clock: Clock, params: dict, batch: int, dtype) -> LevelState:
   if clock.period > clock.chunk:
     if clock.hold == "tokens" or clock.hold == "smaller" and 2 * clock.period * width < size:
       shape = (batch, clock.period)
-      held = Tokens(jnp.zeros((*shape, width), dtype), jnp.zeros((*shape, width), dtype), jnp.zeros(shape, bool))
+      held = Tokens(jnp.zeros((*shape, width), dtype), jnp.zeros((*shape, width), dtype),
+                    jnp.zeros(shape, bool))
     else:
-      one = lambda p: inner_rules.summarise(jnp.zeros((1, p.shape[0]), p.dtype), p) if p.ndim == 2 else None
-      zero_inputs = jax.tree.map(lambda a: jnp.zeros((batch, *a.shape), a.dtype), jax.tree.map(one, params))
-      held = Sums(zeros, zero_inputs if clock.rule in inner_rules.NEEDS_INPUTS else None, jnp.zeros(batch, bool))
+      def one(p):
+        return inner_rules.summarise(jnp.zeros((1, p.shape[0]), p.dtype),
+                                     p) if p.ndim == 2 else None
+      zero_inputs = jax.tree.map(lambda a: jnp.zeros((batch, *a.shape), a.dtype),
+                                 jax.tree.map(one, params))
+      held = Sums(zeros, zero_inputs if clock.rule in inner_rules.NEEDS_INPUTS else None,
+                  jnp.zeros(batch, bool))
   return LevelState(zeros, rule, held, jnp.zeros(batch, jnp.int32))
 
 
 def restart(levels: dict, begins_B):
   """Fresh states (layers first, then streams) for the streams that begin a document."""
-  clear = lambda: jax.tree.map(lambda a: jnp.where(_along(begins_B, a[0]), jnp.zeros_like(a), a), levels)
+  def clear():
+    return jax.tree.map(lambda a: jnp.where(_along(begins_B, a[0]), jnp.zeros_like(a), a), levels)
   return jax.lax.cond(jnp.any(begins_B), clear, lambda: levels)
 
 
-def write(clock: Clock, lr, params: dict, state: LevelState, x_BxCxD, teach_BxCxD, open_BxC, due_BxG, at_B, force=None):
+def write(clock: Clock, lr, params: dict, state: LevelState, x_BxCxD, teach_BxCxD, open_BxC,
+          due_BxG, at_B, force=None):
   """One chunk: (state, {"updates", "moved"}), the norm of what the chunk changed, per stream.
 
   Args:
@@ -107,19 +120,23 @@ def write(clock: Clock, lr, params: dict, state: LevelState, x_BxCxD, teach_BxCx
   if force is None and not isinstance(state.held, Tokens):
     force = level.forces(params, _weights(params, state), x_BxCxD, teach_BxCxD)
   if clock.period > clock.chunk:
-    return _write_later(clock, lr, params, state, x_BxCxD, teach_BxCxD, force, open_BxC, due_BxG[:, 0], at_B)
+    return _write_later(clock, lr, params, state, x_BxCxD, teach_BxCxD, force, open_BxC,
+                        due_BxG[:, 0], at_B)
   happens_BxG = due_BxG & jnp.any(open_BxC.reshape(*due_BxG.shape, -1), -1)
   if clock.parallel:
     changed = _parallel(clock, lr, params, state, force, open_BxC, happens_BxG)
   else:
     def group(state, xs):
       force, is_open, happens = xs
-      return _update(clock, lr, params, state, *_sums(clock, params, state, force, is_open), happens), None
-    split = lambda a: jnp.moveaxis(a.reshape(a.shape[0], clock.groups, -1, *a.shape[2:]), 1, 0)
+      return _update(clock, lr, params, state, *_sums(clock, params, state, force, is_open),
+                     happens), None
+    def split(a):
+      return jnp.moveaxis(a.reshape(a.shape[0], clock.groups, -1, *a.shape[2:]), 1, 0)
     if clock.groups == 1:
       changed, _ = group(state, (force, open_BxC, happens_BxG[:, 0]))
     else:
-      changed, _ = jax.lax.scan(group, state, (*jax.tree.map(split, (force, open_BxC)), happens_BxG.T))
+      changed, _ = jax.lax.scan(group, state,
+                                (*jax.tree.map(split, (force, open_BxC)), happens_BxG.T))
   return _settle(state, changed, jnp.sum(happens_BxG, 1, dtype=jnp.int32))
 
 
@@ -129,11 +146,14 @@ def _write_later(clock, lr, params, state, x, teach, force, is_open, due_B, at_B
   if isinstance(held, Tokens):
     def put(row_PxD, new_CxD, open_C, at):  # a chunk may come in parts: what is not open now stays
       old_CxD = jax.lax.dynamic_slice_in_dim(row_PxD, at, clock.chunk)
-      kept_CxD = jnp.where(open_C.reshape(-1, *[1] * (old_CxD.ndim - 1)), new_CxD.astype(row_PxD.dtype), old_CxD)
+      kept_CxD = jnp.where(open_C.reshape(-1, *[1] * (old_CxD.ndim - 1)),
+                           new_CxD.astype(row_PxD.dtype), old_CxD)
       return jax.lax.dynamic_update_slice_in_dim(row_PxD, kept_CxD, at, 0)
 
-    hold = lambda rows, new: jax.vmap(put)(rows, new, is_open, at_B)
-    tokens = Tokens(hold(held.x_BxPxD, x), hold(held.teach_BxPxD, teach), hold(held.open_BxP, is_open))
+    def hold(rows, new):
+      return jax.vmap(put)(rows, new, is_open, at_B)
+    tokens = Tokens(hold(held.x_BxPxD, x), hold(held.teach_BxPxD, teach),
+                    hold(held.open_BxP, is_open))
     happens_B = due_B & jnp.any(tokens.open_BxP, 1)
     rest = tokens.replace(open_BxP=tokens.open_BxP & ~due_B[:, None])
 
@@ -144,22 +164,29 @@ def _write_later(clock, lr, params, state, x, teach, force, is_open, due_B, at_B
     writes_B = jnp.any(is_open, 1)
     new = _sums(clock, params, state, force, is_open)
     gradient, inputs = jax.tree.map(
-        lambda old, more: jnp.where(_along(writes_B, old), old + more, old), (held.gradient, held.inputs), new)
+        lambda old, more: jnp.where(_along(writes_B, old), old + more, old),
+        (held.gradient, held.inputs), new)
     open_B = held.open_B | writes_B
     happens_B = due_B & open_B
-    cleared = jax.tree.map(lambda a: jnp.where(_along(due_B, a), jnp.zeros_like(a), a), (gradient, inputs))
+    cleared = jax.tree.map(lambda a: jnp.where(_along(due_B, a), jnp.zeros_like(a), a),
+                           (gradient, inputs))
     rest = Sums(*cleared, open_B & ~due_B)
-    learned = lambda: (gradient, inputs)
+    def learned():
+      return (gradient, inputs)
 
   changed = jax.lax.cond(jnp.any(happens_B),
-                         lambda: _update(clock, lr, params, state, *learned(), happens_B), lambda: state)
+                         lambda: _update(clock, lr, params, state, *learned(),
+                                         happens_B), lambda: state)
   return _settle(state, changed.replace(held=rest), happens_B.astype(jnp.int32))
 
 
 def _settle(before: LevelState, after: LevelState, updates_B):
-  change = lambda: jnp.sqrt(sum(jnp.sum(jnp.square(a - b), range(1, a.ndim))
-                                for a, b in zip(jax.tree.leaves(after.delta), jax.tree.leaves(before.delta))))
-  still = lambda: jnp.zeros(updates_B.shape, jax.tree.leaves(before.delta)[0].dtype)
+  def change():
+    return jnp.sqrt(sum(jnp.sum(jnp.square(a - b), range(1, a.ndim))
+                                  for a, b in zip(jax.tree.leaves(after.delta),
+                                                  jax.tree.leaves(before.delta))))
+  def still():
+    return jnp.zeros(updates_B.shape, jax.tree.leaves(before.delta)[0].dtype)
   moved_B = jax.lax.cond(jnp.any(updates_B > 0), change, still)
   return (after.replace(updates_B=before.updates_B + updates_B),
           {"updates": updates_B, "moved": jax.lax.stop_gradient(moved_B)})
@@ -179,7 +206,9 @@ def _sums(clock, params, state, force, open_BxN):
   gradients = jax.tree.map(lambda f: level.gradient(f, weight), force, is_leaf=level.is_force)
   if clock.rule not in inner_rules.NEEDS_INPUTS:
     return gradients, None
-  summarise = lambda f, kernel: None if f.input_BxCxI is None else jax.vmap(inner_rules.summarise)(f.input_BxCxI, kernel, weight)
+  def summarise(f, kernel):
+    return (None if f.input_BxCxI is None
+            else jax.vmap(inner_rules.summarise)(f.input_BxCxI, kernel, weight))
   return gradients, jax.tree.map(summarise, force, _weights(params, state), is_leaf=level.is_force)
 
 
@@ -188,19 +217,21 @@ def _update(clock, lr, params, state, gradients, inputs, happens_B) -> LevelStat
   tx = inner_rules.make(clock.rule, lr, clock.beta)
   update = jax.vmap(lambda g, s, p, i: tx.update(g, s, p, inputs=i))
   change, rule = update(gradients, state.rule, _weights(params, state), inputs)
-  keep = lambda new, old: jnp.where(_along(happens_B, old), new, old)
+  def keep(new, old):
+    return jnp.where(_along(happens_B, old), new, old)
   return state.replace(delta=jax.tree.map(lambda d, c: keep(d + c, d), state.delta, change),
                        rule=jax.tree.map(keep, rule, state.rule))
 
 
 def _parallel(clock, lr, params, state, force, open_BxC, happens_BxG) -> LevelState:
   """All updates of a chunk at once."""
-  spread = lambda a_BxG: jnp.repeat(a_BxG, clock.period, 1)  # to the tokens of each period
+  def spread(a_BxG):
+    return jnp.repeat(a_BxG, clock.period, 1)  # to the tokens of each period
   wide = jax.tree.leaves(params)[0].dtype
   writes_BxC = (open_BxC & spread(happens_BxG)).astype(wide)
   if clock.rule == "nl_l2_precond":
-    change = jax.tree.map(lambda f, w: _l2_change(clock, lr, f, w, writes_BxC), force, _weights(params, state),
-                          is_leaf=level.is_force)
+    change = jax.tree.map(lambda f, w: _l2_change(clock, lr, f, w, writes_BxC), force,
+                          _weights(params, state), is_leaf=level.is_force)
     return state.replace(delta=jax.tree.map(jnp.add, state.delta, change))
 
   if clock.rule == "nl_l2_projector":
@@ -208,12 +239,14 @@ def _parallel(clock, lr, params, state, force, open_BxC, happens_BxG) -> LevelSt
   beta = 0.0 if clock.rule == "sgd" else clock.beta
   weights = jax.vmap(lambda h: inner_rules.ema_weights(beta, h))(happens_BxG)
   weight, keep, carry, decay = (a.astype(wide) for a in weights)
-  total = lambda a_BxG: jax.tree.map(lambda f: level.gradient(f, spread(a_BxG) * writes_BxC), force,
-                                     is_leaf=level.is_force)
+  def total(a_BxG):
+    return jax.tree.map(lambda f: level.gradient(f, spread(a_BxG) * writes_BxC), force,
+                                       is_leaf=level.is_force)
   if clock.rule == "sgd":
     return state.replace(delta=jax.tree.map(lambda d, g: d - lr * g, state.delta, total(weight)))
   m = optax.tree.get(state.rule, "trace")
-  delta = jax.tree.map(lambda d, m, g: d - lr * (_along(carry, m) * m + g), state.delta, m, total(weight))
+  delta = jax.tree.map(lambda d, m, g: d - lr * (_along(carry, m) * m + g), state.delta, m,
+                       total(weight))
   m = jax.tree.map(lambda m, g: _along(decay, m) * m + g, m, total(keep))
   return state.replace(delta=delta, rule=optax.tree.set(state.rule, trace=m))
 
@@ -226,13 +259,16 @@ def _projected(clock, force: Force, writes_BxC) -> Force:
   x = x.reshape(x.shape[0], clock.groups, clock.period, -1)
   total = jnp.sum(x * writes_BxC.reshape(*x.shape[:3], 1), 2, keepdims=True)
   size = jnp.maximum(jnp.sum(total * total, -1, keepdims=True), inner_rules.NORM_FLOOR ** 2)
-  return force._replace(input_BxCxI=(x - total * jnp.sum(total * x, -1, keepdims=True) / size).reshape(force.input_BxCxI.shape))
+  return force._replace(input_BxCxI=(x - total * jnp.sum(total * x, -1, keepdims=True)
+                                     / size).reshape(force.input_BxCxI.shape))
 
 
 def _l2_change(clock, lr, force: Force, weights, writes_BxC):
-  """W_G - W_0 of W_g = W_{g-1} - step_g (X_g^T X_g W_{g-1} + X_g^T F_g), step_g = lr / (1 + lr ||X_g||^2), solved at once.
+  """W_G - W_0 of W_g = W_{g-1} - step_g (X_g^T X_g W_{g-1} + X_g^T F_g), step_g = lr / (1 + lr
+  ||X_g||^2), solved at once.
 
-  The tokens' writes X^T U obey (I + L) U = step (X W_0 + F), L_ts = step_t x_t.x_s for s in an earlier period than t.
+  The tokens' writes X^T U obey (I + L) U = step (X W_0 + F), L_ts = step_t x_t.x_s for s in an
+  earlier period than t.
   """
   if force.input_BxCxI is None:
     return -lr * level.gradient(force, writes_BxC)

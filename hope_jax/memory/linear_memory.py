@@ -1,10 +1,12 @@
 """Linear memories M(z) = W z of one stream and head: they all share one transition.
 
-The inner gradient of ||M k - M v||^2 at the chunk-start weights M_c is 2 M_c (k - v) k^T: M_c times something that is the
-same for every memory. So M = M_c G with one D x D transition G per head, written token by token from the identity. With
-momentum m = M_c G' + m_c K' as well: the transition then acts on [M_c | m_c] and has 2D rows.
+The inner gradient of ||M k - M v||^2 at the chunk-start weights M_c is 2 M_c (k - v) k^T: M_c times
+something that is the same for every memory. So M = M_c G with one D x D transition G per head,
+written token by token from the identity. With momentum m = M_c G' + m_c K' as well: the transition
+then acts on [M_c | m_c] and has 2D rows.
 
-Rows of the stacked weights: k, v, (q), eta, alpha, mem. Letters: C tokens, D head width, R rows, S = D or 2D.
+Rows of the stacked weights: k, v, (q), eta, alpha, mem. Letters: C tokens, D head width, R rows, S
+= D or 2D.
 """
 
 import jax.numpy as jnp
@@ -61,7 +63,8 @@ def settle(rule: Rule, params: dict, state: dict, at_generators, at_memory) -> d
       move(state["start"][:split], 0, at_generators), move(state["start"][split:], -1, at_memory)])
   if at_generators is True and at_memory is True:
     return {**out, **{name: still[name] for name in ("turn", "push") if name in state}}
-  at = jnp.stack([jnp.asarray(at_generators), jnp.asarray(at_memory)][:_groups(rule)])[:, None, None]
+  at = jnp.stack([jnp.asarray(at_generators),
+                  jnp.asarray(at_memory)][:_groups(rule)])[:, None, None]
   for name in ("turn", "push"):
     if name in state:
       out[name] = jnp.where(at, still[name], state[name])
@@ -118,15 +121,16 @@ def write(rule: Rule, state: dict, token) -> dict:
     kept = jnp.where(token.valid, 1.0, 0.0)
     push = state["push"].reshape(turn.shape) if rule.momentum else jnp.zeros_like(turn)
     turn, push = delta_rule.write_momentum(
-        turn, push, k, [(spread(f * kept), z) for f, z in pairs], step if rule.rank_one else None, rate,
-        token.log_alpha, log_momentum(rule, token.valid, k.dtype))
+        turn, push, k, [(spread(f * kept), z) for f, z in pairs], step if rule.rank_one else None,
+        rate, token.log_alpha, log_momentum(rule, token.valid, k.dtype))
     if rule.momentum:
       out["push"] = push.reshape(shape)
   else:
     decay, forcing = delta_rule.decay(token.log_alpha), rate * spread(pairs[0][0])
     if rule.rank_one:
       lower = delta_rule.couple(k, step, decay)
-      turn = delta_rule.write(turn, k, turn @ k, forcing, step, decay, lower, delta_rule.unit_lower_inverse(lower))
+      turn = delta_rule.write(turn, k, turn @ k, forcing, step, decay, lower,
+                              delta_rule.unit_lower_inverse(lower))
     else:
       turn = delta_rule.write_decayed(turn, k, forcing, decay)
   out["turn"] = turn.reshape(shape)

@@ -1,10 +1,13 @@
-"""MLP memories M(z) = z + W1 gelu(W2 z) of one stream and head (NL Eq. 91), written layer by layer (Eq. 56-57, 90).
+"""MLP memories M(z) = z + W1 gelu(W2 z) of one stream and head (NL Eq. 91), written layer by layer
+(Eq. 56-57, 90).
 
-Both layers are matrices with an input and a forcing: W2 with input k and the error sent back to its output, W1 with input
-h = gelu(W2 k) and the error itself. The gates (eta and alpha) have one output and no skip, or a learned one.
+Both layers are matrices with an input and a forcing: W2 with input k and the error sent back to its
+output, W1 with input h = gelu(W2 k) and the error itself. The gates (eta and alpha) have one output
+and no skip, or a learned one.
 
-Memories of equal shape are stacked: N vector memories k, v, mem, (q) in v_in_NxMxD (W2) and v_out_NxDxM (W1), the two
-gates in g_in_2xMxD, g_out_2x1xM, g_skip_2x1xD. Letters: C tokens, D head width, M hidden width, O outputs, P memories.
+Memories of equal shape are stacked: N vector memories k, v, mem, (q) in v_in_NxMxD (W2) and
+v_out_NxDxM (W1), the two gates in g_in_2xMxD, g_out_2x1xM, g_skip_2x1xD. Letters: C tokens, D head
+width, M hidden width, O outputs, P memories.
 """
 
 import itertools
@@ -41,14 +44,18 @@ def settle(rule: Rule, params: dict, state: dict, at_generators, at_memory) -> d
   del params
   if at_generators is True and at_memory is True:
     return {**state, "start": state["run"]}
-  at = {"v": jnp.stack([jnp.asarray(at_memory if name == "mem" else at_generators) for name in vectors(rule)]),
+  at = {"v": jnp.stack([jnp.asarray(at_memory if name == "mem" else at_generators)
+                        for name in vectors(rule)]),
         "g": jnp.stack([jnp.asarray(at_generators)] * 2)}
-  start = {layer: jnp.where(at[layer[0]][:, None, None], state["run"][layer], w) for layer, w in state["start"].items()}
+  start = {layer: jnp.where(at[layer[0]][:, None, None], state["run"][layer], w)
+           for layer, w in state["start"].items()}
   return {**state, "start": start}
 
 
 def weights(rule: Rule, params: dict, state: dict) -> dict:
-  """Every memory's current weights, the open chunk's writes included: name -> {"in", "out", perhaps "skip"}."""
+  """Every memory's current weights, the open chunk's writes included:
+  name -> {"in", "out", perhaps "skip"}.
+  """
   del params
   out = {}
   for group, names in (("v", vectors(rule)), ("g", GATES)):
@@ -63,7 +70,9 @@ def _one(w, i, z_DxC):
 
 
 def _stack(w: dict, group: str, z_DxC) -> dict:
-  """A stack of memories on the same z: what every layer sees (W x), the outputs, hidden activations and their slope."""
+  """A stack of memories on the same z: what every layer sees (W x), the outputs,
+  hidden activations and their slope.
+  """
   count, hidden, width = w[f"{group}_in"].shape
   a_PxMxC = apply(w[f"{group}_in"].reshape(-1, width), z_DxC).reshape(count, hidden, -1)
   h_PxMxC, slope_PxMxC = gelu_and_slope(a_PxMxC)
@@ -90,7 +99,9 @@ def read(rule: Rule, state: dict, q_DxC):
 
 
 def _products(w: dict, group: str, stack: dict, e_PxOxC) -> dict:
-  """Outer products (forcing, input) that make up each layer's gradient, for the error e at the outputs."""
+  """Outer products (forcing, input) that make up each layer's gradient,
+  for the error e at the outputs.
+  """
   d_PxMxC = jax.vmap(apply_transposed)(w[f"{group}_out"], e_PxOxC) * stack["slope"]
   z_PxDxC = jnp.broadcast_to(stack["input"], (len(e_PxOxC), *stack["input"].shape))
   out = {f"{group}_in": (d_PxMxC, z_PxDxC), f"{group}_out": (e_PxOxC, stack["hidden"])}
@@ -103,13 +114,14 @@ def gradients(rule: Rule, w: dict, k_DxC, v_DxC):
   """The inner gradients of all layers as outer products.
 
   Returns:
-    ({layer: [(forcing, input)]}, {layer: W x}): with a second product where the gradient also goes through the target,
-    and what each layer sees at these weights.
+    ({layer: [(forcing, input)]}, {layer: W x}): with a second product where the gradient also goes
+    through the target, and what each layer sees at these weights.
   """
   products, seen = {}, {}
   for group in ("v", "g"):
     here, there = _stack(w, group, k_DxC), _stack(w, group, v_DxC)
-    target, pull = jax.vjp(unit if rule.unit_target and group == "v" else lambda t: t, there["output"])
+    target, pull = jax.vjp(unit if rule.unit_target and group == "v" else lambda t: t,
+                           there["output"])
     e = 2 * (here["output"] - target) if rule.objective == "l2" else -target
     pairs = [_products(w, group, here, e)]
     if rule.target_gradient:
@@ -130,7 +142,8 @@ def _steps(rule: Rule, layer: str, products, token, size_before):
   step = step_size(rule, token.eta, x_IxC)
   if not rule.bound:
     return step, step, size_before
-  size = running_size(rule, size_before, sum(length(f) * length(z) for f, z in products), token.valid)
+  size = running_size(rule, size_before, sum(length(f) * length(z) for f, z in products),
+                      token.valid)
   rate = rate_size(step, size, x_IxC, token.alpha, token.forget, rule.bound, _factored(rule, layer))
   return step, rate, size[-1]
 
@@ -139,14 +152,17 @@ def write(rule: Rule, state: dict, token) -> dict:
   """All memories take the chunk's tokens; `token` is selfmod.Token."""
   products, seen = gradients(rule, state["start"], token.k, token.v)
   run = state["run"]
-  before = state["size"] if rule.momentum else {layer: jnp.zeros(len(w), w.dtype) for layer, w in run.items()}
-  steps = {layer: jax.vmap(lambda p, n: _steps(rule, layer, p, token, n))(products[layer], before[layer])
+  before = state["size"] if rule.momentum else {layer: jnp.zeros(len(w), w.dtype)
+                                                for layer, w in run.items()}
+  steps = {layer: jax.vmap(lambda p, n: _steps(rule, layer, p, token,
+                                               n))(products[layer], before[layer])
            for layer in run}
   if rule.general:
     written = _write_general(rule, state, token, products, steps)
   else:
     if state["start"] is not run:  # an open chunk: its own tokens have written since
-      seen = {layer: jnp.einsum("poi,pic->poc", w, products[layer][0][1]) for layer, w in run.items()}
+      seen = {layer: jnp.einsum("poi,pic->poc", w, products[layer][0][1])
+              for layer, w in run.items()}
     written = {"run": _write(rule, run, token, products, steps, seen)}
   if not rule.alpha:  # nothing reads M_alpha, which keeps its initial weights
     gates = {layer: w.at[GATES.index("alpha")].set(run[layer][GATES.index("alpha")])
@@ -162,7 +178,8 @@ def _write_general(rule: Rule, state, token, products, steps) -> dict:
   for layer, w in state["run"].items():
     def one(w, m, products, step, rate):
       pairs = [(f * kept, z) for f, z in products]
-      return delta_rule.write_momentum(w, m, products[0][1], pairs, step if _factored(rule, layer) else None, rate,
+      return delta_rule.write_momentum(w, m, products[0][1], pairs,
+                                       step if _factored(rule, layer) else None, rate,
                                   token.log_alpha, log_beta)
     m = state["momentum"][layer] if rule.momentum else jnp.zeros_like(w)
     step, rate, out["size"][layer] = steps[layer]
@@ -181,20 +198,26 @@ def _write(rule: Rule, run, token, products, steps, seen) -> dict:
       out[layer] = jax.vmap(delta_rule.write_decayed, (0, 0, 0, None))(w, x, forcing[layer], decay)
     elif layer.endswith("out"):
       lowers[layer] = jax.vmap(delta_rule.couple, (0, 0, None))(x, step, decay)
-    elif "in" not in lowers:  # the layers that read k share one system: their input and step are the same
+    # the layers that read k share one system: their input and step are the same
+    elif "in" not in lowers:
       lowers["in"] = delta_rule.couple(token.k, step[0], decay)[None]
   if not lowers:
     return out
   ends = list(itertools.accumulate(len(lower) for lower in lowers.values()))
   inverses = jax.vmap(delta_rule.unit_lower_inverse)(jnp.concatenate(list(lowers.values())))
   inverses = dict(zip(lowers, jnp.split(inverses, ends[:-1])))
-  for layer in [layer for layer in run if layer not in out]:  # in order: every process builds the same program
+  # in order: every process builds the same program
+  for layer in [layer for layer in run if layer not in out]:
     arguments = run[layer], products[layer][0][1], seen[layer], forcing[layer], steps[layer][0]
     if layer.endswith("out"):
-      out[layer] = jax.vmap(delta_rule.write, (0, 0, 0, 0, 0, None, 0, 0))(*arguments, decay, lowers[layer], inverses[layer])
+      out[layer] = jax.vmap(delta_rule.write,
+                            (0, 0, 0, 0, 0, None, 0, 0))(*arguments, decay, lowers[layer],
+                                                         inverses[layer])
     else:
-      rows = lambda a: a.reshape(-1, a.shape[-1])
+      def rows(a):
+        return a.reshape(-1, a.shape[-1])
       w, _, seen_here, forcing_here, step = arguments
-      out[layer] = delta_rule.write(rows(w), token.k, rows(seen_here), rows(forcing_here), step[0], decay, lowers["in"][0],
+      out[layer] = delta_rule.write(rows(w), token.k, rows(seen_here), rows(forcing_here), step[0],
+                                    decay, lowers["in"][0],
                                inverses["in"][0]).reshape(w.shape)
   return out

@@ -1,7 +1,9 @@
-"""Matrix products whose gradients leave their operands as they lie in memory, and a gelu whose gradient is one product.
+"""Matrix products whose gradients leave their operands as they lie in memory, and a gelu whose
+gradient is one product.
 
-Autodiff puts the cotangent first in every product; where the contraction runs over its first axis, XLA then transposes it,
-and on a CPU recomputes all that leads to it in the other order. These say which operand is turned instead: the weights.
+Autodiff puts the cotangent first in every product; where the contraction runs over its first axis,
+XLA then transposes it, and on a CPU recomputes all that leads to it in the other order. These say
+which operand is turned instead: the weights.
 """
 
 import jax
@@ -30,15 +32,20 @@ def gram(x_IxC: jax.Array) -> jax.Array:
   return _turned(x_IxC, x_IxC)
 
 
-apply.defvjp(lambda w, x: (apply(w, x), (w, x)), lambda saved, grad: (grad @ saved[1].T, apply_transposed(saved[0], grad)))
+apply.defvjp(lambda w, x: (apply(w, x),
+                           (w, x)), lambda saved, grad: (grad @ saved[1].T,
+                                                         apply_transposed(saved[0], grad)))
 apply_transposed.defvjp(lambda w, y: (apply_transposed(w, y), (w, y)),
                         lambda saved, grad: (saved[1] @ grad.T, apply(saved[0], grad)))
 gram.defvjp(lambda x: (gram(x), x), lambda x, grad: (x @ (grad + grad.T),))
 
 
 @jax.custom_vjp
-def stream_product(x_BxCxI: jax.Array, kernel_IxO: jax.Array, weights_BxIxO: jax.Array) -> jax.Array:
-  """x weights. The gradient of the weights is also given, summed over streams, to the kernel that they come from."""
+def stream_product(x_BxCxI: jax.Array, kernel_IxO: jax.Array,
+                   weights_BxIxO: jax.Array) -> jax.Array:
+  """x weights. The gradient of the weights is also given, summed over streams,
+  to the kernel that they come from.
+  """
   return x_BxCxI @ weights_BxIxO.astype(x_BxCxI.dtype)
 
 
@@ -83,4 +90,5 @@ def _slope_forward(a):
   return (a * below, slope), (slope, density * (2 - a * a))
 
 
-gelu_and_slope.defvjp(_slope_forward, lambda saved, grads: (grads[0] * saved[0] + grads[1] * saved[1],))
+gelu_and_slope.defvjp(_slope_forward, lambda saved, grads: (grads[0] * saved[0] + grads[1]
+                                                            * saved[1],))

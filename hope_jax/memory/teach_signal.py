@@ -1,7 +1,9 @@
-"""The teach signal: what a block should have added, as the gradient of the loss at its output; and when it is let through.
+"""The teach signal: what a block should have added, as the gradient of the loss at its output; and
+when it is let through.
 
-delta_{l,t} = d (sum over tokens of the stream's next-token loss) / d (output of block l at token t), scaled by a schedule,
-clipped token by token. A chunk writes where its surprise reaches the threshold.
+delta_{l,t} = d (sum over tokens of the stream's next-token loss) / d (output of block l at token
+t), scaled by a schedule, clipped token by token. A chunk writes where its surprise reaches the
+threshold.
 
 Letters: L layers, B streams, C tokens, D model width, V vocabulary.
 """
@@ -11,7 +13,9 @@ import jax.numpy as jnp
 
 
 def schedule(teach, step):
-  """Factor of config.teach.scale at an optimizer step: linear warm-up, then linear decay to 0 (none where durations are 0)."""
+  """Factor of config.teach.scale at an optimizer step:
+  linear warm-up, then linear decay to 0 (none where durations are 0).
+  """
   step = jnp.asarray(step, jnp.float32)
   factor = jnp.minimum(1.0, step / teach.warmup) if teach.warmup else jnp.ones(())
   if teach.decay_duration:
@@ -21,11 +25,14 @@ def schedule(teach, step):
 
 def norm(x_D):
   """Over the last axis; its gradient at 0 is 0."""
-  return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x_D.astype(jnp.promote_types(x_D.dtype, jnp.float32))), -1), 1e-30))
+  return jnp.sqrt(jnp.maximum(
+      jnp.sum(jnp.square(x_D.astype(jnp.promote_types(x_D.dtype, jnp.float32))), -1), 1e-30))
 
 
 def factor(signal_xCxD, scale, clip: float):
-  """Of a signal, per token: the scale, less where the signal's norm would then exceed the clip (0: nowhere)."""
+  """Of a signal, per token: the scale, less where the signal's norm would then exceed the clip (0:
+  nowhere).
+  """
   size_xC = norm(signal_xCxD)
   scale = jnp.broadcast_to(scale, size_xC.shape).astype(size_xC.dtype)
   return scale * (clip / jnp.maximum(scale * size_xC, clip)) if clip else scale
@@ -37,7 +44,9 @@ def scaled(signal_xCxN, factor_xC):
 
 
 def surprise(metric: str, norm_LxBxC, losses_BxC, logits_BxCxV, labelled_BxC):
-  """(L, B): the mean over the chunk's labelled tokens of the signal's norm (`l2`), the loss, or the prediction's entropy."""
+  """(L, B): the mean over the chunk's labelled tokens of the signal's norm (`l2`), the loss,
+  or the prediction's entropy.
+  """
   if metric == "l2":
     value = norm_LxBxC
   elif metric == "loss":

@@ -1,15 +1,18 @@
-"""The write rule of self-modifying Titans: its options, its step sizes and the bound they guarantee (NL Eq. 90-93).
+"""The write rule of self-modifying Titans: its options, its step sizes and the bound they guarantee
+(NL Eq. 90-93).
 
-Per token, for a weight matrix with layer input x and inner gradient g = f x^T taken at the chunk-start weights:
+Per token, for a weight matrix with layer input x and inner gradient g = f x^T taken at the
+chunk-start weights:
 
     W <- W (alpha I - step x x^T) - rate m,    m = momentum * m + g
-    step = eta / (1 + eta ||x||^2)                           the proximal step: step ||x||^2 < 1 for every eta
-    rate = step s / (s + step n),  s = (1 - mu) bound        n >= ||m|| is the running sum of ||f|| ||x||
+    step = eta / (1 + eta ||x||^2)                 the proximal step: step ||x||^2 < 1 for every eta
+    rate = step s / (s + step n),  s = (1 - mu) bound   n >= ||m|| is the running sum of ||f|| ||x||
     mu = max(alpha, step ||x||^2 - alpha)                    the norm of the factor
 
-so ||W||_2 <= mu ||W||_2 + (1 - mu) bound: the spectral norm never exceeds max(bound, its value at the start),
-for any input, any width, any number of tokens. Linear memories share one transition M <- M G; there the same
-rate is relative to M (s = 1 - mu), so ||M_t||_2 never exceeds its value at the start.
+so ||W||_2 <= mu ||W||_2 + (1 - mu) bound: the spectral norm never exceeds max(bound, its value at
+the start), for any input, any width, any number of tokens. Linear memories share one transition M
+<- M G; there the same rate is relative to M (s = 1 - mu), so ||M_t||_2 never exceeds its value at
+the start.
 """
 
 import dataclasses
@@ -39,7 +42,8 @@ class Rule:
 
   def __post_init__(self):
     if self.factor == "input" and self.rank_one and self.bound:
-      raise ValueError('selfmod.factor "input" takes whole steps, which no rate can bound; set selfmod.bound to 0')
+      raise ValueError('selfmod.factor "input" takes whole steps, which no rate can bound; set '
+                       'selfmod.bound to 0')
 
   @property
   def chunk(self) -> int:
@@ -80,12 +84,15 @@ def step_size(rule: Rule, eta_C, x_IxC):
 
 
 def rate_size(step_C, size_C, x_IxC, alpha_C, forget_C, bound, factored=True):
-  """Rate of the gradient under the bound above; `forget` is 1 - alpha without cancellation, `size` is n."""
+  """Rate of the gradient under the bound above;
+  `forget` is 1 - alpha without cancellation, `size` is n.
+  """
   slack = forget_C
   if factored:
     slack = jnp.minimum(slack, 1 - step_C * jnp.sum(x_IxC * x_IxC, -2) + alpha_C)
   slack = slack * bound
-  return step_C * slack / jnp.maximum(slack + step_C * size_C, 1e-18)  # 0 at padding; its square is no float32 zero
+  # 0 at padding; its square is no float32 zero
+  return step_C * slack / jnp.maximum(slack + step_C * size_C, 1e-18)
 
 
 def running_size(rule: Rule, size_before, size_C, valid_C):

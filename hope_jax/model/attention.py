@@ -1,6 +1,8 @@
-"""Softmax attention with rotary positions: full or sliding window, packed documents, a ring-buffer cache.
+"""Softmax attention with rotary positions: full or sliding window, packed documents, a ring-buffer
+cache.
 
-Letters: B streams, S slots of the call, W cache length (also the window when there is a cache), H heads, K head width.
+Letters: B streams, S slots of the call, W cache length (also the window when there is a cache), H
+heads, K head width.
 """
 
 from typing import Any
@@ -34,7 +36,8 @@ def empty_cache(batch: int, length: int, heads: int, width: int, dtype) -> Cache
 
 def emptied(cache: Cache) -> Cache:
   """The cache without its tokens."""
-  return Cache(jnp.zeros_like(cache.key_BxHxWxK), jnp.zeros_like(cache.value_BxHxWxK), jnp.full_like(cache.position_BxW, -1))
+  return Cache(jnp.zeros_like(cache.key_BxHxWxK), jnp.zeros_like(cache.value_BxHxWxK),
+               jnp.full_like(cache.position_BxW, -1))
 
 
 def rotate(x_BxSxHxK, position_BxS, base: float):
@@ -55,13 +58,16 @@ def attend(q_BxSxHxK, k_BxLxHxK, v_BxLxHxK, mask_BxSxL):
 def attend_after(q_BxHxSxK, past_k_BxHxWxK, past_v_BxHxWxK, k_BxHxSxK, v_BxHxSxK, mask_BxSxL):
   """`attend` to a cache and to the call's own keys, L = W + S.
 
-  Unlike the library's, its gradient keeps nothing of size S x L, and where the cache is data no gradient of it is computed.
+  Unlike the library's, its gradient keeps nothing of size S x L, and where the cache is data no
+  gradient of it is computed.
   """
-  return _after_forward(q_BxHxSxK, past_k_BxHxWxK, past_v_BxHxWxK, k_BxHxSxK, v_BxHxSxK, mask_BxSxL)[0]
+  return _after_forward(q_BxHxSxK, past_k_BxHxWxK, past_v_BxHxWxK, k_BxHxSxK, v_BxHxSxK,
+                        mask_BxSxL)[0]
 
 
 def _scores(q, k, mask):
-  scores = jnp.einsum("bhsk,bhlk->bhsl", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+  scores = jnp.einsum("bhsk,bhlk->bhsl", q, k,
+                      preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
   return jnp.where(mask[:, None], q.shape[-1] ** -0.5 * scores, HIDDEN)
 
 
@@ -84,7 +90,8 @@ def _after_backward(saved, grad):
     share = jnp.exp(_scores(q, k, mask) - log_total)
     grad_share = jnp.einsum("bhsk,bhlk->bhsl", grad, v, preferred_element_type=share.dtype)
     grad_score = (q.shape[-1] ** -0.5 * share * (grad_share - along)).astype(q.dtype)
-    return grad_score @ k, grad_score.swapaxes(2, 3) @ q, share.astype(q.dtype).swapaxes(2, 3) @ grad
+    return (grad_score @ k, grad_score.swapaxes(2, 3) @ q,
+            share.astype(q.dtype).swapaxes(2, 3) @ grad)
 
   past_q, *grad_past = block(past_k, past_v, mask[..., :length])
   own_q, *grad_own = block(k, v, mask[..., length:])
@@ -95,14 +102,19 @@ attend_after.defvjp(_after_forward, _after_backward)
 
 
 def attend_banded(q_BxSxHxK, k_BxSxHxK, v_BxSxHxK, layout: Layout, window: int):
-  """Sliding window without a cache in O(S * window): blocks of `window` slots see themselves and the block before.
+  """Sliding window without a cache in O(S * window): blocks of `window` slots see themselves and
+  the block before.
 
-  A document's tokens lie in slots next to each other (lm.chunk_grid): across a gap the band would miss some.
+  A document's tokens lie in slots next to each other (lm.chunk_grid): across a gap the band would
+  miss some.
   """
   batch, total = layout.valid_BxS.shape
   blocks = -(-total // window)
-  pad = lambda a, value=0: jnp.pad(a, ((0, 0), (0, blocks * window - total), *[(0, 0)] * (a.ndim - 2)), constant_values=value)
-  split = lambda a: pad(a).reshape(batch * blocks, window, *a.shape[2:])
+  def pad(a, value=0):
+    return jnp.pad(a, ((0, 0), (0, blocks * window - total), *[(0, 0)] * (a.ndim - 2)),
+                   constant_values=value)
+  def split(a):
+    return pad(a).reshape(batch * blocks, window, *a.shape[2:])
 
   def pair(a, value=0):
     a = pad(a, value).reshape(batch, blocks, window, *a.shape[2:])
@@ -115,10 +127,14 @@ def attend_banded(q_BxSxHxK, k_BxSxHxK, v_BxSxHxK, layout: Layout, window: int):
   return out.reshape(batch, blocks * window, *out.shape[2:])[:, :total]
 
 
-def visible(position_BxS, document_BxS, key_position_BxL, key_document_BxL, key_valid_BxL, window: int):
-  """Which keys each query may see: its own document, not the future, at most `window` back (0: no limit)."""
+def visible(position_BxS, document_BxS, key_position_BxL, key_document_BxL, key_valid_BxL,
+            window: int):
+  """Which keys each query may see: its own document, not the future, at most `window` back (0:
+  no limit).
+  """
   ago = position_BxS[:, :, None] - key_position_BxL[:, None]
-  allowed = (ago >= 0) & (document_BxS[:, :, None] == key_document_BxL[:, None]) & key_valid_BxL[:, None]
+  allowed = (ago >= 0) & (document_BxS[:, :, None]
+                          == key_document_BxL[:, None]) & key_valid_BxL[:, None]
   return allowed & (ago < window) if window else allowed
 
 
@@ -126,17 +142,23 @@ def store(cache: Cache, k_BxHxSxK, v_BxHxSxK, layout: Layout) -> Cache:
   """The cache after the call: the last W tokens of the document that each stream ends in."""
   length = cache.position_BxW.shape[1]
   ends_in = jnp.take_along_axis(layout.document_BxS, jnp.maximum(layout.last_B, 0)[:, None], 1)
-  current = layout.valid_BxS & (layout.document_BxS == ends_in) & (layout.position_BxS >= layout.count_B[:, None] - length)
+  current = layout.valid_BxS & (layout.document_BxS
+                                == ends_in) & (layout.position_BxS >= layout.count_B[:, None]
+                                               - length)
   target = jnp.where(current, layout.position_BxS % length, length)
   put = jax.vmap(lambda old, new, to: old.at[..., to, :].set(new.astype(old.dtype), mode="drop"))
-  left = (layout.last_B[:, None] >= 0) & (ends_in > 0)  # another document than the one that was cached
+  # another document than the one that was cached
+  left = (layout.last_B[:, None] >= 0) & (ends_in > 0)
   position = jnp.where(left, -1, cache.position_BxW)
   position = put(position[..., None], layout.position_BxS[..., None], target)[..., 0]
-  return Cache(put(cache.key_BxHxWxK, k_BxHxSxK, target), put(cache.value_BxHxWxK, v_BxHxSxK, target), position)
+  return Cache(put(cache.key_BxHxWxK, k_BxHxSxK, target),
+               put(cache.value_BxHxWxK, v_BxHxSxK, target), position)
 
 
 class Heads(nn.Module):
-  """Queries, keys and values: (B, S, D) -> (B, S, 3, H, K), of a kernel (D, 3 H K) that devices share by head."""
+  """Queries, keys and values: (B, S, D) -> (B, S, 3, H, K), of a kernel (D,
+  3 H K) that devices share by head.
+  """
   heads: int
   dtype: Any
 
@@ -144,7 +166,8 @@ class Heads(nn.Module):
   def __call__(self, x_BxSxD):
     dim = x_BxSxD.shape[-1]
     kernel = self.param("kernel", scaled_normal(dim), (dim, 3 * dim), jnp.float32)
-    kernel_Dx3xHxK = constrain(kernel.astype(self.dtype).reshape(dim, 3, self.heads, -1), None, None, "heads")
+    kernel_Dx3xHxK = constrain(kernel.astype(self.dtype).reshape(dim, 3, self.heads, -1), None,
+                               None, "heads")
     return jnp.einsum("bsd,dnhk->bsnhk", x_BxSxD.astype(self.dtype), kernel_Dx3xHxK)
 
 
@@ -163,7 +186,8 @@ class Attention(nn.Module):
   def __call__(self, x_BxSxD, state: Cache | None, layout: Layout, may_write=True):
     batch, total, dim = x_BxSxD.shape
     cache = state or empty_cache(batch, 0, self.heads, dim // self.heads, self.dtype)
-    dense = lambda name, features, init: nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+    def dense(name, features, init):
+      return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
     qkv = Heads(self.heads, self.dtype, name="qkv")(x_BxSxD)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     q = rotate(nn.RMSNorm(dtype=self.dtype, name="q_norm")(q), layout.position_BxS, self.rope_base)
@@ -173,24 +197,29 @@ class Attention(nn.Module):
     if not length and 0 < 2 * self.window < total:
       y = attend_banded(q, k, v, layout, self.window)
     else:
-      # with a cache, what is cached is what can be seen: cutting a document differently then changes nothing
+      # with a cache, what is cached is what can be seen: cutting a document differently then
+      # changes nothing
       mask = visible(layout.position_BxS, layout.document_BxS,
                      jnp.concatenate([cache.position_BxW, layout.position_BxS], 1),
                      jnp.concatenate([jnp.zeros_like(cache.position_BxW), layout.document_BxS], 1),
-                     jnp.concatenate([cache.position_BxW >= 0, layout.valid_BxS], 1), length or self.window)
+                     jnp.concatenate([cache.position_BxW >= 0, layout.valid_BxS], 1),
+                     length or self.window)
       if length:
         q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-        y = attend_after(q, cache.key_BxHxWxK.astype(k.dtype), cache.value_BxHxWxK.astype(v.dtype), k, v, mask).swapaxes(1, 2)
+        y = attend_after(q, cache.key_BxHxWxK.astype(k.dtype), cache.value_BxHxWxK.astype(v.dtype),
+                         k, v, mask).swapaxes(1, 2)
         cache = store(cache, k, v, layout)
       else:
         y = attend(q, k, v, mask)
-    return dense("out", dim, scaled_normal(dim, 2 * self.layers))(y.reshape(batch, total, dim)), cache if state else None, {}
+    return (dense("out", dim, scaled_normal(dim, 2 * self.layers))(y.reshape(batch, total, dim)),
+            cache if state else None, {})
 
 
 def build(config) -> Attention:
   """The module of a configuration."""
   m, a = config.model, config.attention
-  return Attention(m.heads, m.layers, a.window, a.rope_base, compute_dtype(config), name="attention")
+  return Attention(m.heads, m.layers, a.window, a.rope_base, compute_dtype(config),
+                   name="attention")
 
 
 def context(config) -> int:
@@ -213,7 +242,8 @@ def check(config) -> None:
   """ValueError for heads that cannot be rotated."""
   width = config.model.dim // config.model.heads
   if width % 2:
-    raise ValueError(f"head width {width} is odd, rotary positions need it even: change model.dim or model.heads")
+    raise ValueError(f"head width {width} is odd, rotary positions need it even: change model.dim "
+                     "or model.heads")
 
 
 MIXER = Mixer(

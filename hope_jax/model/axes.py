@@ -1,4 +1,6 @@
-"""Logical axes, and what a program says inside about where its arrays lie (sharding.py has the rest)."""
+"""Logical axes, and what a program says inside about where its arrays lie (sharding.py has the
+rest).
+"""
 
 import contextlib
 import math
@@ -7,13 +9,16 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 AXES = {  # logical axis -> mesh axes
-    "streams": ("data", "fsdp"), "model": ("fsdp",), "heads": ("tensor",), "hidden": ("tensor",), "vocab": ("tensor",),
-    "layers": ("fsdp",)}
+    "streams": ("data", "fsdp"), "model": ("fsdp",), "heads": ("tensor",), "hidden": ("tensor",),
+    "vocab": ("tensor",), "layers": ("fsdp",)}
 
 
 def within(devices: Mesh | None):
-  """Context in which a program is traced: `constrain` and its like then speak of these devices; None: of none."""
-  return contextlib.nullcontext() if devices is None else jax.sharding.use_abstract_mesh(devices.abstract_mesh)
+  """Context in which a program is traced: `constrain` and its like then speak of these devices;
+  None: of none.
+  """
+  return (contextlib.nullcontext() if devices is None
+          else jax.sharding.use_abstract_mesh(devices.abstract_mesh))
 
 
 def parts() -> int:
@@ -23,7 +28,9 @@ def parts() -> int:
 
 
 def constrain(array, *axes):
-  """The array with its first axes laid out by these logical axes; as it is where there is no mesh (`within`)."""
+  """The array with its first axes laid out by these logical axes;
+  as it is where there is no mesh (`within`).
+  """
   sizes = axis_sizes()
   if not sizes:
     return array
@@ -38,4 +45,5 @@ def axis_sizes() -> dict[str, int]:
 
 def spec(axes, sizes) -> PartitionSpec:
   """Where an array of these logical axes lies, on a mesh of these sizes."""
-  return PartitionSpec(*(tuple(name for name in AXES.get(axis, ()) if sizes[name] > 1) or None for axis in axes))
+  return PartitionSpec(*(tuple(name for name in AXES.get(axis, ()) if sizes[name] > 1) or None
+                         for axis in axes))

@@ -1,7 +1,9 @@
-"""What a token mixer must offer, and what is said of each parameter: the two records that modules end with.
+"""What a token mixer must offer, and what is said of each parameter: the two records that modules
+end with.
 
-A token mixer is a file with a record, a line in the table (mixers.py) and a section in config.py. Everything else follows
-from the record: training, streams, placement on devices, optimizer, export, costs.
+A token mixer is a file with a record, a line in the table (mixers.py) and a section in config.py.
+Everything else follows from the record: training, streams, placement on devices, optimizer, export,
+costs.
 """
 
 from collections.abc import Callable
@@ -11,33 +13,42 @@ from typing import Any, NamedTuple
 class Parameter(NamedTuple):
   """A row of the table of parameters (parameters.py), for all paths that its pattern matches."""
   path: str  # regular expression of the path below the module's own
-  axes: tuple[str | None, ...]  # logical axes (axes.py) of its last axes; those before them are whole
+  # logical axes (axes.py) of its last axes; those before them are whole
+  axes: tuple[str | None, ...]
   group: str  # matrix (decayed; Muon) | embedding | vector
-  name: str  # in exported files, below the layer's; may refer to groups of the path (\1) and hold {part}
+  # in exported files, below the layer's; may refer to groups of the path (\1) and hold {part}
+  name: str
   transposed: bool = False  # in exported files
-  cuts: Callable[[Any], dict[str, Any]] | None = None  # config -> {part: its index after the axes layer and head}
+  # config -> {part: its index after the axes layer and head}
+  cuts: Callable[[Any], dict[str, Any]] | None = None
 
 
 class Mixer(NamedTuple):
-  """A token mixer. Letters: B streams, S slots (slots.py), D model width, N layers of this mixer."""
-  # config -> module: (x_BxSxD, state | None, slots.Layout, may_write ()) -> (y_BxSxD, state | None, notes)
+  """A token mixer. Letters: B streams, S slots (slots.py), D model width,
+  N layers of this mixer.
+  """
+  # config -> module: (x_BxSxD, state | None, slots.Layout, may_write ()) -> (y_BxSxD, state | None,
+  # notes)
   build: Callable
   fresh: Callable  # (config, B) -> state of streams that have read nothing, leaves (B, ...)
-  forget: Callable  # state with leaves (N, B, ...) -> the same without context, with what was learned
+  # state with leaves (N, B, ...) -> the same without context, with what was learned
+  forget: Callable
   context: Callable  # config -> tokens that are kept as context; 0: none
   # config -> documents start at multiples of so many slots (1: anywhere, without gaps); 0: anywhere
   grid: Callable
   check: Callable  # config -> None; ValueError naming the field and the fix
-  # memories of its own at every token: teach.paths knows them by the mixer's name, notes have "moved/..."
+  # memories of its own at every token: teach.paths knows them by the mixer's name, notes have
+  # "moved/..."
   writes: bool
   parameters: tuple[Parameter, ...]
-  state_axes: tuple[tuple[str, tuple], ...]  # (pattern of a leaf's path in the state, its axes after N and B)
+  # (pattern of a leaf's path in the state, its axes after N and B)
+  state_axes: tuple[tuple[str, tuple], ...]
 
 
 def complete(name: str, mixer: Mixer) -> Mixer:
   """The record; ValueError, naming what is missing, if it is not whole."""
   missing = [field for field, value in zip(Mixer._fields, mixer) if value is None]
   if missing:
-    raise ValueError(f"mixer {name} has no {', '.join(missing)}: give it in its record; model/contract.py says "
-                     "what it is")
+    raise ValueError(f"mixer {name} has no {', '.join(missing)}: give it in its record; "
+                     "model/contract.py says what it is")
   return mixer

@@ -3,7 +3,8 @@
     f_t = sigmoid(W_f x_t + b + U_f h_{t-1})
     h_t = (1 - f_t) h_{t-1} + f_t tanh(W_h x_t + U_h (f_t h_{t-1}))          (MGU, arXiv 1603.09420)
 
-per head, so that U_f and U_h are (H, K, K). What it remembers is h, and nothing writes it but reading.
+per head, so that U_f and U_h are (H, K, K). What it remembers is h, and nothing writes it but
+reading.
 """
 
 from typing import Any
@@ -25,7 +26,9 @@ def step(recur_2xHxKxK, h_BxHxK, gate_BxHxK, candidate_BxHxK):
 
 
 class GRU(nn.Module):
-  """(x, h, layout, may_write) -> (y, h, {}). A new document starts from h = 0; padding changes nothing."""
+  """(x, h, layout, may_write) -> (y, h, {}).
+  A new document starts from h = 0; padding changes nothing.
+  """
   heads: int
   layers: int
   forget_init: float
@@ -38,7 +41,8 @@ class GRU(nn.Module):
     shape = (2, self.heads, width, width)
     recur = self.param("recur", nn.initializers.normal(width ** -0.5 / 2), shape)
     bias = self.param("bias", nn.initializers.constant(self.forget_init), (dim,))
-    kernel = nn.Dense(2 * dim, use_bias=False, dtype=self.dtype, kernel_init=scaled_normal(dim), name="in")
+    kernel = nn.Dense(2 * dim, use_bias=False, dtype=self.dtype, kernel_init=scaled_normal(dim),
+                      name="in")
     gates = kernel(x_BxSxD).astype(jnp.float32) + jnp.concatenate([bias, jnp.zeros(dim)])
     gates_SxBx2xHxK = jnp.moveaxis(gates.reshape(batch, total, 2, self.heads, width), 1, 0)
 
@@ -53,7 +57,8 @@ class GRU(nn.Module):
     first_SxB = ((layout.position_BxS == 0) & layout.valid_BxS).T
     last, y = jax.lax.scan(read, start, (gates_SxBx2xHxK, layout.valid_BxS.T, first_SxB))
     y_BxSxD = jnp.moveaxis(y, 0, 1).reshape(batch, total, dim).astype(self.dtype)
-    out = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=scaled_normal(dim, 2 * self.layers), name="out")
+    out = nn.Dense(dim, use_bias=False, dtype=self.dtype,
+                   kernel_init=scaled_normal(dim, 2 * self.layers), name="out")
     return out(y_BxSxD), None if h_BxHxK is None else last, {}
 
 
@@ -69,8 +74,8 @@ def fresh(config, batch: int):
 
 
 MIXER = Mixer(
-    build=build, fresh=fresh, forget=jnp.zeros_like, context=lambda config: 0, grid=lambda config: 0,
-    check=lambda config: None, writes=False,
+    build=build, fresh=fresh, forget=jnp.zeros_like, context=lambda config: 0,
+    grid=lambda config: 0, check=lambda config: None, writes=False,
     parameters=(
         Parameter(r"in/kernel", ("model", None), "matrix", r"gru.in_proj.weight", True),
         Parameter(r"out/kernel", ("heads", "model"), "matrix", r"gru.out_proj.weight", True),

@@ -1,4 +1,6 @@
-"""The small layers that blocks are made of: causal convolution, initial values near the identity."""
+"""The small layers that blocks are made of:
+causal convolution, initial values near the identity.
+"""
 
 import flax.linen as nn
 import jax
@@ -15,7 +17,8 @@ def compute_dtype(config):
 def near_identity(noise: float = 0.02):
   """Initializer of square matrices (..., D, D): the identity plus noise.
 
-  A memory with a skip maps x to nearly x; projections that start in another basis ask it the wrong questions.
+  A memory with a skip maps x to nearly x; projections that start in another basis ask it the wrong
+  questions.
   """
   def init(key, shape, dtype=jnp.float32):
     return jnp.eye(shape[-1], dtype=dtype) + noise * jax.random.normal(key, shape, dtype)
@@ -31,19 +34,26 @@ def pass_through(noise: float = 0.02):
 
 
 def scaled_normal(fan_in: int, depth: int = 1):
-  """Initializer N(0, 1 / (fan_in * depth)); depth 2 * layers for what is added to the residual stream."""
+  """Initializer N(0, 1 / (fan_in * depth));
+  depth 2 * layers for what is added to the residual stream.
+  """
   return nn.initializers.normal((fan_in * depth) ** -0.5)
 
 
 def extend(tail_Bx3xD, x_BxSxD, first_B):
-  """x with the document's last inputs placed right before each stream's first token: (B, 3 + S, D)."""
+  """x with the document's last inputs placed right before each stream's first token:
+  (B, 3 + S, D).
+  """
   padded = jnp.pad(x_BxSxD, ((0, 0), (CONV - 1, 0), (0, 0)))
-  place = lambda row, tail, at: jax.lax.dynamic_update_slice(row, tail.astype(row.dtype), (at, 0))
+  def place(row, tail, at):
+    return jax.lax.dynamic_update_slice(row, tail.astype(row.dtype), (at, 0))
   return jax.vmap(place)(padded, tail_Bx3xD, first_B)
 
 
 def conv(kernel_CONVxD, extended_BxSxD, position_BxS):
-  """Causal depth-wise convolution that does not look past the start of the document. Tap 0 is the present token."""
+  """Causal depth-wise convolution that does not look past the start of the document.
+  Tap 0 is the present token.
+  """
   tokens = position_BxS.shape[1]
   out = 0.0
   for tap in range(CONV):
@@ -54,13 +64,16 @@ def conv(kernel_CONVxD, extended_BxSxD, position_BxS):
 
 
 def conv_tail(extended_BxSxD, last_B, position_BxS, tail_Bx3xD):
-  """The inputs that the next call's first tokens will look back at; unchanged where a stream got no token.
+  """The inputs that the next call's first tokens will look back at; unchanged where a stream got no
+  token.
 
   Args:
     last_B: slot of each stream's last token, -1 for none.
   """
-  take = lambda row, at: jax.lax.dynamic_slice_in_dim(row, at + 1, CONV - 1, 0)
+  def take(row, at):
+    return jax.lax.dynamic_slice_in_dim(row, at + 1, CONV - 1, 0)
   tail = jax.vmap(take)(extended_BxSxD, last_B)
   position = jnp.take_along_axis(position_BxS, jnp.maximum(last_B, 0)[:, None], 1)
   inside = position >= jnp.arange(CONV - 2, -1, -1)
-  return jnp.where((last_B < 0)[:, None, None], tail_Bx3xD, jnp.where(inside[..., None], tail, 0)).astype(tail_Bx3xD.dtype)
+  return jnp.where((last_B < 0)[:, None, None], tail_Bx3xD,
+                   jnp.where(inside[..., None], tail, 0)).astype(tail_Bx3xD.dtype)

@@ -1,4 +1,6 @@
-"""The table of token mixers: what model.pattern may name. A line each; contract.py says what a record holds."""
+"""The table of token mixers: what model.pattern may name.
+A line each; contract.py says what a record holds.
+"""
 
 from hope_jax.model import attention, gru, selfmod
 from hope_jax.model.contract import Mixer, complete
@@ -11,10 +13,13 @@ TABLE = {
 
 
 def of(config) -> dict[str, Mixer]:
-  """The mixers of a model's pattern, by name. ValueError for a name that is none, or a record that is not whole."""
+  """The mixers of a model's pattern, by name.
+  ValueError for a name that is none, or a record that is not whole.
+  """
   unknown = [name for name in config.model.pattern if name not in TABLE]
   if unknown or not config.model.pattern:
-    raise ValueError(f"model.pattern={tuple(config.model.pattern)}: " + (f"{unknown[0]} is no token mixer" if unknown else
+    raise ValueError(f"model.pattern={tuple(config.model.pattern)}: "
+                     + (f"{unknown[0]} is no token mixer" if unknown else
                      "it is empty") + f"; choose from {', '.join(TABLE)}, e.g. ('attention',)")
   return {name: complete(name, TABLE[name]) for name in dict.fromkeys(config.model.pattern)}
 

@@ -17,7 +17,8 @@ class SwiGLU(nn.Module):
   @nn.compact
   def __call__(self, x_BxTxD):
     width = x_BxTxD.shape[-1]
-    dense = lambda name, features, init: nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+    def dense(name, features, init):
+      return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
     gate = dense("gate", self.hidden, scaled_normal(width))(x_BxTxD)
     up = dense("up", self.hidden, scaled_normal(width))(x_BxTxD)
     return dense("down", width, scaled_normal(self.hidden, 2 * self.layers))(nn.silu(gate) * up)

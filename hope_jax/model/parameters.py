@@ -1,8 +1,10 @@
-"""The one table of parameters: logical axes, optimizer group and exported name of each (contract.Parameter).
+"""The one table of parameters: logical axes, optimizer group and exported name of each
+(contract.Parameter).
 
     row("blocks/attention/qkv/kernel").group        "matrix"
 
-Layers come first in what lies below blocks/. A parameter without a row is an error: add the row beside its module.
+Layers come first in what lies below blocks/. A parameter without a row is an error: add the row
+beside its module.
 """
 
 import functools
@@ -29,12 +31,14 @@ def table() -> tuple[tuple[str, Parameter], ...]:
   modules = {name: mixer.parameters for name, mixer in mixers.TABLE.items()} | PARTS
   below = [(p.path, p) for p in BLOCK]
   below += [(f"{module}/{p.path}", p) for module, rows in modules.items() for p in rows]
-  return (*((p.path, p) for p in MODEL), *((f"blocks/{path}", p._replace(name=LAYER + p.name)) for path, p in below))
+  return (*((p.path, p) for p in MODEL),
+          *((f"blocks/{path}", p._replace(name=LAYER + p.name)) for path, p in below))
 
 
 @functools.cache
 def row(path: str) -> Parameter:
-  """The row of a parameter, or of what an optimizer keeps of it, with its exported name written out but for {layer}
+  """The row of a parameter, or of what an optimizer keeps of it, with its exported name written out
+  but for {layer}
   and {part}. ValueError if there is none."""
   path = path[path.index("blocks/"):] if "blocks/" in path else "/".join(path.split("/")[-2:])
   for pattern, p in table():

@@ -1,4 +1,6 @@
-"""What a configuration writes while it reads: which memories, in which layers, how often. Computed once, by `of`."""
+"""What a configuration writes while it reads: which memories, in which layers, how often.
+Computed once, by `of`.
+"""
 
 import dataclasses
 import functools
@@ -13,11 +15,14 @@ from hope_jax.model import mixers
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Of one configuration. A path is a memory's name in config.teach.paths: titan, cms_<level>, selfmod."""
+  """Of one configuration. A path is a memory's name in config.teach.paths:
+  titan, cms_<level>, selfmod.
+  """
   levels: dict[str, Level]  # what the teach signal writes: CMS levels by name, and "titan"
   chunk: int  # tokens read between two writes
   clocks: dict[str, Clock]  # of each level
-  layers: dict[str, np.ndarray]  # path of each memory that is written while it reads -> (L,) bool: where it may be
+  # path of each memory that is written while it reads -> (L,) bool: where it may be
+  layers: dict[str, np.ndarray]
   enabled: tuple[str, ...]  # paths that may be written somewhere, at a rate above 0
 
   @property
@@ -32,7 +37,9 @@ def path(name: str) -> str:
 
 
 def layers_of(config: ConfigDict, statistic: str) -> list[int]:
-  """Layers that a statistic of a step is about: of a level ("moved/titan") all, of a token mixer ("moved/k") its own."""
+  """Layers that a statistic of a step is about:
+  of a level ("moved/titan") all, of a token mixer ("moved/k") its own.
+  """
   if statistic.partition("/")[2] in of(config).paths:
     return list(range(config.model.layers))
   return sorted(layer for name, mixer in mixers.of(config).items() if mixer.writes
@@ -57,7 +64,8 @@ def _of(c: FrozenConfigDict) -> Plan:
   has = {name: np.isin(every, mixers.layers_of(c, name)) for name in own}
   layers = {name: has.get(name, True) & in_layer & (not c.teach.paths or name in c.teach.paths)
             for name in rates}
-  clocks = {name: Clock(entry.period, chunk, entry.rule, entry.beta) for name, entry in levels.items()}
+  clocks = {name: Clock(entry.period, chunk, entry.rule, entry.beta)
+            for name, entry in levels.items()}
   enabled = tuple(name for name, rate in rates.items() if layers[name].any() and rate > 0)
   return Plan(levels, chunk, clocks, layers, enabled)
 

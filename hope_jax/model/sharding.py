@@ -1,11 +1,15 @@
-"""Which device holds what: from names, by rules, to a mesh of data x fsdp x tensor devices (config.mesh).
+"""Which device holds what: from names, by rules, to a mesh of data x fsdp x tensor devices
+(config.mesh).
 
     streams     rows of the batch and fast state, over data and fsdp: every device works on its own
-    model       one axis of each matrix, over fsdp: at rest only; gathered, block by block, where it is used
+    model       one axis of each matrix, over fsdp: at rest only; gathered, block by block, where it
+                is used
     heads, hidden, vocab    over tensor: devices share the work on a stream
-    layers      whole matrices of a stack, over fsdp: only while Muon orthogonalises them (training/optimizer.py)
+    layers      whole matrices of a stack, over fsdp: only while Muon orthogonalises them
+                (training/optimizer.py)
 
-What the compiler cannot see from the arguments of a program is said inside it by `constrain`, under `within(mesh)`.
+What the compiler cannot see from the arguments of a program is said inside it by `constrain`, under
+`within(mesh)`.
 """
 
 import math
@@ -18,7 +22,9 @@ import numpy as np
 from hope_jax.model import mixers, parameters
 from hope_jax.model.axes import AXES, axis_sizes, spec
 
-LEVELS = (  # of what the teach signal writes, by its path in FastState: all axes but those at the end that are whole
+# of what the teach signal writes, by its path in FastState: all axes but those at the end that are
+# whole
+LEVELS = (
     (r"layers/levels/.*/(up|gate)/kernel", (None, "streams", None, "hidden")),
     (r"layers/levels/.*/down/kernel", (None, "streams", "hidden")),
     (r"layers/.*", (None, "streams")),
@@ -32,20 +38,26 @@ def path_name(path) -> str:
 
 
 def mesh(config, devices: list | None = None) -> Mesh:
-  """The mesh of a configuration, over these devices (default: all). ValueError if it does not fit them."""
+  """The mesh of a configuration, over these devices (default: all).
+  ValueError if it does not fit them.
+  """
   devices = jax.devices() if devices is None else devices
   shape = mesh_shape(config, len(devices))
-  return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+  return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3,
+                       devices=devices)
 
 
 def mesh_shape(config, devices: int) -> tuple[int, int, int]:
-  """(data, fsdp, tensor) of config.mesh for so many devices. ValueError, naming the fix, unless they are all used."""
+  """(data, fsdp, tensor) of config.mesh for so many devices.
+  ValueError, naming the fix, unless they are all used.
+  """
   m = config.mesh
   whole = m.fsdp * m.tensor
   if devices % whole or m.data not in (0, devices // whole):
     raise ValueError(
-        f"mesh.data={m.data}, mesh.fsdp={m.fsdp}, mesh.tensor={m.tensor} do not fit {devices} devices: their product must be "
-        f"{devices} (data=0: what is left). On a CPU, JAX_NUM_CPU_DEVICES={(m.data or 1) * whole} makes so many")
+        f"mesh.data={m.data}, mesh.fsdp={m.fsdp}, mesh.tensor={m.tensor} do not fit {devices} "
+        f"devices: their product must be {devices} (data=0: what is left). On a CPU, "
+        f"JAX_NUM_CPU_DEVICES={(m.data or 1) * whole} makes so many")
   return devices // whole, m.fsdp, m.tensor
 
 
@@ -67,13 +79,15 @@ def own_rows(devices: Mesh, batch: int) -> list[int]:
 
 def place_batch(batch: dict, devices: Mesh) -> dict:
   """A whole batch on the mesh, of the rows of this process (`own_rows`)."""
-  return jax.tree.map(lambda a: jax.make_array_from_process_local_data(by_stream(devices), a), batch)
+  return jax.tree.map(lambda a: jax.make_array_from_process_local_data(by_stream(devices), a),
+                      batch)
 
 
 def one_each(devices: Mesh, number: int) -> jax.Array:
   """(devices,) of int32: each device holds the number of its own process."""
   where = NamedSharding(devices, PartitionSpec(devices.axis_names))
-  return jax.make_array_from_callback((devices.size,), where, lambda _: np.full(1, number, np.int32))
+  return jax.make_array_from_callback((devices.size,),
+                                      where, lambda _: np.full(1, number, np.int32))
 
 
 def of_params(params, devices: Mesh):
@@ -81,34 +95,42 @@ def of_params(params, devices: Mesh):
 
   Raises ValueError for a parameter that no rule names, or an axis that a mesh axis does not divide.
   """
-  return jax.tree_util.tree_map_with_path(lambda path, leaf: _named(devices, path_name(path), leaf.shape), params)
+  return jax.tree_util.tree_map_with_path(lambda path, leaf: _named(devices, path_name(path),
+                                                                    leaf.shape), params)
 
 
 def of_state(state, devices: Mesh):
-  """The shardings of a TrainState: what the optimizer keeps of a parameter lies where the parameter lies.
+  """The shardings of a TrainState: what the optimizer keeps of a parameter lies where the parameter
+  lies.
 
   Raises ValueError as `of_params`, and for a matrix of the optimizer that belongs to no parameter.
   """
-  shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
+  shapes = {path_name(path): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
 
   def of_optimizer(path, leaf):
     parts = path_name(path).split("/")
-    owner = next((name for i in range(len(parts)) if shapes.get(name := "/".join(parts[i:])) == leaf.shape), None)
+    owner = next((name for i in range(len(parts))
+                  if shapes.get(name := "/".join(parts[i:])) == leaf.shape), None)
     if owner is None and len(leaf.shape) > 1:
-      raise ValueError(f"optimizer state {path_name(path)} of shape {leaf.shape} belongs to no parameter: say in "
-                       "hope_jax.sharding.of_state where it lies")
+      raise ValueError(f"optimizer state {path_name(path)} of shape {leaf.shape} belongs to no "
+                       "parameter: say in hope_jax.sharding.of_state where it lies")
     return replicated(devices) if owner is None else _named(devices, owner, leaf.shape)
 
-  everywhere = jax.tree.map(lambda _: replicated(devices), state.replace(params=None, opt_state=None, fast=None))
+  everywhere = jax.tree.map(lambda _: replicated(devices),
+                            state.replace(params=None, opt_state=None, fast=None))
   return everywhere.replace(
-      params=of_params(state.params, devices), opt_state=jax.tree_util.tree_map_with_path(of_optimizer, state.opt_state),
+      params=of_params(state.params, devices),
+      opt_state=jax.tree_util.tree_map_with_path(of_optimizer, state.opt_state),
       fast=None if state.fast is None else of_fast(state.fast, devices))
 
 
 def of_fast(fast, devices: Mesh):
   """The shardings of a FastState. ValueError if its streams cannot be shared out."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: NamedSharding(devices, _fast_spec(path_name(path), leaf.shape, dict(devices.shape))), fast)
+      lambda path, leaf: NamedSharding(devices,
+                                       _fast_spec(path_name(path), leaf.shape,
+                                                  dict(devices.shape))), fast)
 
 
 def place_fast(fast, devices: Mesh):
@@ -117,45 +139,57 @@ def place_fast(fast, devices: Mesh):
 
 
 def apart(fn, devices: Mesh):
-  """fn(batch, params, *same) -> (gradients, sums, means), with every device's part of the batch on its own until the end.
+  """fn(batch, params, *same) -> (gradients, sums, means), with every device's part of the batch on
+  its own until the end.
 
-  What a loop adds up is then summed over devices once, after the loop, and not in each of its steps; and parameters are
-  gathered once, so that each device holds them and their gradient whole while it computes. Not for a mesh with `tensor`:
-  XLA (of jax 0.10) fails where axes are half by hand, half automatic.
+  What a loop adds up is then summed over devices once, after the loop, and not in each of its
+  steps; and parameters are gathered once, so that each device holds them and their gradient whole
+  while it computes. Not for a mesh with `tensor`: XLA (of jax 0.10) fails where axes are half by
+  hand, half automatic.
   """
   sizes = dict(devices.shape)
 
   def reduce(path, gradient):
     spec = _param_spec(path_name(path), gradient.shape, sizes)
     if "fsdp" in spec:
-      gradient = jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=spec.index("fsdp"), tiled=True)
+      gradient = jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=spec.index("fsdp"),
+                                      tiled=True)
     return jax.lax.psum(gradient, "data" if "fsdp" in spec else AXES["streams"])
 
   def part(batch, *same):
     gradients, sums, means = fn(batch, *same)
-    return (jax.tree_util.tree_map_with_path(reduce, gradients), jax.lax.psum(sums, AXES["streams"]),
-            jax.lax.pmean(means, AXES["streams"]))
+    return (jax.tree_util.tree_map_with_path(reduce, gradients),
+            jax.lax.psum(sums, AXES["streams"]), jax.lax.pmean(means, AXES["streams"]))
 
   def whole(batch, params, *same):
-    everywhere, cut = PartitionSpec(), jax.tree.map(lambda where: where.spec, of_params(params, devices))
-    return jax.shard_map(part, mesh=devices, in_specs=(by_stream(devices).spec, *[everywhere] * (1 + len(same))),
-                         out_specs=(cut, everywhere, everywhere), check_vma=False)(batch, params, *same)
+    everywhere, cut = PartitionSpec(), jax.tree.map(lambda where: where.spec,
+                                                    of_params(params, devices))
+    return jax.shard_map(part, mesh=devices,
+                         in_specs=(by_stream(devices).spec, *[everywhere] * (1 + len(same))),
+                         out_specs=(cut, everywhere, everywhere),
+                         check_vma=False)(batch, params, *same)
   return whole
 
 
 def constrain_params(params, gathered: bool = False, below: str = ""):
-  """Parameters (or their gradients) laid out by the table; `gathered`: whole over fsdp, for use. `below`: before their paths."""
+  """Parameters (or their gradients) laid out by the table; `gathered`: whole over fsdp, for use.
+  `below`: before their paths.
+  """
   sizes = axis_sizes()
   if not sizes:
     return params
   if gathered:
     sizes = sizes | {"fsdp": 1}
   return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: jax.lax.with_sharding_constraint(leaf, _param_spec(below + path_name(path), leaf.shape, sizes)), params)
+      lambda path, leaf: jax.lax.with_sharding_constraint(leaf,
+                                                          _param_spec(below + path_name(path),
+                                                                      leaf.shape, sizes)), params)
 
 
 def constrain_layers(params):
-  """Parameters (or what an optimizer keeps of them): over fsdp, stacks are cut between layers, and no matrix is."""
+  """Parameters (or what an optimizer keeps of them):
+  over fsdp, stacks are cut between layers, and no matrix is.
+  """
   sizes = axis_sizes()
   if not sizes:
     return params
@@ -164,7 +198,8 @@ def constrain_layers(params):
     if leaf.ndim < 3:
       return leaf
     cut = _param_spec(path_name(path), leaf.shape, sizes | {"fsdp": 1})
-    return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*spec(("layers",), sizes), *cut[1:]))
+    return jax.lax.with_sharding_constraint(leaf,
+                                            PartitionSpec(*spec(("layers",), sizes), *cut[1:]))
   return jax.tree_util.tree_map_with_path(by_layer, params)
 
 
@@ -174,7 +209,9 @@ def constrain_fast(fast):
   if not sizes:
     return fast
   return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: jax.lax.with_sharding_constraint(leaf, _fast_spec(path_name(path), leaf.shape, sizes)), fast)
+      lambda path, leaf: jax.lax.with_sharding_constraint(leaf,
+                                                          _fast_spec(path_name(path), leaf.shape,
+                                                                     sizes)), fast)
 
 
 def _named(devices, name, shape):
@@ -188,7 +225,8 @@ def _param_spec(name, shape, sizes) -> PartitionSpec:
 
 def _fast_spec(name, shape, sizes) -> PartitionSpec:
   own = re.fullmatch(r"layers/tokens/([^/]+)/?(.*)", name)
-  rows = [(pattern, (None, "streams", *axes)) for pattern, axes in mixers.TABLE[own[1]].state_axes] if own else LEVELS
+  rows = ([(pattern, (None, "streams", *axes)) for pattern, axes in mixers.TABLE[own[1]].state_axes]
+          if own else LEVELS)
   axes = next(axes for pattern, axes in rows if re.fullmatch(pattern, own[2] if own else name))
   return _divided(f"fast state {name}", axes, shape, sizes)
 
@@ -198,8 +236,9 @@ def _divided(what, axes, shape, sizes) -> PartitionSpec:
     parts = math.prod(sizes[name] for name in AXES.get(axis, ()))
     if shape[i] % parts:
       names = " x ".join(f"mesh.{name}" for name in AXES[axis])
-      raise ValueError(f"{what} of shape {shape}: axis {i} ({axis}) of size {shape[i]} is not divisible by {names} = {parts}: "
-                       f"set {names} to a divisor of {shape[i]}, or change that size")
+      raise ValueError(f"{what} of shape {shape}: axis {i} ({axis}) of size {shape[i]} is not "
+                       f"divisible by {names} = {parts}: set {names} to a divisor of {shape[i]}, "
+                       "or change that size")
   return spec(axes, sizes)
 
 

@@ -1,7 +1,9 @@
-"""What is remembered: between the calls of a stream (FastState), and between optimizer steps (TrainState).
+"""What is remembered: between the calls of a stream (FastState), and between optimizer steps
+(TrainState).
 
-FastState is laid out for everything that a model keeps per stream: a stream is a document or a conversation, and every
-leaf has a stream axis, so streams can be batched, split, sharded and saved. Layers are stacked on a leading axis.
+FastState is laid out for everything that a model keeps per stream: a stream is a document or a
+conversation, and every leaf has a stream axis, so streams can be batched, split, sharded and saved.
+Layers are stacked on a leading axis.
 """
 
 from typing import Any
@@ -14,7 +16,8 @@ import jax
 class LayerState:
   """The blocks' fast state; of levels with the axes (L, B) in front."""
   tokens: dict  # {token mixer: its state, with the axes (N, B) in front, N the layers that have it}
-  levels: Any = None  # {"titan" or a CMS level: write.LevelState}, what is written by the teach signal
+  # {"titan" or a CMS level: write.LevelState}, what is written by the teach signal
+  levels: Any = None
 
 
 @struct.dataclass
@@ -23,7 +26,8 @@ class FastState:
   segment_B: jax.Array  # id of the document each stream is in, 0 before the first
   count_B: jax.Array  # tokens read of it
   layers: LayerState  # leaves (L, B, ...)
-  held_BxC: jax.Array | None = None  # tokens given to study.py that wait for the rest of their chunk, then -1
+  # tokens given to study.py that wait for the rest of their chunk, then -1
+  held_BxC: jax.Array | None = None
 
 
 @struct.dataclass
@@ -40,7 +44,8 @@ class TrainState:
 def select(fast: FastState, streams) -> FastState:
   """The state of some streams: an index array, in its order."""
   held = None if fast.held_BxC is None else fast.held_BxC[streams]
-  return FastState(fast.segment_B[streams], fast.count_B[streams], jax.tree.map(lambda a: a[:, streams], fast.layers), held)
+  return FastState(fast.segment_B[streams], fast.count_B[streams],
+                   jax.tree.map(lambda a: a[:, streams], fast.layers), held)
 
 
 def fast_bytes(fast: FastState) -> int:

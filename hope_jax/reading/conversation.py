@@ -1,4 +1,6 @@
-"""A conversation on disk: the fast state of its stream, which means nothing to another model than its own."""
+"""A conversation on disk: the fast state of its stream,
+which means nothing to another model than its own.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -15,15 +17,19 @@ from hope_jax.model import plan
 
 def owner(config: ConfigDict, params: Any) -> dict:
   """Whose a fast state is: the model's fingerprint, and the levels that it writes in context."""
-  levels = {plan.path(name): dataclasses.asdict(level) for name, level in plan.of(config).levels.items()}
+  levels = {plan.path(name): dataclasses.asdict(level)
+            for name, level in plan.of(config).levels.items()}
   return {"version": versions.NOW, "fingerprint": arrays.fingerprint(params), "levels": levels}
 
 
 def steps(directory: str | Path) -> list[int]:
-  """Of what is saved in a folder; ValueError if it holds a run's checkpoints: saving there would delete them."""
+  """Of what is saved in a folder; ValueError if it holds a run's checkpoints:
+  saving there would delete them.
+  """
   found = sidecar.steps(directory)
   if not all((Path(directory) / str(step) / "fast").is_dir() for step in found):
-    raise ValueError(f"{directory} holds a run's checkpoints, not a conversation: choose another directory")
+    raise ValueError(f"{directory} holds a run's checkpoints, not a conversation: choose another "
+                     "directory")
   return found
 
 
@@ -33,7 +39,8 @@ def save(directory: str | Path, fast: Any, meta: dict) -> None:
   `meta` holds at least what `owner` says.
   """
   if missing := {"fingerprint", "levels"} - meta.keys():
-    raise ValueError(f"meta has no {' and no '.join(sorted(missing))}: add conversation.owner(config, params)")
+    raise ValueError(f"meta has no {' and no '.join(sorted(missing))}: add "
+                     "conversation.owner(config, params)")
   step = max(steps(directory), default=-1) + 1
   with Checkpoints(directory, keep=1) as saved:
     saved.write(step, {"fast": fast, "meta": meta}, {"model": meta["fingerprint"]})
@@ -48,20 +55,24 @@ def load(directory: str | Path, like: Any, own: dict) -> tuple[Any, dict]:
   meta = stored.read(path, {"meta": None})["meta"]
   if meta["fingerprint"] != own["fingerprint"]:
     raise ValueError(
-        f"the fast state in {directory} belongs to another model: it was written by {meta['fingerprint']}, these "
-        f"parameters are {own['fingerprint']}; load the checkpoint it was written with, or start a fresh conversation")
+        f"the fast state in {directory} belongs to another model: it was written by "
+        f"{meta['fingerprint']}, these parameters are {own['fingerprint']}; load the checkpoint it "
+        "was written with, or start a fresh conversation")
   theirs, ours = meta.get("levels", {}), own["levels"]
   if differ := [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]:
-    has = lambda levels: f"{differ[0]}={levels.get(differ[0], 'nothing')}"
-    raise ValueError(f"the fast state in {directory} was written by other levels: it has {has(theirs)}, this configuration has "
-                     f"{has(ours)}; set the same levels, or start a fresh conversation")
+    def has(levels):
+      return f"{differ[0]}={levels.get(differ[0], 'nothing')}"
+    raise ValueError(f"the fast state in {directory} was written by other levels: it has "
+                     f"{has(theirs)}, this configuration has {has(ours)}; set the same levels, or "
+                     "start a fresh conversation")
   version = meta.get("version", 1)
   if version > versions.NOW:
-    raise ValueError(f"the fast state in {directory} is of version {version}, this hope_jax reads up to {versions.NOW}: "
-                     "install a newer one")
+    raise ValueError(f"the fast state in {directory} is of version {version}, this hope_jax reads "
+                     f"up to {versions.NOW}: install a newer one")
   shapes = stored.shapes(path, "fast")
   named = {versions.fast_path(name, version): leaf for name, leaf in arrays.leaves(like).items()}
   arrays.check_architecture(shapes, named, "fast state")
-  then = jax.tree.unflatten(jax.tree.structure(shapes), [named[name] for name in arrays.leaves(shapes)])
+  then = jax.tree.unflatten(jax.tree.structure(shapes),
+                            [named[name] for name in arrays.leaves(shapes)])
   found = arrays.leaves(stored.read(path, {"fast": then})["fast"])
   return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in named]), meta

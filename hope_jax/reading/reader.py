@@ -1,8 +1,9 @@
-"""Reading and learning, a chunk at a time: forward, loss, teach signals from the same backward pass, writes.
+"""Reading and learning, a chunk at a time: forward, loss, teach signals from the same backward
+pass, writes.
 
-Every stream reads C tokens with what its memories hold, is told what came next, and writes. Attention sees the past through
-its cache; the next chunk reads with what this one wrote. What is written is data for the outer gradient, unless
-teach_signal.through_writes is full.
+Every stream reads C tokens with what its memories hold, is told what came next, and writes.
+Attention sees the past through its cache; the next chunk reads with what this one wrote. What is
+written is data for the outer gradient, unless teach_signal.through_writes is full.
 """
 
 from typing import Any, NamedTuple
@@ -34,50 +35,60 @@ def strength(config, step=None) -> Strength:
   """As configured, at an optimizer step; None: after all warm-ups, before any decay."""
   t = config.teach
   factor = 1.0 if step is None else teach_signal.schedule(t, step)
-  risen = lambda warmup: jnp.minimum(1.0, step / warmup) if warmup and step is not None else 1.0
+  def risen(warmup):
+    return jnp.minimum(1.0, step / warmup) if warmup and step is not None else 1.0
   rates = {name: entry.lr * risen(entry.warmup) for name, entry in plan.of(config).levels.items()}
   return Strength(t.scale * factor, rates, t.threshold)
 
 
 def probes(config, params, batch: int) -> dict:
-  """Zeros, added inside the levels and at the outputs of blocks, whose gradients write the memories (model.Block)."""
+  """Zeros, added inside the levels and at the outputs of blocks,
+  whose gradients write the memories (model.Block).
+  """
   c, names = config, plan.of(config).levels
   chunk, out = plan.of(c).chunk, {}
   if c.teach.target == "block" or "titan" in names:
     out["block"] = jnp.zeros((c.model.layers, batch, chunk, c.model.dim), compute_dtype(c))
   if c.teach.target == "exact":
-    out |= {name: jax.vmap(lambda layer: level.zeros(layer, batch, chunk))(lm.level_parameters(params["blocks"], name))
+    out |= {name: jax.vmap(lambda layer: level.zeros(layer, batch,
+                                                     chunk))(lm.level_parameters(params["blocks"],
+                                                                                 name))
             for name in names if name != "titan"}
   return out
 
 
-def chunk(config, params, fast: FastState, piece: dict, strong: Strength, *, outer: bool = False, rng=None):
+def chunk(config, params, fast: FastState, piece: dict, strong: Strength, *, outer: bool = False,
+          rng=None):
   """One chunk of every stream.
 
   Args:
-    piece: (B, C) arrays tokens, labels (-1: none) and segments (0: padding), one document a stream, its tokens at the slots
-      that are their positions modulo C; "ends" (B,), optional: streams that end here and flush.
+    piece: (B, C) arrays tokens, labels (-1: none) and segments (0: padding), one document a stream,
+      its tokens at the slots that are their positions modulo C; "ends" (B,), optional: streams that
+      end here and flush.
     outer: also return the gradient of the summed loss with respect to the parameters.
 
   Returns:
-    ({"nats_BxC", "correct_BxC", "stats"}, FastState, gradients or None); stats: {level: {name: (L, B)}}, and the
-    self-modifying memories' {name: (L,)}.
+    ({"nats_BxC", "correct_BxC", "stats"}, FastState, gradients or None); stats: {level: {name: (L,
+    B)}}, and the self-modifying memories' {name: (L,)}.
   """
   model = lm.build(config)
 
   def loss(params, probe):
-    logits, after, notes, taps = model.apply({"params": params}, piece["tokens"], fast, piece["segments"], aligned=True,
-                                             rng=rng, probes=probe)
+    logits, after, notes, taps = model.apply({"params": params}, piece["tokens"], fast,
+                                             piece["segments"], aligned=True, rng=rng, probes=probe)
     losses = token_losses(logits, piece["labels"])
     return jnp.sum(losses), (after, losses, logits, notes, taps)
 
   grad = jax.value_and_grad(loss, argnums=(0, 1) if outer else 1, has_aux=True)
-  (_, (after, losses, logits, notes, taps)), gradients = grad(params, probes(config, params, piece["tokens"].shape[0]))
+  (_, (after, losses, logits, notes, taps)), gradients = grad(params,
+                                                              probes(config, params,
+                                                                     piece["tokens"].shape[0]))
   gradients, signals = gradients if outer else (None, gradients)
   stop = (lambda tree: tree) if config.teach.through_writes == "full" else jax.lax.stop_gradient
   params, signals, taps, seen = stop((params, signals, taps, (losses, logits)))
   levels, stats = _write_layers(config, params, after, piece, strong, signals, taps, *seen)
-  out = {"nats_BxC": losses, "correct_BxC": (jnp.argmax(logits, -1) == piece["labels"]) & (piece["labels"] >= 0),
+  out = {"nats_BxC": losses,
+         "correct_BxC": (jnp.argmax(logits, -1) == piece["labels"]) & (piece["labels"] >= 0),
          "stats": stats | notes}
   return out, after.replace(layers=after.layers.replace(levels=levels)), gradients
 
@@ -97,7 +108,8 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
   ends_B = piece.get("ends", jnp.zeros(begin_B.shape, bool)) & t.flush_partial
 
   def write_level(name):
-    clock, added = clocks[name], signals.get(name)  # a level's own gradients; its output's is the last kernel's
+    # a level's own gradients; its output's is the last kernel's
+    clock, added = clocks[name], signals.get(name)
     signal = signals["block"] if added is None else added["down"]["kernel"]
     factor_LxBxC = teach_signal.factor(signal, scale * entries[name].scale, t.clip)
     norm_LxBxC = factor_LxBxC * teach_signal.norm(signal)
@@ -112,21 +124,25 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
       x, of_kernels = taps[name]
       signal, force = teach_signal.scaled(signal, factor_BxC), None
       if added is not None:
-        force = level.paired(of_kernels, jax.tree.map(lambda g: teach_signal.scaled(g, factor_BxC), added))
+        force = level.paired(of_kernels,
+                             jax.tree.map(lambda g: teach_signal.scaled(g, factor_BxC), added))
       if name == "titan":
         modifier = blocks["titan"].get("modifier")
         if config.titan.modifier == "teach_only":
           modifier = jax.lax.stop_gradient(modifier)
         signal = titan.signal(modifier, clock.period, x, taps["titan_read"], signal)
-        signal = teach_signal.scaled(signal, teach_signal.factor(signal, 1.0, t.clip))  # a target that follows its own memory may run away
-      return None, level_write.write(clock, strong.rates[name], lm.level_parameters(blocks, name), state, x, signal,
+        # a target that follows its own memory may run away
+        signal = teach_signal.scaled(signal, teach_signal.factor(signal, 1.0, t.clip))
+      return None, level_write.write(clock, strong.rates[name], lm.level_parameters(blocks, name),
+                                     state, x, signal,
                                 valid_BxC & gate_B[:, None], due_BxG, begin_B % clock.period, force)
 
     blocks = {part: params["blocks"][part] for part in ("cms", "titan") if part in params["blocks"]}
     xs = (blocks, fast.layers.levels[name], taps, signal, added, factor_LxBxC, gate_LxB)
     _, (state, stats) = jax.lax.scan(one_layer, None, xs)
     mean = jnp.sum(norm_LxBxC * valid_BxC, -1) / jnp.maximum(jnp.sum(valid_BxC, -1), 1)
-    unfinished_B = jnp.where(jnp.any(due_BxG, 1) | (clock.period <= size), 0, fast.count_B % clock.period)
+    unfinished_B = jnp.where(jnp.any(due_BxG, 1) | (clock.period <= size), 0,
+                             fast.count_B % clock.period)
     return state, stats | {"surprise": surprise, "open": gate_LxB.astype(jnp.int32), "teach": mean,
                            "pending": jnp.broadcast_to(unfinished_B, gate_LxB.shape)}
 
@@ -138,14 +154,18 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
 
 
 def _due(clock, valid_BxC, begin_B, ends_B):
-  """(B, G): periods whose last token is in this chunk; at the end of a stream also the unfinished one."""
+  """(B, G): periods whose last token is in this chunk;
+  at the end of a stream also the unfinished one.
+  """
   groups = valid_BxC.reshape(valid_BxC.shape[0], clock.groups, -1)
   complete = groups[:, :, -1] & ((begin_B + clock.chunk) % clock.period == 0)[:, None]
   return complete | (jnp.any(groups, -1) | (clock.period > clock.chunk)) & ends_B[:, None]
 
 
 def _restart_nested(config, clocks, states, valid_BxC, begin_B, ends_B):
-  """NL Eq. 72: where the period of the next slower level ends, a level starts again from its meta-learned weights."""
+  """NL Eq. 72: where the period of the next slower level ends,
+  a level starts again from its meta-learned weights.
+  """
   names = [entry.name for entry in config.mixer.levels if entry.name in clocks]
   for fast, slow in zip(names, names[1:]):
     ends = jnp.any(_due(clocks[slow], valid_BxC, begin_B, ends_B), 1)
@@ -160,20 +180,23 @@ def scan_chunks(config, batch: dict) -> dict:
 
 
 def by_layer(config, notes: dict) -> dict:
-  """Notes of token mixers, {mixer: {name: (its layers,)}}, as {name: (L,)}: not-a-number where a layer has another mixer."""
+  """Notes of token mixers, {mixer: {name: (its layers,)}}, as {name: (L,)}:
+  not-a-number where a layer has another mixer.
+  """
   out = {}
   for mixer, values in notes.items():
     layers = jnp.array(mixers.layers_of(config, mixer))
     for name, value in values.items():
-      out[name] = value if len(layers) == config.model.layers else jnp.full(config.model.layers, jnp.nan).at[layers].set(value)
+      out[name] = (value if len(layers) == config.model.layers
+                   else jnp.full(config.model.layers, jnp.nan).at[layers].set(value))
   return out
 
 
 def summary(config, stats: dict) -> dict:
   """Statistics of N chunks, {level: {name: (N, L, B)}}, as {"name/path": (L,)}: means over streams.
 
-  updates, open (chunks that wrote) and moved (lengths of all changes) are sums over the chunks, pending (tokens of an
-  unfinished period) is the last chunk's, the others are means.
+  updates, open (chunks that wrote) and moved (lengths of all changes) are sums over the chunks,
+  pending (tokens of an unfinished period) is the last chunk's, the others are means.
   """
   out = {}
   for memory, values in stats.items():
@@ -181,6 +204,7 @@ def summary(config, stats: dict) -> dict:
       out |= by_layer(config, {memory: {name: value[-1] for name, value in values.items()}})
       continue
     for name, value in values.items():
-      over_chunks = {"updates": jnp.sum, "open": jnp.sum, "moved": jnp.sum, "pending": lambda a, _: a[-1]}.get(name, jnp.mean)
+      over_chunks = {"updates": jnp.sum, "open": jnp.sum, "moved": jnp.sum,
+                     "pending": lambda a, _: a[-1]}.get(name, jnp.mean)
       out[f"{name}/{plan.path(memory)}"] = jnp.mean(over_chunks(value.astype(jnp.float32), 0), -1)
   return jax.lax.stop_gradient(out)

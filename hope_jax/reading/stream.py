@@ -1,11 +1,14 @@
-"""A text that is written: a prompt is read in one call, then one token at a time, in constant memory however long it is.
+"""A text that is written: a prompt is read in one call, then one token at a time, in constant
+memory however long it is.
 
     config, params, tokenizer = opening.load("runs/smoke")
     stream = Stream(config, params, temperature=0.8, seed=1)
-    for token in stream.generate([tokenizer.bos, *tokenizer.encode("import ")], tokens=100, stop=tokenizer.eos): ...
+    for token in stream.generate([tokenizer.bos, *tokenizer.encode("import ")], tokens=100,
+    stop=tokenizer.eos): ...
 
-All that a model remembers of a text is its fast state: memories, or a ring buffer of keys and values. A token's random
-key is folded from the number of tokens before it, so a conversation that was saved goes on as if it had not stopped.
+All that a model remembers of a text is its fast state: memories, or a ring buffer of keys and
+values. A token's random key is folded from the number of tokens before it, so a conversation that
+was saved goes on as if it had not stopped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +24,8 @@ from hope_jax.model import lm
 from hope_jax.model.state import FastState
 from hope_jax.reading import conversation
 
-SHORTEST, LONGEST = 16, 2048  # tokens read in a call: powers of two, so few compilations; a call holds all its logits
+# tokens read in a call: powers of two, so few compilations; a call holds all its logits
+SHORTEST, LONGEST = 16, 2048
 
 
 def greedy(logits_V, _):
@@ -32,7 +36,8 @@ def greedy(logits_V, _):
 def nucleus(logits_V, key, temperature: float, top_p: float):
   """A token drawn from the fewest that hold `top_p` of the probability (arXiv 1904.09751)."""
   order_V = jnp.argsort(logits_V, descending=True)
-  scaled_V = (logits_V[order_V] - logits_V[order_V[0]]) / temperature  # the largest is 0 at any temperature
+  # the largest is 0 at any temperature
+  scaled_V = (logits_V[order_V] - logits_V[order_V[0]]) / temperature
   p_V = jax.nn.softmax(scaled_V)
   likelier_V = jnp.cumsum(p_V) - p_V
   return order_V[jax.random.categorical(key, jnp.where(likelier_V < top_p, scaled_V, -jnp.inf))]
@@ -40,8 +45,11 @@ def nucleus(logits_V, key, temperature: float, top_p: float):
 
 @functools.lru_cache
 def _step(model, temperature: float, top_p: float, never: tuple[int, ...]):
-  """(params, tokens_T, count, fast, key) -> (the next token (1,), fast). Reads the first `count`; `fast` is donated."""
-  choose = functools.partial(nucleus, temperature=temperature, top_p=top_p) if temperature else greedy
+  """(params, tokens_T, count, fast, key) -> (the next token (1,), fast).
+  Reads the first `count`; `fast` is donated.
+  """
+  choose = functools.partial(nucleus, temperature=temperature,
+                             top_p=top_p) if temperature else greedy
   def step(params, tokens_T, count, fast, key):
     segments_T = (jnp.arange(tokens_T.shape[0]) < count).astype(jnp.int32)  # padding is 0
     logits, fast, _ = model.apply({"params": params}, tokens_T[None], fast, segments_T[None])
@@ -51,21 +59,27 @@ def _step(model, temperature: float, top_p: float, never: tuple[int, ...]):
 
 
 class Stream:
-  """One text that a model reads and writes; each `generate` goes on from where the last one was left.
+  """One text that a model reads and writes; each `generate` goes on from where the last one was
+  left.
 
-  fast: FastState of what the model has read, donated by the next step; pending: the last token written, not read yet.
+  fast: FastState of what the model has read, donated by the next step; pending: the last token
+  written, not read yet.
   """
 
   def __init__(self, config, params, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
                never: Sequence[int] = ()):
-    """temperature: 0 is greedy; top_p: share of the probability that is drawn from; never: ids never chosen."""
+    """temperature: 0 is greedy; top_p: share of the probability that is drawn from;
+    never: ids never chosen.
+    """
     if not temperature >= 0:
       raise ValueError(f"temperature is {temperature}: set it to 0 (the likeliest token) or more")
     if not 0 < top_p <= 1:
       raise ValueError(f"top_p is {top_p}: set it above 0 and to at most 1 (draw from all tokens)")
     self.config, self.params = config, params
-    self._step = _step(lm.build(config), float(temperature), float(top_p), tuple(self._known(never)))
-    self._place = jax.tree.leaves(params)[0].sharding  # a step's inputs are always committed there: one compilation
+    self._step = _step(lm.build(config), float(temperature), float(top_p),
+                       tuple(self._known(never)))
+    # a step's inputs are always committed there: one compilation
+    self._place = jax.tree.leaves(params)[0].sharding
     self._key = jax.device_put(jax.random.key(seed), self._place)
     self.reset()
 
@@ -75,7 +89,8 @@ class Stream:
 
   def start(self, fast: FastState, pending: int | None = None) -> None:
     """Goes on from a copy of a state, of study.py or of another stream."""
-    self._unread = [] if fast.held_BxC is None else [int(i) for i in np.asarray(fast.held_BxC[0]) if i >= 0]
+    self._unread = ([] if fast.held_BxC is None
+                    else [int(i) for i in np.asarray(fast.held_BxC[0]) if i >= 0])
     self.fast, self.pending = jax.device_put(fast, self._place, may_alias=False), pending
 
   @property
@@ -84,25 +99,30 @@ class Stream:
     return int(self.fast.count_B[0]) + len(self._unread) + (self.pending is not None)
 
   def generate(self, ids: Sequence[int], tokens: int, stop: int | None = None) -> Iterator[int]:
-    """Reads `ids`, then writes up to `tokens` ids as they are asked for; ends before `stop`, which is not read.
+    """Reads `ids`, then writes up to `tokens` ids as they are asked for; ends before `stop`, which
+    is not read.
 
-    The caller may leave at any token and go on later, without ids as if it had not left. Raises ValueError at once.
+    The caller may leave at any token and go on later, without ids as if it had not left. Raises
+    ValueError at once.
     """
     if tokens < 1:
       raise ValueError(f"tokens is {tokens}: ask for 1 or more")
     ids = self._known(ids)
     if not (ids or self._unread or self.pending is not None):
-      raise ValueError("the prompt is empty: give some text with --prompt, or at least one token (tokenizer.bos)")
+      raise ValueError("the prompt is empty: give some text with --prompt, or at least one token "
+                       "(tokenizer.bos)")
     limit = lm.context_length(self.config)
     if limit and len(ids) > limit:
-      raise ValueError(f"the prompt is {len(ids)} tokens long and attention sees {limit}: shorten it, or train with a "
-                       "longer attention.window (attention.context, if that is 0); selfmod alone reads any length")
+      raise ValueError(f"the prompt is {len(ids)} tokens long and attention sees {limit}: shorten "
+                       "it, or train with a longer attention.window (attention.context, if that is "
+                       "0); selfmod alone reads any length")
     return self._write(ids, tokens, stop)
 
   def _known(self, ids: Sequence[int]) -> list[int]:
     ids, vocab = [operator.index(i) for i in ids], self.config.model.vocab
     if unknown := [i for i in ids if not 0 <= i < vocab]:
-      raise ValueError(f"token {unknown[0]} is not in the vocabulary of {vocab}: encode with the run's tokenizer")
+      raise ValueError(f"token {unknown[0]} is not in the vocabulary of {vocab}: encode with the "
+                       "run's tokenizer")
     return ids
 
   def _write(self, ids, tokens, stop):
@@ -112,7 +132,8 @@ class Stream:
     ids, self._unread = [*self._unread, *([] if self.pending is None else [self.pending]), *ids], []
     for first in range(0, len(ids), LONGEST):
       piece = ids[first:first + LONGEST]
-      size = 1 if len(piece) == 1 else max(SHORTEST, 1 << (len(piece) - 1).bit_length())  # 1: the step that writes
+      # 1: the step that writes
+      size = 1 if len(piece) == 1 else max(SHORTEST, 1 << (len(piece) - 1).bit_length())
       padded_T = jax.device_put(np.array(piece + [0] * (size - len(piece)), np.int32), self._place)
       token, self.fast = self._step(self.params, padded_T, len(piece), self.fast, self._key)
     for written in range(tokens):
@@ -128,9 +149,12 @@ class Stream:
     conversation.save(directory, self.fast, self._owner() | {"pending": self.pending})
 
   def load(self, directory: str | Path) -> None:
-    """Goes on from a saved one. Raises FileNotFoundError when there is none, ValueError when it is another model's."""
+    """Goes on from a saved one. Raises FileNotFoundError when there is none,
+    ValueError when it is another model's.
+    """
     if not conversation.steps(directory):
-      raise FileNotFoundError(f"no conversation in {directory}: save one there with /save {directory} (--interactive)")
+      raise FileNotFoundError(f"no conversation in {directory}: save one there with /save "
+                              f"{directory} (--interactive)")
     like = jax.eval_shape(lambda: lm.init_fast(self.config, 1))
     fast, meta = conversation.load(directory, like, self._owner())
     self.start(fast, meta["pending"])

@@ -1,10 +1,13 @@
-"""Test-time memorization: a text is read through the same writes as in training, and what was learned is kept (spec s. 10).
+"""Test-time memorization: a text is read through the same writes as in training, and what was
+learned is kept (spec s. 10).
 
-    fast, report = memorize(config, params, lm.init_fast(config, batch), texts)      # lists of token ids, one a stream
+    fast, report = memorize(config, params, lm.init_fast(config, batch), texts)
 
-What is written, where and how strongly is config.teach. Texts may come in pieces of any length (`final=False`): a chunk is
-learned from when it is whole, so the outcome does not depend on how a text was cut. Memory does not grow with the text.
-Parameters never change.
+texts: lists of token ids, one a stream.
+
+What is written, where and how strongly is config.teach. Texts may come in pieces of any length
+(`final=False`): a chunk is learned from when it is whole, so the outcome does not depend on how a
+text was cut. Memory does not grow with the text. Parameters never change.
 """
 
 from collections.abc import Sequence
@@ -37,34 +40,45 @@ class Report(NamedTuple):
   def totals(self, paths: Sequence[str] | None = None) -> dict:
     """{path: {...}} of these paths, or all; means over layers and streams.
 
-    updates, gate_hits, moved: summed over chunks. pending: after the last one. surprise: mean over chunks too, and the largest.
+    updates, gate_hits, moved: summed over chunks. pending: after the last one. surprise: mean over
+      chunks too, and the largest.
     """
-    total = lambda a: float(np.mean(np.sum(a, 0)))
-    return {plan.path(level): {"updates": total(s["updates"]), "gate_hits": total(s["open"]), "moved": total(s["moved"]),
-                                  "pending": float(np.mean(s["pending"][-1])), "surprise": float(np.mean(s["surprise"])),
+    def total(a):
+      return float(np.mean(np.sum(a, 0)))
+    return {plan.path(level): {"updates": total(s["updates"]), "gate_hits": total(s["open"]),
+                               "moved": total(s["moved"]),
+                                  "pending": float(np.mean(s["pending"][-1])),
+                               "surprise": float(np.mean(s["surprise"])),
                                   "surprise_max": float(np.max(s["surprise"]))}
-            for level, s in self.stats.items() if "updates" in s and (paths is None or plan.path(level) in paths)}
+            for level, s in self.stats.items() if "updates" in s
+            and (paths is None or plan.path(level) in paths)}
 
 
 def size(config) -> int:
   """Tokens read at once: the chunk of the writes, or the grid of memories that write themselves."""
-  return plan.of(config).chunk if plan.of(config).levels else max(lm.chunk_grid(config), config.teach.chunk)
+  return (plan.of(config).chunk if plan.of(config).levels
+          else max(lm.chunk_grid(config), config.teach.chunk))
 
 
 def pieces(config, fast: FastState, texts: Sequence[Sequence[int]], final: bool):
-  """((N, B, C) int32 arrays tokens, labels, segments; ends (N, B); the tokens that wait, (B, C)): texts after what waits.
+  """((N, B, C) int32 arrays tokens, labels, segments; ends (N, B); the tokens that wait, (B, C)):
+  texts after what waits.
 
   A chunk is whole when the token after it is known: it is the last one's label.
   """
   width, batch = size(config), len(texts)
   waiting = np.full((batch, width), -1) if fast.held_BxC is None else np.asarray(fast.held_BxC)
-  rows = [np.concatenate([old[old >= 0], np.asarray(new, np.int64)]) for old, new in zip(waiting, texts)]
-  offsets = np.asarray(fast.count_B) % width  # a stream that was read on without writing goes on inside a chunk
+  rows = [np.concatenate([old[old >= 0], np.asarray(new, np.int64)])
+          for old, new in zip(waiting, texts)]
+  # a stream that was read on without writing goes on inside a chunk
+  offsets = np.asarray(fast.count_B) % width
   reach = [len(row) + at - (not final) for row, at in zip(rows, offsets)]
   counts = [max(-(-n // width) if final else n // width, 0) for n in reach]
   shape = (batch, max(counts, default=0) * width)
-  out = {"tokens": np.zeros(shape, np.int32), "labels": np.full(shape, -1, np.int32), "segments": np.zeros(shape, np.int32)}
-  ends, rest = np.zeros((batch, max(counts, default=0)), bool), np.full((batch, width), -1, np.int32)
+  out = {"tokens": np.zeros(shape, np.int32), "labels": np.full(shape, -1, np.int32),
+         "segments": np.zeros(shape, np.int32)}
+  ends, rest = np.zeros((batch, max(counts, default=0)),
+                        bool), np.full((batch, width), -1, np.int32)
   for b, (row, at, number) in enumerate(zip(rows, offsets, counts)):
     now = min(len(row), max(number * width - at, 0))
     out["tokens"][b, at:at + now] = row[:now]
@@ -73,13 +87,16 @@ def pieces(config, fast: FastState, texts: Sequence[Sequence[int]], final: bool)
     rest[b, :len(row) - now] = row[now:]
     if final and number:
       ends[b, number - 1] = True
-  split = lambda a: np.moveaxis(a.reshape(batch, -1, width), 1, 0)
+  def split(a):
+    return np.moveaxis(a.reshape(batch, -1, width), 1, 0)
   return jax.tree.map(split, out) | {"ends": ends.T}, rest
 
 
 @functools.lru_cache
 def _program(config, write: bool):
-  """(params, fast, one chunk of every stream) -> (fast, {"nats_BxC", "stats"}); `fast` is donated."""
+  """(params, fast, one chunk of every stream) -> (fast, {"nats_BxC", "stats"});
+  `fast` is donated.
+  """
   def read(params, fast, piece):
     if write and plan.of(config).levels:
       out, fast, _ = reader.chunk(config, params, fast, piece, reader.strength(config))
@@ -91,31 +108,35 @@ def _program(config, write: bool):
   return jax.jit(read, donate_argnums=1)
 
 
-def memorize(config, params, fast: FastState, texts: Sequence[Sequence[int]], *, final: bool = True, write: bool = True,
-             progress: bool = False) -> tuple[FastState, Report]:
+def memorize(config, params, fast: FastState, texts: Sequence[Sequence[int]], *, final: bool = True,
+             write: bool = True, progress: bool = False) -> tuple[FastState, Report]:
   """Reads one text per stream and learns from it.
 
   Args:
     fast: the streams as they are; it is donated.
     texts: token ids, one sequence a stream, of any lengths.
     final: the texts end here: what waits is learned from, unfinished periods are used or dropped
-      (teach.flush_partial). Otherwise the last tokens wait in the state for the rest of their chunk, where a model has
-      anything to learn from it.
-    write: False: only read, with what has been learned so far (self-modifying memories write: that is how they read).
+      (teach.flush_partial). Otherwise the last tokens wait in the state for the rest of their
+      chunk, where a model has anything to learn from it.
+    write: False: only read, with what has been learned so far (self-modifying memories write: that
+      is how they read).
 
-  Raises ValueError for texts without a pair to learn from, ids outside the vocabulary, another number of streams;
-  FloatingPointError for a loss that is not finite.
+  Raises ValueError for texts without a pair to learn from, ids outside the vocabulary, another
+  number of streams; FloatingPointError for a loss that is not finite.
   """
   batch, vocab = fast.segment_B.shape[0], config.model.vocab
   if len(texts) != batch:
-    raise ValueError(f"{len(texts)} texts for a state of {batch} streams: give one text a stream, or init_fast(config, "
-                     f"{len(texts)})")
-  waits = np.zeros(batch, int) if fast.held_BxC is None else np.sum(np.asarray(fast.held_BxC) >= 0, 1)
+    raise ValueError(f"{len(texts)} texts for a state of {batch} streams: give one text a stream, "
+                     f"or init_fast(config, {len(texts)})")
+  waits = (np.zeros(batch, int) if fast.held_BxC is None
+           else np.sum(np.asarray(fast.held_BxC) >= 0, 1))
   for b, text in enumerate(texts):
     if final and len(text) + waits[b] < 2:
-      raise ValueError(f"text {b} has {len(text) + waits[b]} tokens: there is nothing to learn from fewer than 2")
+      raise ValueError(f"text {b} has {len(text) + waits[b]} tokens: there is nothing to learn "
+                       "from fewer than 2")
     if len(text) and not (0 <= min(text) and max(text) < vocab):
-      raise ValueError(f"text {b} has a token outside the vocabulary of {vocab}: encode with the run's tokenizer")
+      raise ValueError(f"text {b} has a token outside the vocabulary of {vocab}: encode with the "
+                       "run's tokenizer")
   chunks, rest = pieces(config, fast, texts, final or fast.held_BxC is None)
   read, outs = _program(lm.frozen(config), write), []
   for i in tqdm(range(len(chunks["tokens"])), unit="chunk", disable=not progress):
@@ -125,24 +146,29 @@ def memorize(config, params, fast: FastState, texts: Sequence[Sequence[int]], *,
       outs = jax.device_get(outs)
   outs = jax.device_get(outs) or [{"nats_BxC": np.zeros((batch, 0)), "stats": {}}]
   joined = jax.tree.map(lambda *a: np.stack(a), *outs)
-  rows = lambda a: np.moveaxis(a, 0, 1).reshape(batch, -1)
+  def rows(a):
+    return np.moveaxis(a, 0, 1).reshape(batch, -1)
   if fast.held_BxC is not None:
     fast = fast.replace(held_BxC=jnp.asarray(rest))
   if not np.isfinite(joined["nats_BxC"]).all():
-    raise FloatingPointError("the loss is not finite while memories are written: try a smaller lr of the levels, a smaller "
-                             "teach.scale, teach.clip > 0, or the rule nl_l2_precond")
+    raise FloatingPointError("the loss is not finite while memories are written: try a smaller lr "
+                             "of the levels, a smaller teach.scale, teach.clip > 0, or the rule "
+                             "nl_l2_precond")
   return fast, Report(rows(joined["nats_BxC"]), rows(chunks["labels"] >= 0), joined["stats"])
 
 
 def replay(config, params, fast: FastState, texts: Sequence[Sequence[int]], steps: int = 1,
            progress: bool = False) -> tuple[FastState, list[Report]]:
-  """One text per stream, read `steps` times, each time without the context that attention kept of the time before.
+  """One text per stream, read `steps` times, each time without the context that attention kept of
+  the time before.
 
-  `fast` is donated: lm.init_fast for every sample (reset), or what an earlier call returned (carried).
+  `fast` is donated: lm.init_fast for every sample (reset), or what an earlier call returned
+  (carried).
   """
   reports = []
   for _ in range(steps):
-    fast, report = memorize(config, params, lm.forget_context(config, fast), texts, progress=progress)
+    fast, report = memorize(config, params, lm.forget_context(config, fast), texts,
+                            progress=progress)
     reports.append(report)
   return fast, reports
 
@@ -150,24 +176,31 @@ def replay(config, params, fast: FastState, texts: Sequence[Sequence[int]], step
 def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = True):
   """One text, read `steps` times: (fast, {"before", "read", "after": Report}).
 
-  before: read without writing. read: as the first reading went. after: read again without writing and without the
-  context that attention kept, so that only what was learned can help.
+  before: read without writing. read: as the first reading went. after: read again without writing
+  and without the context that attention kept, so that only what was learned can help.
   """
-  fresh = lambda: lm.init_fast(config, 1)
+  def fresh():
+    return lm.init_fast(config, 1)
   reports = {"before": memorize(config, params, fresh(), [ids], write=False, progress=progress)[1]}
   fast, readings = replay(config, params, fresh(), [ids], steps, progress)
   check(config, readings)
   reports["read"], copy = readings[0], jax.tree.map(jnp.copy, lm.forget_context(config, fast))
-  return fast, reports | {"after": memorize(config, params, copy, [ids], write=False, progress=progress)[1]}
+  return (fast,
+          reports
+          | {"after": memorize(config, params, copy, [ids], write=False, progress=progress)[1]})
 
 
 def describe(config, reports: dict[str, Report]) -> dict:
-  """A study of one text as JSON, by the chunks of the first reading: losses summed over a chunk, memories by layer."""
+  """A study of one text as JSON, by the chunks of the first reading:
+  losses summed over a chunk, memories by layer.
+  """
   first, entries = reports["read"], plan.of(config).levels
   chunks = first.nats_BxT.shape[1] // size(config)
   # token by token, not column by column: a text that is read again starts inside a chunk
-  by_chunk = lambda a_N: np.bincount(np.arange(len(a_N)) // size(config), a_N, chunks).tolist()
-  losses = {name: report.nats_BxT[report.labels_BxT].astype(np.float64) for name, report in reports.items()}
+  def by_chunk(a_N):
+    return np.bincount(np.arange(len(a_N)) // size(config), a_N, chunks).tolist()
+  losses = {name: report.nats_BxT[report.labels_BxT].astype(np.float64)
+            for name, report in reports.items()}
   ones = np.ones(len(losses["read"]))
   return {"chunk": size(config), "threshold": config.teach.threshold, "predicted": by_chunk(ones),
           "nats": {name: by_chunk(nats_N) for name, nats_N in losses.items()},
@@ -180,12 +213,16 @@ def describe(config, reports: dict[str, Report]) -> dict:
 
 def mean_totals(totals: Sequence[dict]) -> dict:
   """Several Report.totals as one: their means, and the largest surprise of all."""
-  join = lambda key, values: float(np.max(values) if key == "surprise_max" else np.mean(values))
-  return {path: {key: join(key, [each[path][key] for each in totals]) for key in total} for path, total in totals[0].items()}
+  def join(key, values):
+    return float(np.max(values) if key == "surprise_max" else np.mean(values))
+  return {path: {key: join(key, [each[path][key] for each in totals]) for key in total}
+          for path, total in totals[0].items()}
 
 
 def check(config, readings: Sequence[Report]) -> None:
-  """RuntimeError, with the reason, if an enabled memory was written in none of a text's readings."""
+  """RuntimeError, with the reason, if an enabled memory was written in none of a text's
+  readings.
+  """
   enabled = plan.of(config).enabled
   check_updates(mean_totals([report.totals(enabled) for report in readings]))
   for mixer in [name for name in mixers.of(config) if name in enabled]:
@@ -193,16 +230,21 @@ def check(config, readings: Sequence[Report]) -> None:
 
 
 def check_moved(stats: dict) -> None:
-  """RuntimeError if self-modifying memories are where they started: `stats` of a report, or means of them."""
+  """RuntimeError if self-modifying memories are where they started:
+  `stats` of a report, or means of them.
+  """
   if not any(np.any(value) for name, value in stats.items() if name.startswith("moved/")):
-    raise RuntimeError("the self-modifying memories have not moved: their step size is 0 (see selfmod.eta_init), or "
-                       "restrict teach.paths to the memories you want")
+    raise RuntimeError("the self-modifying memories have not moved: their step size is 0 (see "
+                       "selfmod.eta_init), or restrict teach.paths to the memories you want")
 
 
 def check_updates(totals: dict) -> None:
   """RuntimeError, with the reason, if one of these memories (Report.totals) was not written."""
   for path, total in totals.items():
     if not total["updates"]:
-      why = (f"no gate opened: the largest surprise was {total['surprise_max']:.3g}, lower teach.threshold"
-             if not total["gate_hits"] else "no period ended: the text is shorter than one, or teach.flush_partial is off")
-      raise RuntimeError(f"memory {path} made no update: {why}; or restrict teach.paths to the memories you want")
+      why = (f"no gate opened: the largest surprise was {total['surprise_max']:.3g}, lower "
+             "teach.threshold"
+             if not total["gate_hits"]
+             else "no period ended: the text is shorter than one, or teach.flush_partial is off")
+      raise RuntimeError(f"memory {path} made no update: {why}; or restrict teach.paths to the "
+                         "memories you want")

@@ -1,8 +1,9 @@
 """A picture of one text that was memorized: what was lost and learned, chunk by chunk.
 
-Above: nats per token of each chunk, before, while and after the text was learned. Below, for every memory, means over
-layers: how far each chunk moved it, and the surprise with the chunks that it let through. Self-modifying memories,
-which write at every token, are drawn by their distance from where they started. Needs matplotlib (hope_jax[plots]).
+Above: nats per token of each chunk, before, while and after the text was learned. Below, for every
+memory, means over layers: how far each chunk moved it, and the surprise with the chunks that it let
+through. Self-modifying memories, which write at every token, are drawn by their distance from where
+they started. Needs matplotlib (hope_jax[plots]).
 """
 
 import json
@@ -19,12 +20,14 @@ def load(path: str | Path) -> dict:
   try:
     data = json.loads(Path(path).read_text())
     series = [data["predicted"], *data["nats"].values(), *data["selfmod"].values()]
-    series += [memory[key] for memory in data["memories"].values() for key in ("updates", "open", "moved", "surprise")]
+    series += [memory[key] for memory in data["memories"].values()
+               for key in ("updates", "open", "moved", "surprise")]
     good = len(set(map(len, series))) == 1 and {"chunk", "threshold"} <= data.keys()
   except (ValueError, TypeError, KeyError, AttributeError):
     good = False
   if not good:
-    raise ValueError(f"{path} was not written by python -m hope_jax.memorize --output: run that first")
+    raise ValueError(f"{path} was not written by python -m hope_jax.memorize --output: run that "
+                     "first")
   return data
 
 
@@ -41,7 +44,8 @@ def draw(data: dict):
   middle_N = (np.arange(len(predicted_N)) + 0.5) * data["chunk"]  # in tokens
   for name, nats in data["nats"].items():
     read = predicted_N > 0  # the last chunk may hold nothing but the last token
-    losses.plot(middle_N[read], np.array(nats)[read] / predicted_N[read], label=name, color=COLOURS.get(name))
+    losses.plot(middle_N[read], np.array(nats)[read] / predicted_N[read], label=name,
+                color=COLOURS.get(name))
   losses.set(ylabel="nats per token")
   losses.legend(ncols=3, fontsize="small")
   for axis, (name, memory) in zip(axes, data["memories"].items()):
@@ -58,8 +62,11 @@ def draw(data: dict):
 
 
 def _draw_memory(axis, middle_N, name, memory, chunk, threshold):
-  """Bars: what a chunk changed. Line: its surprise, with a dot where the gate was open in any layer."""
-  mean = lambda key: np.mean(memory[key], 1)
+  """Bars: what a chunk changed. Line: its surprise,
+  with a dot where the gate was open in any layer.
+  """
+  def mean(key):
+    return np.mean(memory[key], 1)
   axis.bar(middle_N, mean("moved"), width=0.9 * chunk, color="tab:orange")
   axis.set(title=f"{name}: period {memory['period']}, {mean('updates').sum():,.0f} updates a layer",
            ylabel="||dW|| of the chunk")

@@ -1,14 +1,17 @@
-"""Where a run's time went, over all its restarts: the share of steps that stayed, and what took the rest.
+"""Where a run's time went, over all its restarts: the share of steps that stayed, and what took the
+rest.
 
     goodput = Goodput(workdir / "goodput.json")
     goodput.resume(step)                 of the checkpoint; 0 without one
     with goodput.span("save"): ...       the time in here is saving; outside, what `enter` said last
-    goodput.write(step)                  on disk at once, so that a kill loses at most what came after
+    goodput.write(step)                  on disk at once, so that a kill loses at most what came
+                                         after
 
-Every second of a process, from the Goodput's creation, is in exactly one of KINDS. `data` and `save` are what the loop
-waits for, not what goes on behind it. `lost` is the time of steps that were done and are not in the run: those that a
-restart had to repeat and those that a rollback dropped, each at the mean time of a step. Not known, and left out: the time
-between the last write and a kill, between the end of a process and its restart, and Python's own start.
+Every second of a process, from the Goodput's creation, is in exactly one of KINDS. `data` and
+`save` are what the loop waits for, not what goes on behind it. `lost` is the time of steps that
+were done and are not in the run: those that a restart had to repeat and those that a rollback
+dropped, each at the mean time of a step. Not known, and left out: the time between the last write
+and a kill, between the end of a process and its restart, and Python's own start.
 """
 
 import contextlib
@@ -23,11 +26,14 @@ KINDS = ("steps", "start", "compile", "data", "save", "restore", "evaluation", "
 
 
 class Goodput:
-  """A run's account, kept in the file `path`. One that cannot be read is set aside (.damaged), and a new one begins."""
+  """A run's account, kept in the file `path`.
+  One that cannot be read is set aside (.damaged), and a new one begins.
+  """
 
   def __init__(self, path: str | Path, clock: Callable[[], float] = time.perf_counter):
     self.path, self._clock = Path(path), clock
-    self._kept = {"starts": 0, "step": 0, "steps": 0, "lost_steps": 0, "seconds": dict.fromkeys(KINDS, 0.0)}
+    self._kept = {"starts": 0, "step": 0, "steps": 0, "lost_steps": 0,
+                  "seconds": dict.fromkeys(KINDS, 0.0)}
     try:
       self._kept = json.loads(self.path.read_bytes())
     except FileNotFoundError:
@@ -70,7 +76,9 @@ class Goodput:
       self.enter(before)
 
   def write(self, step: int) -> None:
-    """Everything until now, in which the run has come to `step`; the file is replaced as a whole."""
+    """Everything until now, in which the run has come to `step`;
+    the file is replaced as a whole.
+    """
     self.enter(self._kind)
     self._kept["steps"] += step - self._kept["step"]
     self._kept["step"] = step
@@ -82,11 +90,13 @@ class Goodput:
     """Shares (0 to 1, together 1) by kind, and: seconds, starts, lost_steps."""
     total = sum(self._kept["seconds"].values())
     return ({kind: seconds / max(total, 1e-9) for kind, seconds in self._kept["seconds"].items()}
-            | {"seconds": total, "starts": self._kept["starts"], "lost_steps": self._kept["lost_steps"]})
+            | {"seconds": total, "starts": self._kept["starts"],
+               "lost_steps": self._kept["lost_steps"]})
 
   def line(self) -> str:
     """The summary for a person."""
     s = self.summary()
     rest = ", ".join(f"{kind} {100 * s[kind]:.1f}" for kind in KINDS[1:])
-    return (f"goodput: {100 * s['steps']:.1f} % of {datetime.timedelta(seconds=round(s['seconds']))} in steps that stayed; "
-            f"{rest} ({s['lost_steps']} steps); {s['starts']} start{'s' * (s['starts'] > 1)}")
+    return (f"goodput: {100 * s['steps']:.1f} % of "
+            f"{datetime.timedelta(seconds=round(s['seconds']))} in steps that stayed; {rest} "
+            f"({s['lost_steps']} steps); {s['starts']} start{'s' * (s['starts'] > 1)}")

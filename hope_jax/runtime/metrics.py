@@ -1,11 +1,13 @@
-"""What a run writes down: JSON lines and TensorBoard events, its speed, one console line per interval, tables.
+"""What a run writes down: JSON lines and TensorBoard events, its speed, one console line per
+interval, tables.
 
     with Metrics(workdir, resume_step) as metrics:
       metrics.write(step, {"train": {"loss": 3.2}, "lr": 1e-3})
     -> workdir/metrics.jsonl   {"step": 10, "time": 1.7e9, "train/loss": 3.2, "lr": 0.001}
        workdir/tb              the same as TensorBoard events
 
-A run resumed at step s drops the lines beyond s that the interrupted run left: it will write them again.
+A run resumed at step s drops the lines beyond s that the interrupted run left: it will write them
+again.
 """
 
 import contextlib
@@ -29,8 +31,8 @@ from hope_jax.runtime.startup import say
 class Metrics:
   """Appends to workdir/metrics.jsonl and workdir/tb; every line is on disk when `write` returns.
 
-  `resume_step`: the step of the restored checkpoint; -1 for a run from the start, which drops every older line.
-  Of several processes the first one writes, the others do nothing.
+  `resume_step`: the step of the restored checkpoint; -1 for a run from the start, which drops every
+  older line. Of several processes the first one writes, the others do nothing.
   `resumed`: the names of what is already written at that step.
   """
 
@@ -44,7 +46,9 @@ class Metrics:
     self._board = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resume_step + 1)
 
   def write(self, step: int, values: dict) -> None:
-    """One line. `values`: numbers or scalar arrays, in dicts of any depth. ValueError for anything larger."""
+    """One line. `values`: numbers or scalar arrays, in dicts of any depth.
+    ValueError for anything larger.
+    """
     if not self._writes:
       return
     row = {name: _number(name, x) for name, x in _flatten(jax.device_get(values)).items()}
@@ -65,9 +69,11 @@ class Metrics:
 
 
 class Meter:
-  """Tokens per second of training proper. Read it after fetching a step's metrics: a dispatched step is not a done one.
+  """Tokens per second of training proper. Read it after fetching a step's metrics: a dispatched
+  step is not a done one.
 
-  `tokens`: tokens per step.  `flops`: per token, forward and backward.  `peak`: FLOP/s of all devices together.
+  `tokens`: tokens per step.  `flops`: per token, forward and backward.
+  `peak`: FLOP/s of all devices together.
   """
 
   def __init__(self, steps: int, tokens: int, flops: float, peak: float,
@@ -77,7 +83,9 @@ class Meter:
     self.start(0)
 
   def start(self, step: int) -> None:
-    """An interval begins at `step`. Called after the first step as well, its time is compilation."""
+    """An interval begins at `step`. Called after the first step as well,
+    its time is compilation.
+    """
     self._step, self._since, self._paused = step, self._clock(), 0.0
 
   @contextlib.contextmanager
@@ -90,24 +98,29 @@ class Meter:
       self._paused += self._clock() - began
 
   def read(self, step: int) -> dict[str, float]:
-    """Rates since the last read or start: tokens_per_s, mfu (0 to 1), eta_s (evaluations and saves left out)."""
+    """Rates since the last read or start: tokens_per_s, mfu (0 to 1),
+    eta_s (evaluations and saves left out).
+    """
     done, seconds = step - self._step, self._clock() - self._since - self._paused
     if done <= 0 or seconds <= 0:
-      raise ValueError(f"no training between steps {self._step} and {step}; call Meter.read once per interval")
+      raise ValueError(f"no training between steps {self._step} and {step}; call Meter.read once "
+                       "per interval")
     rate = done * self.tokens / seconds
     self.start(step)
     return {"tokens_per_s": rate, "mfu": rate * self.flops / self.peak,
             "eta_s": (self.steps - step) * seconds / done}
 
 
-def format_line(step: int, steps: int, *, loss: float, bpb: float | None, rates: dict[str, float], grad_norm: float,
-                lr: float, memory: Sequence[float] = ()) -> str:
-  """The console line of an interval. `rates` from Meter.read; `memory`: update norm of each layer's memory."""
+def format_line(step: int, steps: int, *, loss: float, bpb: float | None, rates: dict[str, float],
+                grad_norm: float, lr: float, memory: Sequence[float] = ()) -> str:
+  """The console line of an interval. `rates` from Meter.read;
+  `memory`: update norm of each layer's memory.
+  """
   eta = datetime.timedelta(seconds=round(rates["eta_s"]))
   line = (f"step {step:{len(str(steps))}d}/{steps}  loss {loss:7.4f}  "
           f"{'' if bpb is None else f'bpb {bpb:6.4f}  '}"
-          f"{_short(rates['tokens_per_s']):>6} tok/s  MFU {100 * rates['mfu']:4.1f}%  eta {eta!s:>8}  "
-          f"grad {grad_norm:8.2e}  lr {lr:8.2e}")
+          f"{_short(rates['tokens_per_s']):>6} tok/s  MFU {100 * rates['mfu']:4.1f}%  eta "
+          f"{eta!s:>8}  grad {grad_norm:8.2e}  lr {lr:8.2e}")
   if len(memory) > 8:  # a line stays a line
     return f"{line}  memory {min(memory):.1e} to {max(memory):.1e} in {len(memory)} layers"
   return line + ("  memory " + " ".join(f"{x:.1e}" for x in memory) if len(memory) else "")
@@ -115,12 +128,14 @@ def format_line(step: int, steps: int, *, loss: float, bpb: float | None, rates:
 
 @functools.cache
 def matmul_rate(dtype: str) -> float:
-  """FLOP/s of one device on a large square product of this type ("bfloat16", "float32"): the 100% of MFU.
+  """FLOP/s of one device on a large square product of this type ("bfloat16", "float32"): the 100%
+  of MFU.
 
   Takes about half a second on a CPU. float32 runs at jax's default precision, as the model does.
   """
   n, products = (1024, 2) if jax.default_backend() == "cpu" else (8192, 8)
-  w = jax.random.normal(jax.random.key(0), (n, n), dtype) / jnp.asarray(n**0.5, dtype)  # keeps powers of w finite
+  # keeps powers of w finite
+  w = jax.random.normal(jax.random.key(0), (n, n), dtype) / jnp.asarray(n**0.5, dtype)
   power = jax.jit(lambda x: jax.lax.fori_loop(0, products, lambda _, y: y @ w, x))
   power(w).block_until_ready()
   best = min(_seconds(power, w) for _ in range(5))
@@ -134,9 +149,12 @@ def _seconds(f: Callable, x: jax.Array) -> float:
 
 
 def _drop_after(path: Path, step: int, write: bool) -> set[str]:
-  """Drops the lines beyond a step, where they may be written; returns the names in its own lines."""
+  """Drops the lines beyond a step, where they may be written;
+  returns the names in its own lines.
+  """
   lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
-  whole = [line for line in lines if line.endswith("\n")]  # one without its end was cut by the interruption
+  # one without its end was cut by the interruption
+  whole = [line for line in lines if line.endswith("\n")]
   read = [(line, row) for line in whole if (row := _row(line)) is not None]
   if len(read) < len(whole):
     say(f"{path}: {len(whole) - len(read)} damaged line(s) are left out")
@@ -167,7 +185,8 @@ def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:
 def _number(name: str, x: Any) -> int | float:
   x = np.asarray(x)
   if x.ndim:
-    raise ValueError(f"metric {name} has shape {x.shape}; write one number per name, or a dict of numbers")
+    raise ValueError(f"metric {name} has shape {x.shape}; write one number per name, or a dict of "
+                     "numbers")
   return x.item()
 
 

@@ -1,4 +1,6 @@
-"""How a program begins with its flags, says how it was run, and ends with one line where a person can mend what is wrong."""
+"""How a program begins with its flags, says how it was run,
+and ends with one line where a person can mend what is wrong.
+"""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -16,14 +18,18 @@ def start(main: Callable, define_flags: Callable) -> None:
 
 
 def stamp(*program: str) -> dict[str, str]:
-  """For a file of results: {"date": now, "command": this call of a program, as python is told of it}."""
+  """For a file of results: {"date": now, "command":
+  this call of a program, as python is told of it}.
+  """
   return {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
           "command": shlex.join(["python", *program, *sys.argv[1:]])}
 
 
 @contextlib.contextmanager
 def one_line(*kinds: type[Exception]) -> Iterator[None]:
-  """An error of these kinds in here ends the program with its name and text, not with a traceback."""
+  """An error of these kinds in here ends the program with its name and text,
+  not with a traceback.
+  """
   try:
     yield
   except kinds as error:
@@ -31,8 +37,11 @@ def one_line(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """For `app.run`: an unknown field or a value of another type ends the program with one line, not a traceback."""
+  """For `app.run`: an unknown field or a value of another type ends the program with one line,
+  not a traceback.
+  """
   try:
     return flags.FLAGS(argv)
   except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-    sys.exit(f"{type(error).__name__}: {error}; the fields and their types are in hope_jax/config.py")
+    sys.exit(f"{type(error).__name__}: {error}; the fields and their types are in "
+             "hope_jax/config.py")

@@ -1,7 +1,8 @@
 """Being told to stop, by a person or a scheduler: noted, so that a program can finish what it must.
 
-SIGTERM, SIGINT and SIGUSR1 (what SLURM sends ahead of time with --signal=USR1@60). By custom the exit status is
-128 + signal: 143, 130, 138; a shell shows the same for a program that did not catch it.
+SIGTERM, SIGINT and SIGUSR1 (what SLURM sends ahead of time with --signal=USR1@60). By custom the
+exit status is 128 + signal: 143, 130, 138; a shell shows the same for a program that did not catch
+it.
 """
 
 import contextlib
@@ -9,7 +10,9 @@ import signal
 
 
 class Signals(contextlib.AbstractContextManager):
-  """`caught`: the number of the first signal within, or 0. More are ignored, but for another SIGINT: it acts as usual."""
+  """`caught`: the number of the first signal within, or 0.
+  More are ignored, but for another SIGINT: it acts as usual.
+  """
 
   def __enter__(self):
     self.caught, self.before = 0, {}

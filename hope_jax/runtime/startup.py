@@ -1,4 +1,6 @@
-"""What every program that uses jax shares: quiet libraries, devices for the cores, kept compilations, talking to a person."""
+"""What every program that uses jax shares:
+quiet libraries, devices for the cores, kept compilations, talking to a person.
+"""
 
 import os
 from pathlib import Path
@@ -9,19 +11,22 @@ import jax
 
 
 def prepare(rows: int = 1, data: int = 0, fsdp: int = 1, tensor: int = 1) -> None:
-  """Call before jax is used. Compiled programs go to JAX_COMPILATION_CACHE_DIR or the user's cache folder.
+  """Call before jax is used. Compiled programs go to JAX_COMPILATION_CACHE_DIR or the user's cache
+  folder.
 
   Args:
-    rows: sequences that may be shared out. Without an accelerator, every core is then a device of its own, as far as the
-      rows divide: small products use one core each. JAX_NUM_CPU_DEVICES overrides it.
-    data, fsdp, tensor: config.mesh. Without an accelerator there are as many devices as it names; of many processes, each
-      has its share of them, one or more.
+    rows: sequences that may be shared out. Without an accelerator, every core is then a device of
+      its own, as far as the rows divide: small products use one core each. JAX_NUM_CPU_DEVICES
+        overrides it.
+    data, fsdp, tensor: config.mesh. Without an accelerator there are as many devices as it names;
+      of many processes, each has its share of them, one or more.
   """
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file
   if "JAX_NUM_CPU_DEVICES" in os.environ:
     pass
   elif jax.distributed.is_initialized():
-    jax.config.update("jax_num_cpu_devices", max(1, max(data, 1) * fsdp * tensor // int(os.environ["JAX_NUM_PROCESSES"])))
+    jax.config.update("jax_num_cpu_devices",
+                      max(1, max(data, 1) * fsdp * tensor // int(os.environ["JAX_NUM_PROCESSES"])))
   elif rows * fsdp * tensor > 1:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     fitting = [n for n in range(1, cores // (fsdp * tensor) + 1) if rows % (n * fsdp) == 0]
@@ -31,6 +36,8 @@ def prepare(rows: int = 1, data: int = 0, fsdp: int = 1, tensor: int = 1) -> Non
 
 
 def say(text: str) -> None:
-  """One line for the person who watches, from the first process; stdout is left to what a program writes."""
+  """One line for the person who watches, from the first process;
+  stdout is left to what a program writes.
+  """
   if not jax.distributed.is_initialized() or jax.process_index() == 0:
     print(text, file=sys.stderr, flush=True)

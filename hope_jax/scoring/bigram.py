@@ -1,9 +1,11 @@
-"""The baseline that a language model must beat: an interpolated bigram model (Kneser-Ney, one discount).
+"""The baseline that a language model must beat: an interpolated bigram model (Kneser-Ney, one
+discount).
 
-    P(w | v) = max(c(v, w) - d, 0) / c(v) + d N(v, .) / c(v) P(w),   P(w) from N(., w), the number of contexts of w
+    P(w | v) = max(c(v, w) - d, 0) / c(v) + d N(v, .) / c(v) P(w)
+    P(w) from N(., w), the number of contexts of w
 
-with d = n1 / (n1 + 2 n2) from the pairs seen once and twice (Ney, Essen, Kneser 1994). The unigram part is itself
-interpolated with the uniform distribution, so nothing has probability 0.
+with d = n1 / (n1 + 2 n2) from the pairs seen once and twice (Ney, Essen, Kneser 1994). The unigram
+part is itself interpolated with the uniform distribution, so nothing has probability 0.
 """
 
 import numpy as np
@@ -25,7 +27,9 @@ class Bigram:
     self._counts = np.bincount(where, counts).astype(np.int64)
 
   def nats(self, tokens: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """-log P(label | token) of every pair, 0 where there is no label; ValueError before anything was counted."""
+    """-log P(label | token) of every pair, 0 where there is no label;
+    ValueError before anything was counted.
+    """
     if not len(self._keys):
       raise ValueError("the bigram model has seen no pair: call add with training batches first")
     once, twice = (self._counts == 1).sum(), (self._counts == 2).sum()

@@ -6,7 +6,9 @@ RESAMPLES = 10_000
 
 
 def interval(top_D, bottom_D, seed: int) -> dict:
-  """sum(top) / sum(bottom) over documents, with its 95 % bootstrap interval; None for fewer than 2 documents."""
+  """sum(top) / sum(bottom) over documents, with its 95 % bootstrap interval;
+  None for fewer than 2 documents.
+  """
   used_D = np.asarray(bottom_D) > 0
   top_D, bottom_D = np.asarray(top_D, float)[used_D], np.asarray(bottom_D, float)[used_D]
   count = len(bottom_D)

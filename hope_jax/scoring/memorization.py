@@ -9,16 +9,19 @@ from hope_jax.reading import opening
 
 def define_flags(values: flags.FlagValues) -> None:
   """What `override` reads."""
-  flags.DEFINE_list("paths", None, "Memories to write: titan, cms_<level>, selfmod. Default: as trained.", flag_values=values)
+  flags.DEFINE_list("paths", None, "Memories to write: titan, cms_<level>, selfmod. Default: as "
+                                   "trained.", flag_values=values)
   flags.DEFINE_list("layers", None, "Layers to write in. Default: as trained.", flag_values=values)
-  flags.DEFINE_float("threshold", None, "Surprise from which a chunk is written. Default: as trained.", flag_values=values)
+  flags.DEFINE_float("threshold", None, "Surprise from which a chunk is written. Default: as "
+                                        "trained.", flag_values=values)
   flags.DEFINE_float("scale", None, "Of the teach signal. Default: as trained.", flag_values=values)
 
 
 def override(config, f: flags.FlagValues) -> None:
   """Sets the fields of config.teach for which a flag was given."""
   if unknown := [layer for layer in f.layers or () if not layer.isdecimal()]:
-    raise ValueError(f"--layers={unknown[0]}: layers are numbers from 0 to {config.model.layers - 1}")
+    raise ValueError(f"--layers={unknown[0]}: layers are numbers from 0 to "
+                     f"{config.model.layers - 1}")
   given = {"paths": f.paths and tuple(f.paths), "layers": f.layers and tuple(map(int, f.layers)),
            "threshold": f.threshold, "scale": f.scale}
   with config.unlocked():
@@ -32,8 +35,9 @@ def load(f: flags.FlagValues):
   """
   config, params, tokenizer = opening.load(f.checkpoint)
   if not plan.of(config).paths:
-    raise ValueError(f"{f.checkpoint} is {configs.describe(config)}, which writes nothing while it reads: train one with "
-                     "mixer.in_context=True, selfmod in model.pattern, or a model.titan")
+    raise ValueError(f"{f.checkpoint} is {configs.describe(config)}, which writes nothing while it "
+                     "reads: train one with mixer.in_context=True, selfmod in model.pattern, or a "
+                     "model.titan")
   override(config, f)
   checks.validate(config)
   return config, params, tokenizer

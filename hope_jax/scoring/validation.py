@@ -1,4 +1,6 @@
-"""What a model makes of the validation windows: loss, bits per byte and accuracy, at the end beside a bigram model."""
+"""What a model makes of the validation windows:
+loss, bits per byte and accuracy, at the end beside a bigram model.
+"""
 
 import itertools
 import math
@@ -22,12 +24,14 @@ def evaluate(config, step: Callable, place: Callable, token_bytes=None, model: B
     token_bytes: (V,) bytes of text in each token, where there is a tokenizer.
     model: of the training tokens; is scored beside.
   """
-  total, domains, moved = dict.fromkeys(("nats", "labels", "correct", "bytes", "bigram"), 0.0), {}, []
+  total, domains, moved = dict.fromkeys(("nats", "labels", "correct", "bytes", "bigram"),
+                                        0.0), {}, []
   for names, batch in loader.eval_batches(config, config.train.eval_batches):
     if stopped():
       return None
     out = jax.device_get(step(place(batch)))
-    moved.append({name: float(np.mean(v[plan.layers_of(config, name)])) for name, v in out["memory"].items()
+    moved.append({name: float(np.mean(v[plan.layers_of(config, name)]))
+                  for name, v in out["memory"].items()
                   if name.startswith("moved") and _writes(config, name)})
     for row, name in enumerate(names):
       if not name:
@@ -43,7 +47,8 @@ def evaluate(config, step: Callable, place: Callable, token_bytes=None, model: B
   result = {"loss": total["nats"] / total["labels"], "accuracy": total["correct"] / total["labels"],
             "labels": int(total["labels"])}
   if token_bytes is not None:
-    bits = lambda sums, key="nats": sums[key] / math.log(2) / sums["bytes"]
+    def bits(sums, key="nats"):
+      return sums[key] / math.log(2) / sums["bytes"]
     result |= {"bpb": bits(total), "domain": {name: bits(sums) for name, sums in domains.items()}}
     if model:
       result["bigram_bpb"] = bits(total, "bigram")
@@ -66,7 +71,9 @@ def count_bytes(token_bytes, labels) -> int:
 
 
 def bigram(config, count: int, stopped: Callable = lambda: False) -> Bigram:
-  """The bigram model of the batches of the first `count` steps, or of those that come before `stopped`."""
+  """The bigram model of the batches of the first `count` steps,
+  or of those that come before `stopped`.
+  """
   model, batches = Bigram(config.model.vocab), iter(loader.train_batches(config))
   for batch in itertools.takewhile(lambda _: not stopped(), itertools.islice(batches, count)):
     model.add(batch["tokens"], batch["labels"])
@@ -74,15 +81,19 @@ def bigram(config, count: int, stopped: Callable = lambda: False) -> Bigram:
 
 
 def check_updates(moved: list[dict]) -> None:
-  """RuntimeError if a memory did not move in any batch of an evaluation; `moved`: name -> distance, for each batch."""
+  """RuntimeError if a memory did not move in any batch of an evaluation;
+  `moved`: name -> distance, for each batch.
+  """
   for name in moved[0]:
     if not any(m[name] > 0 for m in moved):
-      raise RuntimeError(f"memory {name.split('/')[-1]} made no update in the whole evaluation: look at "
-                         "teach.threshold, teach.scale and the level's period and lr (selfmod: eta_init, alpha_init, bound), "
-                         "or leave the memory out (teach.paths)")
+      raise RuntimeError(f"memory {name.split('/')[-1]} made no update in the whole evaluation: "
+                         "look at teach.threshold, teach.scale and the level's period and lr "
+                         "(selfmod: eta_init, alpha_init, bound), or leave the memory out "
+                         "(teach.paths)")
 
 
 def _writes(config, name: str) -> bool:
   """Whether the memory of a statistic ("moved/titan", "moved/k") may be written."""
   path, own = name.partition("/")[2], plan.of(config)
-  return path in own.enabled if path in own.paths else any(mixer in own.enabled for mixer in mixers.of(config))
+  return (path in own.enabled if path in own.paths
+          else any(mixer in own.enabled for mixer in mixers.of(config)))

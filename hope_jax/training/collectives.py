@@ -1,10 +1,12 @@
-"""What one device does in a compiled program, read from its HLO text: bytes it sends to others, FLOPs of its dots.
+"""What one device does in a compiled program, read from its HLO text: bytes it sends to others,
+FLOPs of its dots.
 
-    collectives.count(compiled.as_text())  ->  {"all-gather": 1.2e6, "all-reduce": ..., ..., "flops": ...}
+    collectives.count(compiled.as_text())  ->  {"all-gather": 1.2e6, ..., "flops": ...}
 
-Bytes are those of ring algorithms in groups of n devices: (n-1)/n of the whole array for all-gather, reduce-scatter and
-all-to-all, twice that for all-reduce, all of it for collective-permute. A loop counts as often as it runs, a conditional as
-its dearest branch. Dots that a backend turns into calls of its library (GPUs) are not seen.
+Bytes are those of ring algorithms in groups of n devices: (n-1)/n of the whole array for
+all-gather, reduce-scatter and all-to-all, twice that for all-reduce, all of it for
+collective-permute. A loop counts as often as it runs, a conditional as its dearest branch. Dots
+that a backend turns into calls of its library (GPUs) are not seen.
 """
 
 import math
@@ -58,7 +60,8 @@ def _total(instructions, devices, total):
     elif op == "while":
       _add(out, total(_named(rest, "body")[0]), lambda: _trips(rest))
     elif op == "conditional":
-      branches = [total(name) for key in ("branch_computations", "true_computation", "false_computation")
+      branches = [total(name)
+                  for key in ("branch_computations", "true_computation", "false_computation")
                   for name in _named(rest, key)]
       _add(out, {key: max(branch[key] for branch in branches) for key in out})
     else:
@@ -77,7 +80,8 @@ def _add(out, more, times=lambda: 1):
 def _trips(rest) -> int:
   found = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
   if not found:
-    raise ValueError("a loop of the compiled program does not say how often it runs: write it with jax.lax.scan")
+    raise ValueError("a loop of the compiled program does not say how often it runs: write it with "
+                     "jax.lax.scan")
   return int(found[1])
 
 
@@ -91,28 +95,35 @@ def _dims(text) -> list[int]:
 
 
 def _bytes(kind) -> int:
-  return sum(math.prod(_dims(dims)) * max(int(bits or 8) // 8, 1) for _, bits, dims in _ARRAY.findall(kind))
+  return sum(math.prod(_dims(dims)) * max(int(bits or 8) // 8, 1)
+             for _, bits, dims in _ARRAY.findall(kind))
 
 
 def _dot_flops(result, left, rest) -> int:
   shape, = (_dims(dims) for _, _, dims in _ARRAY.findall(left))
   size = sum(math.prod(_dims(dims)) for _, _, dims in _ARRAY.findall(result))
-  return 2 * size * math.prod(shape[i] for i in _dims(re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)[1]))
+  return 2 * size * math.prod(shape[i]
+                              for i in _dims(re.search(r"lhs_contracting_dims=\{([\d,]*)\}",
+                                                       rest)[1]))
 
 
 def _sent(kind, given, n) -> float:
   """Bytes, from those of the operands and the devices in a group."""
-  factor = {"all-reduce": 2 * (n - 1) / n, "all-gather": n - 1, "collective-permute": 1}.get(kind, (n - 1) / n)
+  factor = {"all-reduce": 2 * (n - 1) / n, "all-gather": n - 1,
+            "collective-permute": 1}.get(kind, (n - 1) / n)
   return factor * given
 
 
 def _group(rest, devices) -> int:
-  """Devices that a collective goes over: replica_groups={{0,1},{2,3}}, [2,2]<=[4] or mesh['a'=2,'b'=2], ... {'b'}."""
+  """Devices that a collective goes over: replica_groups={{0,1},{2,3}},
+  [2,2]<=[4] or mesh['a'=2,'b'=2], ... {'b'}.
+  """
   if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
     return len(_dims(found[1]))
   if found := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
     return int(found[1])
   if found := re.search(r"replica_groups=mesh\[([^\]]*)\].*? \{('[^}]*)\}", rest):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-    return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2]))
+    return math.prod(int(part or sizes[axis])
+                     for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2]))
   return devices

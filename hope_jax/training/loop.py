@@ -1,13 +1,16 @@
 """The training loop. Its order is a contract: evaluate, save, draw, step, log the step before.
 
-A workdir holds config.json, tokenizer.model, checkpoints/, metrics.jsonl, goodput.json and tb/. Starting again in it
-resumes: same losses and parameters, bit for bit on a CPU, as if the run had not stopped.
+A workdir holds config.json, tokenizer.model, checkpoints/, metrics.jsonl, goodput.json and tb/.
+Starting again in it resumes: same losses and parameters, bit for bit on a CPU, as if the run had
+not stopped.
 
-A signal (signals.py) ends it: what is learned is saved, an evaluation under way is given up and made by the resumed run.
-Until the steps are compiled there is nothing to save, and the program ends at once.
+A signal (signals.py) ends it: what is learned is saved, an evaluation under way is given up and
+made by the resumed run. Until the steps are compiled there is nothing to save, and the program ends
+at once.
 
-Many processes (hosts.py) take the same steps and decide by what is the same for all. A signal that one of them has caught
-travels with a step's metrics: all know of it when they log that step, and stop at the same one.
+Many processes (hosts.py) take the same steps and decide by what is the same for all. A signal that
+one of them has caught travels with a step's metrics: all know of it when they log that step, and
+stop at the same one.
 """
 
 import contextlib
@@ -38,13 +41,16 @@ CLOSED_STEPS = 100  # without an open gate, after which it is said
 
 
 def train(config, workdir: str | Path, init_from: str | Path | None = None) -> dict:
-  """Trains until config.train.steps, from the workdir's last checkpoint if it has one; returns the last evaluation.
+  """Trains until config.train.steps, from the workdir's last checkpoint if it has one; returns the
+  last evaluation.
 
   Args:
-    init_from: workdir of another run; without a checkpoint of its own this one starts at its parameters (stack.py).
+    init_from: workdir of another run; without a checkpoint of its own this one starts at its
+      parameters (stack.py).
 
-  Raises ValueError for a configuration, data or checkpoint that does not fit, OSError for a workdir that cannot be
-  written, FloatingPointError for a loss that is not finite (train.rollback_after), SystemExit(128 + signal) after a signal.
+  Raises ValueError for a configuration, data or checkpoint that does not fit, OSError for a workdir
+  that cannot be written, FloatingPointError for a loss that is not finite (train.rollback_after),
+  SystemExit(128 + signal) after a signal.
   """
   checks.validate(config, jax.device_count())
   workdir, tokenizer = Path(workdir), None
@@ -66,16 +72,20 @@ class _Run:
   """What the loop needs at every step."""
 
   def __init__(self, config, workdir, saved, tokenizer, stacked, goodput):
-    self.config, self.workdir, self.saved, self.tokenizer, self.goodput = config, workdir, saved, tokenizer, goodput
+    self.config, self.workdir, self.saved, self.tokenizer, self.goodput = (config, workdir, saved,
+                                                                           tokenizer, goodput)
     self.token_bytes = None if tokenizer is None else tokenizer.token_bytes
     self.devices = sharding.mesh(config)
-    self.rows, places = sharding.own_rows(self.devices, config.data.batch), steps.state_shardings(config, self.devices)
+    self.rows, places = (sharding.own_rows(self.devices, config.data.batch),
+                         steps.state_shardings(config, self.devices))
     init = jax.jit(lambda key: steps.init_state(config, key), out_shardings=places)
-    self.like = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+    self.like = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype,
+                                                                   sharding=where),
                              jax.eval_shape(init, jax.random.key(0)), places)
     self.batches = iter(loader.train_batches(config, self.rows))
     digest = tokenizer.digest if tokenizer else "none"
-    self.meta = {"config": configs.to_json(config), "tokenizer": digest, "data": tokenized.digest(config)}
+    self.meta = {"config": configs.to_json(config), "tokenizer": digest,
+                 "data": tokenized.digest(config)}
     with goodput.span("restore"):
       self.start, self.interval = saved.newest_good(), []
     if self.start is None:
@@ -83,7 +93,8 @@ class _Run:
       if stacked is not None:
         params, meta = stacked
         stored.check_tokenizer(meta, digest)
-        self.state = self.state.replace(params=jax.device_put(jax.device_get(params), places.params))
+        self.state = self.state.replace(params=jax.device_put(jax.device_get(params),
+                                                              places.params))
     else:
       meta = saved.meta(self.start)
       stored.check_tokenizer(meta, digest)
@@ -107,10 +118,12 @@ class _Run:
     c = self.config.train
     peak = matmul_rate(self.config.model.dtype) * jax.device_count()
     say(f"{'resuming at step ' + str(self.start) if self.start else 'starting'} in {self.workdir}: "
-        f"{sum(p.size for p in jax.tree.leaves(self.state.params)):,} parameters, {jax.device_count()} "
-        f"{jax.devices()[0].platform} device(s), matrix rate {peak / 1e9:,.0f} GFLOP/s")
+        f"{sum(p.size for p in jax.tree.leaves(self.state.params)):,} parameters, "
+        f"{jax.device_count()} {jax.devices()[0].platform} device(s), matrix rate "
+        f"{peak / 1e9:,.0f} GFLOP/s")
     self.compile()
-    self.meter = Meter(c.steps, self.config.data.batch * self.config.data.seq, costs.model_flops(self.config), peak)
+    self.meter = Meter(c.steps, self.config.data.batch * self.config.data.seq,
+                       costs.model_flops(self.config), peak)
     with Metrics(self.workdir, self.start) as self.metrics, Signals() as self.signals:
       self.goodput.enter("steps")
       self.meter.start(self.start)
@@ -141,8 +154,10 @@ class _Run:
     c, before = self.config.train, None
     for i in range(self.start, c.steps + 1):
       done, fresh = i == c.steps, i > self.start
-      due = lambda every: fresh and i % every == 0
-      evaluate = due(c.eval_every) or done or (i and not i % c.eval_every and "validation/loss" not in self.metrics.resumed)
+      def due(every):
+        return fresh and i % every == 0
+      evaluate = due(c.eval_every) or done or (i and not i % c.eval_every
+                                               and "validation/loss" not in self.metrics.resumed)
       if before and (evaluate or due(c.save_every) or self.stop):
         if self.log(before):  # nothing is evaluated or saved before its loss is known
           self.state = self.roll_back(before)
@@ -154,7 +169,8 @@ class _Run:
         with self.pause("save"):
           self.saved.wait()
         self.account(i)
-        say(f"stopped by {signal.Signals(self.stop).name}: step {i} is saved; the same command resumes")
+        say(f"stopped by {signal.Signals(self.stop).name}: step {i} is saved; the same command "
+            "resumes")
         raise SystemExit(128 + self.stop)
       if done:
         return result
@@ -163,7 +179,8 @@ class _Run:
       self.state, out = self.train_step(self.state, placed)
       if before and self.log(before):  # on the parameters that are left behind: taken again
         self.state, out = self.train_step(self.roll_back(before), placed)
-      before = (i + 1, out, self.tally(placed["labels"], sharding.one_each(self.devices, self.signals.caught)))
+      before = (i + 1, out,
+                self.tally(placed["labels"], sharding.one_each(self.devices, self.signals.caught)))
 
   @contextlib.contextmanager
   def pause(self, kind: str):
@@ -172,12 +189,15 @@ class _Run:
       yield
 
   def bytes_and_signal(self, labels_BxT, caught_N):
-    """(bytes of text that the labels of each row stand for (B,), the signal that some process has caught, or 0)."""
+    """(bytes of text that the labels of each row stand for (B,),
+    the signal that some process has caught, or 0).
+    """
     table = jnp.zeros(1, jnp.int32) if self.token_bytes is None else jnp.asarray(self.token_bytes)
     return jnp.sum(jnp.where(labels_BxT >= 0, table[labels_BxT], 0), 1), jnp.max(caught_N)
 
   def draw(self, i: int, before) -> dict:
-    """The next batch. Data that cannot be read end the run, and what it has learned is saved; not where other processes
+    """The next batch. Data that cannot be read end the run, and what it has learned is saved; not
+    where other processes
     may have read theirs, and be in the next step: that goes on from the last checkpoint."""
     try:
       with self.goodput.span("data"):
@@ -197,7 +217,8 @@ class _Run:
   def record(self, i: int, values: dict | None = None):
     """A line of metrics, if there are values, and the account of the time until step i.
 
-    Raises OSError where they cannot be written; with train.on_save_error=warn that is said, as of a checkpoint.
+    Raises OSError where they cannot be written; with train.on_save_error=warn that is said, as of a
+    checkpoint.
     """
     try:
       if values is not None:
@@ -206,17 +227,21 @@ class _Run:
     except OSError as error:
       failed = f"step {i} cannot be logged in {self.workdir}: {error.strerror}"
       if self.config.train.on_save_error == "stop" or jax.process_count() > 1:
-        raise OSError(error.errno, f"{failed}; free some space or choose another --workdir, then start again") from None
+        raise OSError(error.errno, f"{failed}; free some space or choose another --workdir, then "
+                                   "start again") from None
       say(f"{failed}; training goes on without it")
 
   def account(self, i: int):
     """The end of this process: where all the time went, and what was skipped."""
     self.record(i)
     guard = jax.device_get(self.state.guard)
-    say(self.goodput.line() + (f"; {guard.skipped} steps skipped, {guard.rollbacks} rollbacks" if guard.skipped else ""))
+    say(self.goodput.line() + (f"; {guard.skipped} steps skipped, {guard.rollbacks} rollbacks"
+                               if guard.skipped else ""))
 
   def log(self, finished) -> bool:
-    """Reads a finished step, and at the end of an interval writes its means; whether there were too many bad ones."""
+    """Reads a finished step, and at the end of an interval writes its means;
+    whether there were too many bad ones.
+    """
     i, out, tally = finished
     out, (size, told) = jax.device_get((out, tally))
     self.told = self.told or int(told)
@@ -237,13 +262,17 @@ class _Run:
     if not self.config.train.rollback_after:
       good = self.saved.latest()
       raise FloatingPointError(
-          f"{text}. " + (f"Checkpoint {good} is good and a restart goes on from it. " if good is not None else "")
-          + "Try a smaller optim.lr or optim.muon_lr, a longer optim.warmup, a smaller optim.clip, selfmod.bound > 0, or "
-            "train.rollback_after=10, which skips such steps")
-    say(f"{text} (mean {guard.norm:.3g}): skipped; {guard.in_a_row} in a row, {guard.skipped} in all")
+          f"{text}. " + (f"Checkpoint {good} is good and a restart goes on from it. "
+                         if good is not None else "")
+          + "Try a smaller optim.lr or optim.muon_lr, a longer optim.warmup, a smaller optim.clip, "
+            "selfmod.bound > 0, or train.rollback_after=10, which skips such steps")
+    say(f"{text} (mean {guard.norm:.3g}): skipped; {guard.in_a_row} in a row, {guard.skipped} in "
+        "all")
 
   def roll_back(self, finished):
-    """After a finished step, the newest checkpoint that has fewer applied steps: the data go on where they are."""
+    """After a finished step, the newest checkpoint that has fewer applied steps:
+    the data go on where they are.
+    """
     i, guard = finished[0], jax.device_get(finished[1]["guard"])
     with self.pause("restore"):
       self.saved.wait()
@@ -257,9 +286,11 @@ class _Run:
           say(f"not rolled back to step {older}: {error}")
       if state is None:
         raise FloatingPointError(
-            f"step {i}: {self.config.train.rollback_after} bad steps in a row, and no checkpoint to roll back to. Try a smaller "
-            "optim.lr or optim.muon_lr, a larger optim.skip_above, a larger train.keep or a smaller train.save_every")
-      guard = state.guard.replace(skipped=guard.skipped, in_a_row=np.int32(0), rollbacks=guard.rollbacks + 1)
+            f"step {i}: {self.config.train.rollback_after} bad steps in a row, and no checkpoint "
+            "to roll back to. Try a smaller optim.lr or optim.muon_lr, a larger optim.skip_above, "
+            "a larger train.keep or a smaller train.save_every")
+      guard = state.guard.replace(skipped=guard.skipped, in_a_row=np.int32(0),
+                                  rollbacks=guard.rollbacks + 1)
       state = state.replace(step=np.int32(i), guard=guard)
     self.goodput.lose(i - older)
     say(f"step {i}: rolled back to the parameters of step {older}; the data go on")
@@ -270,7 +301,10 @@ class _Run:
     values, good = {"lr": out["lr"]}, not out["guard"].in_a_row
     if out["guard"].skipped:
       values |= {"skipped": out["guard"].skipped, "rollbacks": out["guard"].rollbacks}
-    nats, labels, size = (sum(x) for x in zip(*((loss * n, n, b) for loss, n, b in self.interval))) if self.interval else (0, 0, 0)
+    nats, labels, size = (sum(x)
+                          for x in zip(*((loss * n, n, b)
+                                         for loss, n, b in self.interval))) if self.interval else (
+                                             0, 0, 0)
     if labels:
       values["loss"] = nats / labels
       if self.tokenizer:
@@ -279,12 +313,15 @@ class _Run:
       values["grad_norm"] = out["grad_norm"]
     rates = self.meter.read(i)
     about = {name: plan.layers_of(self.config, name) for name in out["memory"]}
-    layers = {str(layer): {name: value[layer] for name, value in out["memory"].items() if layer in about[name]}
+    layers = {str(layer): {name: value[layer] for name, value in out["memory"].items()
+                           if layer in about[name]}
               for layer in range(self.config.model.layers)} if out["memory"] and good else {}
     self.record(i, {"train": values | rates, "memory": layers})
     if labels:
-      moved = [sum(value for name, value in layer.items() if name.startswith("moved")) for layer in layers.values()]
-      say(format_line(i, self.config.train.steps, loss=values["loss"], bpb=values.get("bpb"), rates=rates,
+      moved = [sum(value for name, value in layer.items() if name.startswith("moved"))
+               for layer in layers.values()]
+      say(format_line(i, self.config.train.steps, loss=values["loss"], bpb=values.get("bpb"),
+                      rates=rates,
                       grad_norm=float(out["grad_norm"]), lr=float(values["lr"]), memory=moved))
 
   def watch_gates(self, i: int, memory: dict):
@@ -296,7 +333,8 @@ class _Run:
         if self.closed[path] == CLOSED_STEPS:
           self.closed[path] = 0
           say(f"step {i}: no gate of {path} opened in {CLOSED_STEPS} steps: its surprise is now "
-              f"{float(memory['surprise/' + path].max()):.3g}, teach.threshold is {self.config.teach.threshold:.3g}")
+              f"{float(memory['surprise/' + path].max()):.3g}, teach.threshold is "
+              f"{self.config.teach.threshold:.3g}")
 
   def evaluate(self, i: int) -> dict:
     """The scores at step i, at the end beside the bigram model's; {} when a signal comes."""
@@ -304,11 +342,15 @@ class _Run:
       self.told = hosts.highest(self.signals.caught)
       return self.told
 
-    place = lambda batch: sharding.place_batch(jax.tree.map(lambda a: a[self.rows], batch), self.devices)
+    def place(batch):
+      return sharding.place_batch(jax.tree.map(lambda a: a[self.rows], batch), self.devices)
     with self.pause("evaluation"):
       last = i == self.config.train.steps and self.tokenizer
-      result = validation.evaluate(self.config, functools.partial(self.eval_step, self.state.params), place, self.token_bytes,
-                                   validation.bigram(self.config, i, lambda: self.signals.caught) if last else None, stopped)
+      result = validation.evaluate(self.config,
+                                   functools.partial(self.eval_step, self.state.params), place,
+                                   self.token_bytes,
+                                   validation.bigram(self.config, i, lambda: self.signals.caught)
+                                   if last else None, stopped)
     if result is None:
       return {}
     if i > self.start or "validation/loss" not in self.metrics.resumed:

@@ -1,8 +1,9 @@
 """What a bad step may do to the parameters: nothing.
 
-A step is bad when its loss or its gradient norm is not finite, or when the norm is above optim.skip_above times the mean
-norm of the steps before it. The verdict and its counts stay on the device and are saved with the rest of TrainState, so
-that a resumed run judges as one that was never stopped. The trainer reads the counts and acts on them (loop.py).
+A step is bad when its loss or its gradient norm is not finite, or when the norm is above
+optim.skip_above times the mean norm of the steps before it. The verdict and its counts stay on the
+device and are saved with the rest of TrainState, so that a resumed run judges as one that was never
+stopped. The trainer reads the counts and acts on them (loop.py).
 """
 
 from flax import struct
@@ -35,7 +36,8 @@ def judge(guard: Guard, loss, norm, skip_above: float) -> tuple[jax.Array, Guard
     good &= (norm <= skip_above * guard.norm) | (guard.applied < SURE)
   applied = guard.applied + good
   mean = guard.norm + (norm - guard.norm) / jnp.clip(applied, 1, REMEMBERED)
-  return good, guard.replace(norm=jnp.where(good, mean, guard.norm), applied=applied, skipped=guard.skipped + ~good,
+  return good, guard.replace(norm=jnp.where(good, mean, guard.norm), applied=applied,
+                             skipped=guard.skipped + ~good,
                              in_a_row=jnp.where(good, 0, guard.in_a_row + 1))
 
 

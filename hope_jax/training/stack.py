@@ -1,20 +1,23 @@
-"""Ad-hoc level stacking (NL s. 7.3): a trained model gets a channel mixer of K levels, and computes the same as before.
+"""Ad-hoc level stacking (NL s. 7.3): a trained model gets a channel mixer of K levels, and computes
+the same as before.
 
     python -m hope_jax.launch --config=... --workdir=runs/levels --init_from=runs/transformer
 
     params = stack(config, params_old, config_old)
 
-A run of any kind may also start at parameters of its own model, which are taken as they are (`load`).
+A run of any kind may also start at parameters of its own model, which are taken as they are
+(`load`).
 
-A transformer's norm and SwiGLU MLP f are one level of activation "swiglu" (level.apply). Of the new model's levels,
+A transformer's norm and SwiGLU MLP f are one level of activation "swiglu" (level.apply). Of the new
+model's levels,
 
-    sequential, nested   the slowest are the trained ones; the others stand before them and have a down kernel of zeros:
-                         x + 0 + ... + f(x) (Eq. 73)
-    independent          each is the trained one, with its down kernel divided by K, and equal shares:
-                         x + sum_l 1/K K f(x)/K (Eq. 74)
+    sequential, nested   the slowest are the trained ones; the others stand before them and have a
+                         down kernel of zeros: x + 0 + ... + f(x) (Eq. 73)
+    independent          each is the trained one, with its down kernel divided by K, and equal
+                         shares: x + sum_l 1/K K f(x)/K (Eq. 74)
 
-New levels take the norm, up and gate of the first trained one: the gradient of their down kernels is not zero, so they
-add something from their first write or optimizer step on.
+New levels take the norm, up and gate of the first trained one: the gradient of their down kernels
+is not zero, so they add something from their first write or optimizer step on.
 """
 
 from operator import attrgetter
@@ -31,7 +34,8 @@ SAME = ("model.pattern", "model.titan", "model.dim", "model.layers", "model.head
         "model.embed_std", "attention.window",
         "attention.rope_base", "mixer.hidden", "mixer.activation", "mixer.norm")
 MODEL = ("model", "mixer", "titan", *mixers.TABLE)  # sections of the configuration
-MLP = {"mixer.activation": "swiglu", "mixer.norm": "rms"}  # what a transformer's channel mixer is, as a level
+# what a transformer's channel mixer is, as a level
+MLP = {"mixer.activation": "swiglu", "mixer.norm": "rms"}
 
 
 def stack(config, params_old: dict, config_old) -> dict:
@@ -50,10 +54,12 @@ def stack(config, params_old: dict, config_old) -> dict:
   if new.connection != "independent":
     levels = [_with_down(trained[0], jnp.zeros_like)] * more + trained
   else:
-    levels = [_with_down(trained[0], lambda down: down / count)] * count if len(trained) == 1 else trained
+    levels = ([_with_down(trained[0], lambda down: down / count)] * count if len(trained) == 1
+              else trained)
   mixer = {entry.name: level for entry, level in zip(new.levels, levels)}
   if new.connection == "independent":
-    mixer["share"] = jnp.zeros((config.model.layers, count)) if len(trained) == 1 else blocks["cms"]["share"]
+    mixer["share"] = (jnp.zeros((config.model.layers, count)) if len(trained) == 1
+                      else blocks["cms"]["share"])
   # levels share no array: a training step is given each of its arrays to write into
   return jax.tree.map(jnp.copy, {**params_old, "blocks": {**blocks, "cms": mixer}})
 
@@ -63,32 +69,40 @@ def _with_down(level: dict, change) -> dict:
 
 
 def check(config, config_old) -> None:
-  """Raises ValueError, naming the field, both values and the fix, unless a model of config_old can become config's.
+  """Raises ValueError, naming the field, both values and the fix, unless a model of config_old can
+  become config's.
 
-  attention.context and model.dtype may change: they decide how long generation looks back, and the rounding.
+  attention.context and model.dtype may change: they decide how long generation looks back, and the
+  rounding.
   """
   old, new, kind = config_old.mixer, config.mixer, configs.describe(config_old)
   if tuple(config_old.model.pattern) != ("attention",) or config_old.model.titan != "none":
-    raise ValueError(f"the checkpoint's model is {kind}: levels are stacked on attention alone; without new levels, give "
-                     f"its own {', '.join(MODEL)} (config.json in its folder)")
+    raise ValueError(f"the checkpoint's model is {kind}: levels are stacked on attention alone; "
+                     f"without new levels, give its own {', '.join(MODEL)} (config.json in its "
+                     "folder)")
   need = {"mixer.kind": "cms"}
-  need |= {field: attrgetter(field)(config_old) for field in SAME} | (MLP if old.kind == "swiglu" else {})
+  need |= ({field: attrgetter(field)(config_old) for field in SAME}
+           | (MLP if old.kind == "swiglu" else {}))
   for field, value in need.items():
     given = attrgetter(field)(config)
     if given != value:
-      raise ValueError(f"{field}={given}, but to go on from this checkpoint ({kind}) it must be {value}: "
-                       f"set --config.{field}={value}")
+      raise ValueError(f"{field}={given}, but to go on from this checkpoint ({kind}) it must be "
+                       f"{value}: set --config.{field}={value}")
   trained, count = 1 if old.kind == "swiglu" else len(old.levels), len(new.levels)
   if not trained:
-    raise ValueError("the checkpoint's mixer.levels are none: there is nothing to stack on, choose another run")
+    raise ValueError("the checkpoint's mixer.levels are none: there is nothing to stack on, choose "
+                     "another run")
   if count < trained:
-    raise ValueError(f"mixer.levels: {count} levels, the checkpoint has {trained}: give {trained} or more")
+    raise ValueError(f"mixer.levels: {count} levels, the checkpoint has {trained}: give {trained} "
+                     "or more")
   if trained > 1 and (old.connection == "independent") != (new.connection == "independent"):
-    raise ValueError(f"mixer.connection={new.connection}, but the checkpoint's {trained} levels are {old.connection}: "
-                     f"they would compute something else; set --config.mixer.connection={old.connection}")
+    raise ValueError(f"mixer.connection={new.connection}, but the checkpoint's {trained} levels "
+                     f"are {old.connection}: they would compute something else; set "
+                     f"--config.mixer.connection={old.connection}")
   if trained > 1 and new.connection == "independent" and count != trained:
-    raise ValueError(f"mixer.levels: {count} levels, the checkpoint has {trained}; among independent levels, which are "
-                     f"weighted against each other, there is no place for new ones: give {trained}")
+    raise ValueError(f"mixer.levels: {count} levels, the checkpoint has {trained}; among "
+                     "independent levels, which are weighted against each other, there is no "
+                     f"place for new ones: give {trained}")
 
 
 def load(config, workdir: str | Path) -> tuple[dict, dict]:
