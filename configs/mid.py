@@ -16,7 +16,7 @@ def get_config():
   c.model.dim = 1024
   c.model.layers = 24
   c.model.heads = 16
-  c.mixer.hidden = 2.25
+  c.channel.hidden = 2.25
   c.titan.hidden = 1.0
   c.titan.period = 16
   c.data.seq = 4096

@@ -13,9 +13,9 @@ def get_config():
   c = smoke.get_config()
   c.model.update(config.PRESETS["hope_attention"])
   c.attention.window = 64
-  c.mixer.hidden = 2.0
-  c.mixer.levels = (config.Level("fast", 64, lr=0.01), config.Level("slow", 256, lr=0.01))
-  c.mixer.in_context = True
+  c.channel.hidden = 2.0
+  c.channel.levels = (config.Level("fast", 64, lr=0.01), config.Level("slow", 256, lr=0.01))
+  c.channel.in_context = True
   c.data.seq = 1024
   c.data.batch = 4
   return c

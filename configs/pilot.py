@@ -18,10 +18,10 @@ def get_config():
   c.model.heads = 8
   c.model.vocab = 32_768
   c.model.dtype = "bfloat16"
-  c.mixer.levels = (config.Level("fast", 1), config.Level("mid", 4), config.Level("slow", 32),
+  c.channel.levels = (config.Level("fast", 1), config.Level("mid", 4), config.Level("slow", 32),
                     config.Level("ultra", 128))
-  c.mixer.hidden = 4.0
-  c.mixer.in_context = True
+  c.channel.hidden = 4.0
+  c.channel.in_context = True
   c.teach.scale = 0.1
   c.teach.clip = 4.0
   c.teach.warmup = 2_000
@@ -35,7 +35,7 @@ def get_config():
   c.data.batch = 6
   c.optim.name = "muon"
   c.optim.lr = 3e-4
-  c.optim.muon_lr = 1e-2
+  c.muon.lr = 1e-2
   c.optim.warmup = 2_000
   c.train.steps = 246_667  # 3 billion tokens
   c.train.eval_every = 1_000

@@ -23,7 +23,7 @@ def get_config():
   c.model.embed_std = 0.125
   c.model.layers = 2
   c.model.heads = 1
-  c.mixer.hidden = 2.0
+  c.channel.hidden = 2.0
   c.selfmod.memory = "linear"
   c.selfmod.chunk_generators = 8
   c.selfmod.chunk_memory = 8

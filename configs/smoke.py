@@ -14,13 +14,13 @@ def get_config():
   c.model.dim = 128
   c.model.layers = 2
   c.model.heads = 2
-  c.mixer.hidden = 4.0
+  c.channel.hidden = 4.0
   c.selfmod.memory = "linear"
   c.data.seq = 256
   c.data.batch = 16
   c.optim.name = "muon"
   c.optim.lr = 3e-3
-  c.optim.muon_lr = 2e-2
+  c.muon.lr = 2e-2
   c.optim.warmup = 20
   c.train.steps = 300
   c.train.eval_every = 100

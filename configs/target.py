@@ -15,7 +15,7 @@ def get_config():
   c.model.dim = 1536
   c.model.layers = 32
   c.model.heads = 24
-  c.mixer.hidden = 0.75
+  c.channel.hidden = 0.75
   c.titan.hidden = 1.0
   c.titan.period = 32
   c.data.seq = 8192

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from hope_jax.model import checks
 from hope_jax.reports.tables import markdown
-from hope_jax.runtime import program
+from hope_jax.scoring import results
 from hope_jax.training import collectives, costs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,8 +33,9 @@ GIB = 2**30
 # streams that a device reads at once, in the table of meshes
 AT_ONCE = {"pilot": 8, "mid": 2, "target": 1}
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 8, 1), (8, 8, 1)]
-TRANSFORMER = {"model.pattern": ("attention",), "model.titan": "none", "mixer.kind": "swiglu"}
-WHOLE = {"mixer.in_context": False}  # levels that only the outer optimizer writes: whole sequences
+TRANSFORMER = {"model.pattern": ("attention",), "model.titan": "none", "channel.kind": "swiglu"}
+# levels that only the outer optimizer writes: whole sequences
+WHOLE = {"channel.in_context": False}
 SELFMOD = {"model.pattern": ("selfmod",), "model.titan": "none"}
 STORED = {"model.remat": "none", "selfmod.remat_chunks": 0}
 LONG = {  # one sequence on one device
@@ -157,18 +158,17 @@ def main(argv):
     print(json.dumps(measure(json.loads(CASE.value))))
     return
   jobs = {table: cases(table) for table in TABLES.value}
-  path = Path(OUTPUT.value) if OUTPUT.value else None
+  path = results.ready(OUTPUT.value) if OUTPUT.value else None
   report = json.loads(path.read_text()) if path and path.exists() else {}
   with tqdm(total=sum(map(len, jobs.values())), unit="program") as bar:
     for table, entries in jobs.items():
       rows = []
-      report[table] = {**program.stamp("evals/compiled.py"), "jax": jax.__version__, "rows": rows}
+      report[table] = results.stamp("evals/compiled.py") | {"jax": jax.__version__, "rows": rows}
       for entry in entries:
         bar.set_postfix_str(f"{entry['config']}, {entry['label']}, {entry['mesh']}")
         rows.append(apart(entry, MINUTES.value))
         if path:
-          path.parent.mkdir(parents=True, exist_ok=True)
-          path.write_text(json.dumps(report, indent=1) + "\n")
+          results.write(path, report)
         bar.update()
   for table in jobs:
     print(markdown([table, {"meshes": "data x fsdp x tensor", "remat": "policy", "depths": "layers",

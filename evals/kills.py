@@ -61,8 +61,8 @@ def config():
   c.model.update(dict(configs.PRESETS["hope_attention"], dim=16, layers=2, heads=2, vocab=33,
                       dropout=0.1))
   c.attention.window = 16
-  c.mixer.levels = (configs.Level("fast", 8, lr=0.05), configs.Level("slow", 128))
-  c.mixer.in_context, c.teach.chunk = True, 8
+  c.channel.levels = (configs.Level("fast", 8, lr=0.05), configs.Level("slow", 128))
+  c.channel.in_context, c.teach.chunk = True, 8
   c.data.update(dict(task="recall", recall_pairs=4, recall_keys=16, recall_taught=True, seq=32,
                      align=8, batch=4))
   c.optim.warmup = 5

@@ -22,12 +22,7 @@ documents already scored (OUTPUT.partial).
 
 import dataclasses
 import functools
-import hashlib
-import heapq
-import json
 import math
-from pathlib import Path
-import re
 
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -35,110 +30,16 @@ import numpy as np
 from tqdm import tqdm
 
 from hope_jax import config as configs
-from hope_jax.checkpoints import arrays
-from hope_jax.data import corpus
+from hope_jax.data import heldout
+from hope_jax.data.heldout import Sample
 from hope_jax.model import checks, lm, plan
 from hope_jax.reading import opening, study
+from hope_jax.reports import gain, tables
 from hope_jax.reports.tables import markdown
 from hope_jax.runtime import program, startup
 from hope_jax.runtime.startup import say
-from hope_jax.scoring import memorization
+from hope_jax.scoring import memorization, results
 from hope_jax.scoring.intervals import both_ways
-
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-  """The start of a document: `ids` with <s>, the bytes of text that they stand for;
-  `whole`: tokens of all of it.
-  """
-  source: str
-  name: str
-  domain: str
-  ids: tuple[int, ...]
-  bytes: int
-  whole: int
-
-
-# Which documents.
-
-
-def sources(names: list[str], field: str, trained: tuple[ConfigDict, ...],
-            val_fraction: float) -> list[tuple]:
-  """[(source, val_fraction, or None where all its documents are held out)].
-
-  trained: the checkpoint's sources. ValueError for text that training may have seen, and for equal
-  names.
-  """
-  found = []
-  for name in names:
-    if name == "own":
-      found += [(source, val_fraction) for source in trained]
-      continue
-    path = Path(name).expanduser().resolve()
-    kind = (name if name == "embedded" else "jsonl" if any(map(_is_jsonl, [path, *path.rglob("*")]))
-            else "text")
-    stem = re.sub(r"\W+", "_", path.name.split(".")[0]) or "text"
-    source = ConfigDict(dict(name=stem, kind=kind, path=name, field=field, domains="", weight=1.0))
-    found.append((source, val_fraction if _is_trained_on(source, path, trained) else None))
-  if len({source.name for source, _ in found}) < len(found):
-    raise ValueError(f"--documents: two of {', '.join(names)} have the same name: rename one, or "
-                     "give their folder")
-  return found
-
-
-def _is_jsonl(path: Path) -> bool:
-  return re.search(r"\.jsonl?(\.gz)?$", path.name) is not None
-
-
-def _is_trained_on(source: ConfigDict, path: Path, trained: tuple[ConfigDict, ...]) -> bool:
-  """ValueError where documents overlap under other names: their split is not known."""
-  if source.kind == "embedded":
-    return any(other.kind == "embedded" for other in trained)
-  for other in trained:
-    at = Path(other.path).expanduser().resolve()
-    if other.kind == "embedded":
-      continue
-    if (at, other.kind) == (path, source.kind):
-      return True
-    if path.is_relative_to(at) or at.is_relative_to(path):
-      raise ValueError(f"--documents={source.path} overlaps with {other.path}, which the "
-                       "checkpoint was trained on: give --documents=own for its validation "
-                       "documents, or other text")
-  return False
-
-
-def choose(found: list[tuple], tokenizer, *, tokens: int, min_tokens: int, skip: int, count: int,
-           seed: int) -> list[Sample]:
-  """`count` documents of `min_tokens` or more, cut to `tokens`:
-  after `skip`, those of the smallest hashes.
-  """
-  best = []  # a heap of (-hash, Sample), the largest hash on top
-  for source, val_fraction in found:
-    for document in tqdm(corpus.read(source), desc=f"read {source.name}", unit=" documents",
-                         mininterval=1):
-      if val_fraction is not None and corpus.split_of(document.name, val_fraction) != "validation":
-        continue
-      key = f"{seed} {source.name}/{document.name}".encode("utf-8", "surrogateescape")
-      order = -int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
-      full = len(best) == skip + count
-      if full and order < best[0][0]:
-        continue  # before it is encoded: of many documents few are
-      ids = tokenizer.encode(document.text)
-      if len(ids) >= max(min_tokens, 2):
-        kept = (tokenizer.bos, *ids[:tokens])
-        size = int(tokenizer.token_bytes[[*kept]].sum())
-        sample = Sample(source.name, document.name, document.domain, kept, size, len(ids))
-        (heapq.heappushpop if full else heapq.heappush)(best, (order, sample))
-  chosen = [sample for _, sample in sorted(best, key=lambda entry: -entry[0])][skip:]
-  if len(chosen) < 2:
-    raise ValueError(f"{len(chosen)} documents of {min_tokens} tokens or more, after {skip} "
-                     "skipped: an interval needs 2: lower --min_tokens or --skip, or give more "
-                     "--documents")
-  return chosen
-
-
-# How they are read.
 
 
 def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
@@ -150,11 +51,12 @@ def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
   if f.mode is not None:
     config.teach.mode = f.mode
   if f.in_context:
-    if config.mixer.kind != "cms":
+    if config.channel.kind != "cms":
       raise ValueError(f"--in_context: {configs.describe(config)} has no CMS levels")
-    config.mixer.in_context = True
+    config.channel.in_context = True
   titan = config.model.titan != "none"
-  levels = (list(config.mixer.levels) if config.mixer.kind == "cms" and config.mixer.in_context
+  levels = (list(config.channel.levels) if config.channel.kind == "cms"
+            and config.channel.in_context
             else [])
   names = ["titan"] * titan + [plan.path(entry.name) for entry in levels]
   for field, parse, texts in (("period", int, f.period), ("rule", str, f.rule),
@@ -173,7 +75,7 @@ def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
     levels = [dataclasses.replace(entry, **{field: value})
               for entry, value in zip(levels, values[titan:])]
   if levels:
-    config.mixer.levels = tuple(levels)
+    config.channel.levels = tuple(levels)
   checks.validate(config)
   if f.period and len(plan.of(config).levels) < len(names):
     raise ValueError("--period: a level is written in context if its period is at most "
@@ -206,21 +108,9 @@ def read(params, on, off, samples: list[Sample], at: np.ndarray) -> list[dict]:
     return lm.init_fast(config, len(texts))
   reports = {"off": study.memorize(off, params, fresh(off), texts, write=False)[1],
              "on": study.memorize(on, params, fresh(on), texts)[1]}
-  return [row(on, sample, {name: one_stream(on, report, b, len(sample.ids))
+  return [row(on, sample, {name: report.stream(on, b, len(sample.ids))
                            for name, report in reports.items()}, at)
           for b, sample in enumerate(samples)]
-
-
-def one_stream(config, report: study.Report, b: int, tokens: int) -> study.Report:
-  """Of one text of a batch, without the padding after it.
-  Statistics of self-modifying memories are the batch's.
-  """
-  chunks = -(-tokens // study.size(config))
-  def cut(stats):
-    return {key: value[:chunks, :, b:b + 1] for key, value in stats.items()}
-  stats = {name: values if name == "selfmod" else cut(values)
-           for name, values in report.stats.items()}
-  return study.Report(report.nats_BxT[b:b + 1, :tokens], report.labels_BxT[b:b + 1, :tokens], stats)
 
 
 def row(config, sample: Sample, reports: dict[str, study.Report], at: np.ndarray) -> dict:
@@ -241,9 +131,6 @@ def row(config, sample: Sample, reports: dict[str, study.Report], at: np.ndarray
           "memories": on.totals(plan.of(config).enabled),
           "selfmod": {key: float(np.mean(value[-1]))
                       for key, value in on.stats.get("selfmod", {}).items()}}
-
-
-# What came out.
 
 
 def scores(rows: list[dict], seed: int) -> dict:
@@ -268,24 +155,14 @@ def positions(rows: list[dict], at: np.ndarray, seed: int) -> list[dict]:
           for i in range(len(at) - 1) if tokens[:, i].any()]
 
 
-def memories(rows: list[dict]) -> dict:
-  """What each did, mean over documents and layers.
-  RuntimeError, saying why, for one that was never written.
-  """
-  out = study.mean_totals([each["memories"] for each in rows])
-  study.check_updates(out)
-  return out
-
-
-def self_modifying(rows: list[dict], paths: list[str]) -> dict:
-  """Mean distances from the start and gates.
-  RuntimeError where nothing has moved that was to be written.
+def memories(rows: list[dict], paths: list[str]) -> dict:
+  """What each did, mean over documents and layers; of self-modifying ones, distances from the start
+  and gates. RuntimeError, saying why, for one of `paths` that was never written.
   """
   means = {key: float(np.mean([each["selfmod"][key] for each in rows]))
            for key in rows[0]["selfmod"]}
-  if "selfmod" in paths:
-    study.check_moved(means)
-  return means
+  did = results.memories([each["memories"] for each in rows], means if "selfmod" in paths else None)
+  return {"memories": did, "selfmod": means}
 
 
 def summary(rows: list[dict], at: np.ndarray, seed: int, paths: list[str]) -> dict:
@@ -295,81 +172,31 @@ def summary(rows: list[dict], at: np.ndarray, seed: int, paths: list[str]) -> di
     domains.setdefault(f"{each['source']}/{each['domain']}", []).append(each)
   return scores(rows, seed) | {"domains": {name: scores(own, seed)
                                            for name, own in sorted(domains.items())},
-                               "positions": positions(rows, at, seed), "memories": memories(rows),
-                               "selfmod": self_modifying(rows, paths)}
+                               "positions": positions(rows, at, seed)} | memories(rows, paths)
 
 
-def draw(result: dict):
-  """Left: nats per token by position, off and on. Right: the gain. Bands are the 95 % intervals."""
-  from matplotlib.figure import Figure  # an extra: plots
-  figure = Figure(figsize=(10, 3.6), layout="constrained")
-  left, right = figure.subplots(1, 2)
-  bins = [entry for entry in result["positions"] if entry["gain"]["low"] is not None]
-  middle = [math.sqrt(max(entry["from"], 1) * entry["to"]) for entry in bins]
-  for axis, name, colour in ((left, "off", "tab:gray"), (left, "on", "tab:blue"),
-                             (right, "gain", "tab:green")):
-    value, low, high = ([entry[name][key] for entry in bins] for key in ("value", "low", "high"))
-    axis.plot(middle, value, marker=".", label=f"memory {name}", color=colour)
-    axis.fill_between(middle, low, high, alpha=0.2, color=colour)
-  right.axhline(0, color="black", linewidth=0.8)
-  for axis, label in ((left, "nats per token"), (right, "gain, nats per token")):
-    axis.set(xscale="log", xlabel="tokens of the document before", ylabel=label)
-    axis.grid(alpha=0.3)
-  left.legend()
-  right.set_title(f"{result['documents']} documents, 95 % intervals", fontsize="small")
-  return figure
-
-
-def tables(result: dict) -> str:
+def show(result: dict) -> str:
   """Scores by domain, by position, and what was written."""
-  def show(score):
-    return f"{score['value']:.4f}" + ("" if score["low"] is None
-                                      else f" ({score['low']:.4f} to {score['high']:.4f})")
   def three(part):
-    return [show(part[name]) for name in ("off", "on", "gain")]
-  parts = [("all", result)] + (list(result["domains"].items()) if len(result["domains"]) > 1
-                               else [])
-  out = [
+    return [tables.score(part[name]) for name in ("off", "on", "gain")]
+  domains = result["domains"].items() if len(result["domains"]) > 1 else ()
+  texts = [
       markdown(["bits per byte", "documents", "better with memory", "off", "on",
                 "gain (95 % interval)"],
-            [[name, part["documents"], part["better"], *three(part["bits_per_byte"])]
-             for name, part in parts]),
+               [[name, part["documents"], part["better"], *three(part["bits_per_byte"])]
+                for name, part in [("all", result), *domains]]),
       markdown(["nats per token after", "documents", "off", "on", "gain (95 % interval)"],
-            [[f"{p['from']:,} to {p['to']:,}", p["documents"], *three(p)]
-             for p in result["positions"]]),
-      markdown(["memory, a document and layer", "updates", "chunks let through", "surprise",
-                "sum of moves"],
-            [[path, f"{t['updates']:,.1f}", f"{t['gate_hits']:,.1f}", f"{t['surprise']:.3g}",
-              f"{t['moved']:.3g}"]
-             for path, t in result["memories"].items()])]
-  out.append(markdown(["self-modifying", "mean"],
-                      [[key, f"{mean:.4g}"] for key, mean in result["selfmod"].items()]))
-  return "\n".join(out[:2] + out[2:3] * bool(result["memories"]) + out[3:]
-                   * bool(result["selfmod"]))
+               [[f"{p['from']:,} to {p['to']:,}", p["documents"], *three(p)]
+                for p in result["positions"]]),
+      tables.memories(result["memories"], "document")]
+  if result["selfmod"]:
+    texts.append(markdown(["self-modifying", "mean"],
+                          [[key, f"{mean:.4g}"] for key, mean in result["selfmod"].items()]))
+  return "\n".join(text for text in texts if text)
 
 
-class Partial:
-  """Rows of the batches scored so far, in a file beside the output;
-  a run with other settings starts anew.
-  """
-
-  def __init__(self, path: Path, settings: dict):
-    self._path, head = path, json.dumps(settings) + "\n"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    # the last may be cut
-    lines = [line for line in lines if line.endswith("\n")] if lines[:1] == [head] else [head]
-    self.batches = [json.loads(line) for line in lines[1:]]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(lines))
-
-  def add(self, rows: list[dict]) -> None:
-    self.batches.append(rows)
-    with self._path.open("a") as file:
-      file.write(json.dumps(rows) + "\n")
-
-
-def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> dict:
-  """All that the file holds but its date and command."""
+def evaluate(config, params, tokenizer, f: flags.FlagValues) -> tuple[dict, results.Partial]:
+  """(all that the file holds but its date and command, what goes when it is written)."""
   on = change(config, f)
   off = switched_off(on, f.selfmod_always)
   paths = [path for path in plan.of(on).enabled if path not in plan.of(off).enabled]
@@ -377,20 +204,18 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> d
     raise ValueError(f"this model ({configs.describe(on)}) writes nothing more with memory on than "
                      "with memory off: add --in_context --period=64 --lr=0.01 if its levels were "
                      "trained without writes, or correct --paths and --layers")
-  found = sources(f.documents, f.field, config.data.sources, config.data.val_fraction)
-  samples = choose(found, tokenizer, tokens=f.tokens, min_tokens=f.min_tokens, skip=f.skip,
-                   count=f.max_samples, seed=f.seed)
+  found = heldout.sources(f.documents, f.field, config.data.sources, config.data.val_fraction)
+  samples = heldout.choose(found, tokenizer, tokens=f.tokens, min_tokens=f.min_tokens,
+                           skip=f.skip, count=f.max_samples, seed=f.seed)
   samples.sort(key=lambda sample: -len(sample.ids))  # so that a batch holds little padding
   cut = sum(sample.whole > f.tokens for sample in samples)
   say(f"{len(samples)} documents, {sum(len(sample.ids) - 1 for sample in samples):,} tokens; {cut} "
       f"of them were cut to {f.tokens:,} tokens; written: {', '.join(paths)}")
-  settings = {"checkpoint": f.checkpoint, "fingerprint": arrays.fingerprint(params),
-              "tokenizer": tokenizer.digest,
-              "seed": f.seed, "skip": f.skip, "tokens_at_most": f.tokens,
-              "min_tokens": f.min_tokens, "batch": f.batch,
-              "written": paths, "chunk": study.size(on), "config": json.loads(configs.to_json(on))}
+  settings = results.of_model(on, params, tokenizer.digest) | {
+      "checkpoint": f.checkpoint, "seed": f.seed, "skip": f.skip, "tokens_at_most": f.tokens,
+      "min_tokens": f.min_tokens, "batch": f.batch, "written": paths}
   chosen = [[sample.source, sample.name, sample.whole, sample.bytes] for sample in samples]
-  kept = Partial(partial, settings | {"documents": chosen})
+  kept = results.Partial(f.output + ".partial", settings | {"documents": chosen})
   at = edges(study.size(on), f.tokens)
   with tqdm(total=len(samples), desc="score", unit="document") as bar:
     for number, first in enumerate(range(0, len(samples), f.batch)):
@@ -398,7 +223,7 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues, partial: Path) -> d
         kept.add(read(params, on, off, samples[first:first + f.batch], at))
       bar.update(len(kept.batches[number]))
   rows = [each for batch in kept.batches for each in batch]
-  return settings | {"cut": cut} | summary(rows, at, f.seed, paths) | {"rows": rows}
+  return settings | {"cut": cut} | summary(rows, at, f.seed, paths) | {"rows": rows}, kept
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -430,14 +255,14 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, "
                          "--documents=a.jsonl,b.jsonl")
   startup.prepare()
-  output, partial = Path(f.output), Path(f.output + ".partial")
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
-    result = evaluate(*opening.load(f.checkpoint), f, partial)
-  output.write_text(json.dumps(program.stamp("evals/long_documents.py") | result, indent=1) + "\n")
-  partial.unlink()
-  print(tables(result))
+    output = results.ready(f.output)
+    result, partial = evaluate(*opening.load(f.checkpoint), f)
+    results.write(output, results.stamp("evals/long_documents.py"), result)
+    partial.close()
+  print(show(result))
   try:
-    draw(result).savefig(output.with_suffix(".png"), dpi=120)
+    gain.draw(result).savefig(output.with_suffix(".png"), dpi=120)
   except ImportError:
     say("no picture without matplotlib: pip install hope_jax[plots]")
 

@@ -19,7 +19,6 @@ are drawn with replacement, both readings of one together.
 """
 
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 from absl import app, flags
@@ -28,13 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax import config as configs
-from hope_jax.checkpoints import arrays
 from hope_jax.model import lm, plan
 from hope_jax.reading import study
-from hope_jax.reports.tables import markdown
+from hope_jax.reports import tables
 from hope_jax.runtime import program, startup
-from hope_jax.scoring import memorization
+from hope_jax.scoring import memorization, results
 from hope_jax.scoring.intervals import both_ways
 
 
@@ -98,9 +95,7 @@ def score(config, params, samples: list[Sample], *, steps: int, batch: int, rese
         study.check_moved(readings[-1].stats["selfmod"])
       rows += [{"tokens": len(s.answer), "off": a, "on": b} for s, a, b in zip(some, off, on)]
       bar.update(len(some))
-  mean = study.mean_totals(totals)
-  study.check_updates(mean)
-  return rows, mean
+  return rows, results.memories(totals)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -130,30 +125,23 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
                        f"{', '.join(plan.of(config).paths)}) and --layers, or train with a level's "
                        "lr above 0")
     if f.output is not None:
-      Path(f.output).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+      results.ready(f.output)
     rows, memories = score(config, params, read(f.questions, tokenizer), steps=f.steps,
                            batch=f.batch, reset=f.reset, leak=f.use_correct_answer)
-  def column(key):
-    return np.array([row[key] for row in rows])
-  result = {**program.stamp("evals/questions.py"), "seed": f.seed,
-            "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest,
-            "chunk": study.size(config),
-            "leaks_the_answer": f.use_correct_answer, "reset": f.reset, "steps": f.steps,
-            "samples": len(rows),
-            "nats_per_token": both_ways(column("off"), column("on"), column("tokens"), f.seed),
-            "memories": memories, "config": json.loads(configs.to_json(config)), "rows": rows}
-  if f.output is not None:
-    Path(f.output).write_text(json.dumps(result, indent=1) + "\n")
-  def show(s):
-    return f"{s['value']:.4f} ({s['low']:.4f} to {s['high']:.4f})"
+    def column(key):
+      return np.array([row[key] for row in rows])
+    gains = both_ways(column("off"), column("on"), column("tokens"), f.seed)
+    if f.output is not None:
+      results.write(f.output, results.stamp("evals/questions.py"),
+                    results.of_model(config, params, tokenizer.digest),
+                    {"seed": f.seed, "leaks_the_answer": f.use_correct_answer, "reset": f.reset,
+                     "steps": f.steps, "samples": len(rows), "nats_per_token": gains,
+                     "memories": memories, "rows": rows})
   if f.use_correct_answer:
     print("LEAKS THE ANSWER: it was memorized before the question was asked\n")
-  print(markdown(["nats per token of the answer (95 %)", "memory off", "memory on", "gain"],
-                 [[f"{len(rows)} questions", *map(show, result["nats_per_token"].values())]]))
-  if memories:
-    print(markdown(["memory, a reading and layer", "updates", "chunks let through", "sum of moves"],
-                   [[path, f"{t['updates']:,.1f}", f"{t['gate_hits']:,.1f}", f"{t['moved']:.3g}"]
-                    for path, t in memories.items()]))
+  print(tables.markdown(["nats per token of the answer (95 %)", "memory off", "memory on", "gain"],
+                        [[f"{len(rows)} questions", *map(tables.score, gains.values())]]))
+  print(tables.memories(memories, "reading"))
 
 
 if __name__ == "__main__":

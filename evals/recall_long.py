@@ -10,11 +10,7 @@ teach.paths=("none",). The intervals (Wilson, 95 %) count sequences, not queries
 rather than narrow: queries of one sequence are not independent.
 """
 
-import json
-import math
-import os
 from pathlib import Path
-import platform
 import time
 
 from absl import app, flags
@@ -29,7 +25,7 @@ from hope_jax.data import loader
 from hope_jax.model import checks, plan, sharding
 from hope_jax.reports.tables import markdown
 from hope_jax.runtime import program, startup
-from hope_jax.scoring import validation
+from hope_jax.scoring import intervals, results, validation
 from hope_jax.training import steps
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.",
@@ -41,7 +37,6 @@ SEQUENCES = flags.DEFINE_integer("sequences", 256, "Sequences for each gap; a mu
                                  lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 16, "Sequences at once.", lower_bound=1)
 OUTPUT = flags.DEFINE_string("output", None, "All numbers, as JSON.")
-Z = 1.959964  # 95 % of a normal distribution
 
 
 def at_gap(config, gap: int, write: bool):
@@ -56,14 +51,6 @@ def at_gap(config, gap: int, write: bool):
     c.teach.paths = ("none",)
   checks.validate(c, jax.device_count())
   return c.lock()
-
-
-def interval(accuracy: float, samples: int) -> tuple[float, float]:
-  """Wilson's, 95 %."""
-  centre = (accuracy + Z * Z / (2 * samples)) / (1 + Z * Z / samples)
-  half = Z / (1 + Z * Z / samples) * math.sqrt(accuracy * (1 - accuracy) / samples + Z * Z
-                                               / (4 * samples * samples))
-  return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def make_step(config):
@@ -92,7 +79,8 @@ def evaluate(config, params, bar: tqdm) -> tuple[dict, list[dict]]:
     moved.append({name: float(np.mean(v)) for name, v in stats.items() if name.startswith("moved")})
     bar.update()
   accuracy = right / asked
-  return {"accuracy": accuracy, "interval": interval(accuracy, SEQUENCES.value), "queries": asked,
+  return {"accuracy": accuracy, "interval": intervals.wilson(accuracy, SEQUENCES.value),
+          "queries": asked,
           "moved": {name: float(np.mean([m[name] for m in moved])) for name in moved[0]},
           "seconds": time.perf_counter() - began}, moved
 
@@ -115,9 +103,9 @@ def measure(config, params) -> list[dict]:
   return out
 
 
-def table(config, results: list[dict]) -> str:
+def table(gaps: list[dict]) -> str:
   """Markdown."""
-  ways = [way for way in ("on", "off", "none") if way in results[0]]
+  ways = [way for way in ("on", "off", "none") if way in gaps[0]]
   named = {"on": "memory on", "off": "memory off", "none": "no memory"}
   def percent(r):
     low, high = r["interval"]
@@ -125,7 +113,7 @@ def table(config, results: list[dict]) -> str:
   return markdown(["gap", *(f"{named[way]} (95 %)" for way in ways), "sequences", "queries"],
                   [[f"{r['gap']:,}", *(percent(r[way]) for way in ways), r["sequences"],
                     r[ways[0]]["queries"]]
-                   for r in results])
+                   for r in gaps])
 
 
 def main(argv):
@@ -142,24 +130,18 @@ def main(argv):
     if config.data.task != "recall" or not config.data.recall_fillers:
       raise ValueError(f"{CHECKPOINT.value} was not trained with data.task=recall and "
                        "data.recall_fillers: train configs/recall_long.py")
-    load, results = (os.getloadavg(),
-                     measure(config,
-                             jax.device_put(params,
-                                            sharding.replicated(sharding.mesh(configs.base())))))
-  chance = 1 / config.data.recall_keys
+    if OUTPUT.value:
+      results.ready(OUTPUT.value)
+    place = sharding.replicated(sharding.mesh(configs.base()))
+    gaps = measure(config, jax.device_put(params, place))
+    chance = 1 / config.data.recall_keys
+    if OUTPUT.value:
+      results.write(OUTPUT.value, results.stamp("evals/recall_long.py"), results.machine(),
+                    results.of_model(config, params, meta["tokenizer"]),
+                    {"step": meta["step"], "chance": chance, "gaps": gaps})
   print(f"{config.data.recall_pairs} facts of {config.data.recall_keys} keys and values, "
-        f"{config.data.recall_fillers} fillers; chance {100 * chance:.1f} "
-        f"%\n\n{table(config, results)}")
-  if OUTPUT.value:
-    report = {**program.stamp("evals/recall_long.py"),
-              "device": {"kind": jax.devices()[0].device_kind, "processor": platform.machine(),
-                         "cores": os.cpu_count(), "load_before": load,
-                         "load_after": os.getloadavg()},
-              "versions": {"python": platform.python_version(), "jax": jax.__version__},
-              "step": meta["step"], "chance": chance,
-              "config": json.loads(configs.to_json(config)), "gaps": results}
-    Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
-    Path(OUTPUT.value).write_text(json.dumps(report, indent=1) + "\n")
+        f"{config.data.recall_fillers} fillers; chance {100 * chance:.1f} %\n\n"
+        f"{table(gaps)}")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ take turns, one each in every round, so that what slows the machine down slows a
 tokens, one document a sequence.
 """
 
-import json
 import os
 from pathlib import Path
-import platform
 import statistics
 import tempfile
 import time
@@ -31,7 +29,8 @@ from hope_jax import config as configs
 from hope_jax.model import checks, lm, plan, sharding
 from hope_jax.reading import reader
 from hope_jax.reports.tables import markdown
-from hope_jax.runtime import metrics, program
+from hope_jax.runtime import metrics
+from hope_jax.scoring import results
 from hope_jax.training import costs, steps
 
 PRESETS = {  # vocabulary, width, layers, heads, sequence, batch, dtype
@@ -84,11 +83,11 @@ def configuration(name: str, **changes):
   c.model.update(configs.PRESETS[kind])
   if memory:
     c.selfmod.memory = memory
-  c.mixer.kind = "swiglu" if kind == "transformer" else "cms"
-  c.mixer.hidden = 5.0 if name == "transformer_wide" else 8 / 3 if kind == "transformer" else 4.0
+  c.channel.kind = "swiglu" if kind == "transformer" else "cms"
+  c.channel.hidden = 5.0 if name == "transformer_wide" else 8 / 3 if kind == "transformer" else 4.0
   if periods:
-    c.mixer.levels = tuple(configs.Level(f"every{period}", period) for period in periods)
-    c.mixer.hidden, c.mixer.in_context, c.titan.hidden = 1.0, True, 1.0
+    c.channel.levels = tuple(configs.Level(f"every{period}", period) for period in periods)
+    c.channel.hidden, c.channel.in_context, c.titan.hidden = 1.0, True, 1.0
     c.teach.chunk = c.data.align = CHUNK.value
   for field, value in size.items():
     (c.data if field in ("seq", "batch") else c.model)[field] = value
@@ -184,7 +183,7 @@ def check_parameters(runners: dict) -> None:
     base = runners[MODELS[name][3]]
     if abs(runner.parameters - base.parameters) > 0.07 * base.parameters:
       raise ValueError(f"{name} has {runner.parameters:,} parameters, {MODELS[name][3]} "
-                       f"{base.parameters:,}: change mixer.hidden in configuration()")
+                       f"{base.parameters:,}: change channel.hidden in configuration()")
 
 
 def compare(rate_of) -> tuple[dict, str]:
@@ -340,14 +339,10 @@ def main(argv):
     rates.append(metrics.matmul_rate(dtype))
     return max(rates)
 
-  report = {**program.stamp("evals/speed.py"),
-            "device": {"kind": device.device_kind, "platform": device.platform,
-                       "processor": platform.machine(),
-                       "devices": jax.device_count(), "cores": os.cpu_count(),
-                       "load_before": os.getloadavg()},
-            "versions": {"python": platform.python_version()}
-            | {m.__name__: m.__version__ for m in (jax, flax, optax)},
-            "preset": PRESETS[PRESET.value], "rounds": ROUNDS.value, "steps_per_turn": STEPS.value}
+  report = results.stamp("evals/speed.py") | results.machine(flax, optax) | {
+      "preset": PRESETS[PRESET.value], "rounds": ROUNDS.value, "steps_per_turn": STEPS.value}
+  if OUTPUT.value:
+    results.ready(OUTPUT.value)
   parts = []
   with tempfile.TemporaryDirectory() as cache:
     jax.config.update("jax_compilation_cache_dir", cache)
@@ -373,8 +368,7 @@ def main(argv):
         f"matrix products at {max(rates) / 1e9:,.0f} GFLOP/s; {report['preset']}\n")
   print("\n".join(parts))
   if OUTPUT.value:
-    Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
-    Path(OUTPUT.value).write_text(json.dumps(report, indent=1) + "\n")
+    results.write(OUTPUT.value, report)
 
 
 if __name__ == "__main__":

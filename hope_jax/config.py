@@ -6,13 +6,16 @@ checks.py checks the rest.
 """
 
 import dataclasses
+import importlib
 import json
+import pkgutil
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from hope_jax import versions
+from hope_jax import optimizers, versions
 
+OPTIMIZERS = tuple(module.name for module in pkgutil.iter_modules(optimizers.__path__))
 # fields of config.model: the field's names for models. All but transformer and titan_hybrid have a
 # CMS
 PRESETS = {
@@ -27,9 +30,9 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-  """An entry of mixer.levels: one level of the continuum memory system.
+  """An entry of channel.levels: one level of the continuum memory system.
 
-  period: tokens per update. In context (mixer.in_context): from 1 to data.seq. Longer: stepped by
+  period: tokens per update. In context (channel.in_context): from 1 to data.seq. Longer: stepped by
     the outer optimizer, once per period. 0: by the outer optimizer, at every step.
   rule, lr, beta: the inner optimizer (memory/inner_rules.py).
   warmup: optimizer steps in which lr rises from 0.
@@ -71,15 +74,15 @@ def base() -> ConfigDict:
   c.attention.rope_base = 10_000.0
   c.attention.context = 0  # cache length when window is 0; 0: data.seq
 
-  c.mixer = ConfigDict()  # the channel mixer
-  c.mixer.kind = "cms"  # swiglu | cms
-  c.mixer.hidden = 2.0  # swiglu: width / dim.  cms: width of each level / dim
-  c.mixer.norm = "rms"  # cms: rms | layer
-  c.mixer.activation = "gelu"  # cms: gelu | swiglu
-  c.mixer.levels = (Level("fast", 0),)  # cms, from fast to slow
+  c.channel = ConfigDict()  # the channel mixer
+  c.channel.kind = "cms"  # swiglu | cms
+  c.channel.hidden = 2.0  # swiglu: width / dim.  cms: width of each level / dim
+  c.channel.norm = "rms"  # cms: rms | layer
+  c.channel.activation = "gelu"  # cms: gelu | swiglu
+  c.channel.levels = (Level("fast", 0),)  # cms, from fast to slow
   # sequential (NL Eq. 73) | independent (Eq. 74) | nested (Eq. 72)
-  c.mixer.connection = "sequential"
-  c.mixer.in_context = False  # levels of period 1 to data.seq write themselves while they read
+  c.channel.connection = "sequential"
+  c.channel.in_context = False  # levels of period 1 to data.seq write themselves while they read
 
   c.gru = ConfigDict()
   c.gru.forget_init = -1.0  # bias of the gates at the start: below 0 remembers longer
@@ -171,18 +174,18 @@ def base() -> ConfigDict:
   c.mesh.tensor = 1
 
   c.optim = ConfigDict()
-  c.optim.name = "adamw"  # adamw | muon: matrices by Muon, all else by AdamW
-  c.optim.lr = 1e-3  # AdamW
-  c.optim.muon_lr = 1e-2
+  c.optim.name = "adamw"  # a file of hope_jax/optimizers, which lists its own fields: adamw | muon
+  c.optim.lr = 1e-3
   c.optim.warmup = 100  # steps
   c.optim.final_lr = 0.1  # of the peak, at train.steps (cosine)
   c.optim.weight_decay = 0.1  # matrices only
-  c.optim.b1 = 0.9
-  c.optim.b2 = 0.95
   c.optim.clip = 1.0  # global gradient norm
   # times the mean norm: a step with a larger one is skipped; 0: only one that is not finite
   c.optim.skip_above = 0.0
   c.optim.accumulate = 1  # micro-batches per step
+
+  for name in OPTIMIZERS:
+    c[name] = ConfigDict(importlib.import_module(f"{optimizers.__name__}.{name}").FIELDS)
 
   c.train = ConfigDict()
   c.train.steps = 1000
@@ -216,7 +219,7 @@ def from_json(text: str) -> ConfigDict:
   stored = versions.config(json.loads(text))
   stored["model"]["pattern"] = tuple(stored["model"]["pattern"])
   versions.check_known(stored, c.to_dict())
-  stored["mixer"]["levels"] = tuple(Level(**entry) for entry in stored["mixer"]["levels"])
+  stored["channel"]["levels"] = tuple(Level(**entry) for entry in stored["channel"]["levels"])
   stored["teach"] |= {name: tuple(stored["teach"][name]) for name in ("paths", "layers")}
   stored["data"]["sources"] = tuple(ConfigDict(s) for s in stored["data"]["sources"])
   c.update(stored)
@@ -227,7 +230,7 @@ def describe(config) -> str:
   """The model in a few words: "attention + titan (modified), cms"."""
   m = config.model
   titan = "" if m.titan == "none" else f" + titan ({m.titan})"
-  return f"{', '.join(m.pattern)}{titan}, {config.mixer.kind}"
+  return f"{', '.join(m.pattern)}{titan}, {config.channel.kind}"
 
 
 def load(path: str | Path) -> ConfigDict:

@@ -4,18 +4,15 @@
     python -m hope_jax.generate --checkpoint=runs/smoke --state=out/ --prompt="..."
 """
 
-import json
 import math
 from pathlib import Path
 
 from absl import app, flags
 
-from hope_jax import config as configs
-from hope_jax.checkpoints import arrays
 from hope_jax.reading import conversation, study
 from hope_jax.runtime import program, startup
 from hope_jax.runtime.startup import say
-from hope_jax.scoring import memorization
+from hope_jax.scoring import memorization, results
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -37,6 +34,8 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     config, params, tokenizer = memorization.load(f)
     if f.state is not None:
       conversation.steps(f.state)  # before the work, not after it
+    if f.output is not None:
+      results.ready(f.output)
     text = Path(f.text).read_text()
     ids = [tokenizer.bos, *tokenizer.encode(text)]
     if len(ids) < 3:
@@ -54,19 +53,16 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
             f"chunks let through of {len(next(iter(report.stats.values()))['updates'])}, "
             f"{total['pending']:,.0f} tokens pending, surprise {total['surprise']:.3g}, ||dW|| "
             f"{total['moved']:.3g}")
-    if f.output is not None:
-      Path(f.output).parent.mkdir(parents=True, exist_ok=True)
-      Path(f.output).write_text(json.dumps(
-          program.stamp("-m", "hope_jax.memorize") | {
-           "text": f.text, "fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer.digest,
-              "tokens": len(ids),
-           "steps": f.steps, "nats_per_token": losses,
-           "bits_per_byte": {name: nats * to_bits for name, nats in losses.items()},
-           "config": json.loads(configs.to_json(config))} | study.describe(config, reports)) + "\n")
     if f.state is not None:
       conversation.save(f.state, fast, conversation.owner(config, params) | {"pending": None})
       say(f"saved in {f.state}: go on with python -m hope_jax.generate --checkpoint={f.checkpoint} "
           f"--state={f.state}")
+    if f.output is not None:
+      results.write(f.output, results.stamp("-m", "hope_jax.memorize"),
+                    results.of_model(config, params, tokenizer.digest),
+                    {"text": f.text, "tokens": len(ids), "steps": f.steps, "nats_per_token": losses,
+                     "bits_per_byte": {name: nats * to_bits for name, nats in losses.items()}},
+                    study.describe(config, reports))
 
 
 def run():

@@ -4,16 +4,21 @@ state, says its version.
     1    0.1.0, which wrote no version: model.kind; the fast state of token mixers beside each other
          in its layer
     2    model.pattern and model.titan; the fast state of token mixers by their names
+    3    the section channel, which was called mixer; each outer optimizer's fields in its own
+         section
 """
 
 import difflib
 import re
 
-NOW = 2
+NOW = 3
 KINDS = {  # of version 1: (model.pattern, model.titan)
     "transformer": (("attention",), "none"), "hope_attention": (("attention",), "none"),
     "hope_selfmod": (("selfmod",), "none"), "hope_hybrid": (("attention",), "modified"),
     "titan_hybrid": (("attention",), "plain")}
+MOVED_2 = {  # section and field of versions 1 and 2: where it is now
+    ("optim", "muon_lr"): ("muon", "lr"),
+    ("optim", "b1"): ("adamw", "b1"), ("optim", "b2"): ("adamw", "b2")}
 FAST_1 = (  # path of fast state now, and in version 1
     (r"layers/tokens/attention/(.*)", r"layers/cache/\1"),
     (r"layers/tokens/selfmod/(.*)", r"layers/\1"),
@@ -30,6 +35,10 @@ def config(stored: dict) -> dict:
                      "install a newer one")
   if version == 1:
     stored["model"]["pattern"], stored["model"]["titan"] = KINDS[stored["model"].pop("kind")]
+  if version <= 2:
+    stored["channel"] = stored.pop("mixer")
+    for (section, field), (new_section, new_field) in MOVED_2.items():
+      stored.setdefault(new_section, {})[new_field] = stored[section].pop(field)
   return stored
 
 

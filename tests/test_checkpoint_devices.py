@@ -27,7 +27,7 @@ def tiny(kind):
   c = config.base()
   c.data.sources = ()
   c.model.update(dict(config.PRESETS[kind], dim=16, layers=1, heads=2, vocab=32))
-  c.mixer.update(dict(hidden=1.0, levels=(config.Level("fast", 4), config.Level("slow", 8)),
+  c.channel.update(dict(hidden=1.0, levels=(config.Level("fast", 4), config.Level("slow", 8)),
                       in_context=kind == "hope_hybrid"))
   c.selfmod.update(dict(chunk_generators=4, chunk_memory=4))
   return c, jax.jit(lambda: lm.init_params(c, jax.random.key(3)))(), jnp.arange(16).reshape(2, 8)

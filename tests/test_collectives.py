@@ -85,7 +85,7 @@ def test_dry_run_for_devices_that_are_not_there():
   def dry_run(*mesh):
     command = [sys.executable, "-m", "hope_jax.launch", "--config=configs/smoke.py", "--dry_run",
                "--config.model.pattern=('attention',)",
-               "--config.mixer.kind=swiglu", "--config.model.vocab=512", "--config.data.batch=64",
+               "--config.channel.kind=swiglu", "--config.model.vocab=512", "--config.data.batch=64",
                "--config.optim.name=adamw", *mesh]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
                           env={k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"})

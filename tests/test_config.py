@@ -52,9 +52,9 @@ def test_json_round_trip():
     (dict(selfmod__chunk_memory=128), "set data.align to 128"),
     (dict(data__seq=500), "set data.seq to 512"),
     (dict(data__batch=6, optim__accumulate=4), "set data.batch to 8"),
-    (dict(mixer__levels=(config.Level("fast", 0), config.Level("fast", 1))), "names repeat"),
-    (dict(mixer__levels=(config.Level("slow", -1),)), "negative"),
-    (dict(mixer__levels=(config.Level("slow", 700),)), "set it to 1024"),
+    (dict(channel__levels=(config.Level("fast", 0), config.Level("fast", 1))), "names repeat"),
+    (dict(channel__levels=(config.Level("slow", -1),)), "negative"),
+    (dict(channel__levels=(config.Level("slow", 700),)), "set it to 1024"),
     (dict(selfmod__through_writes="half"), "full, none or chunks:n"),
     (dict(selfmod__alpha=False), "set selfmod.bound=0"),
     (dict(selfmod__factor="input"), "set selfmod.bound=0"),
@@ -66,16 +66,17 @@ def test_what_cannot_run_is_refused(fields, message):
 
 
 @pytest.mark.parametrize("fields, message", [
-    (dict(mixer__levels=(config.Level("fast", 0),)),
+    (dict(channel__levels=(config.Level("fast", 0),)),
      "period 0 of fast never writes in context: set it to 1"),
-    (dict(mixer__levels=(config.Level("fast", 1, rule="adam"),)),
+    (dict(channel__levels=(config.Level("fast", 1, rule="adam"),)),
      "rule adam of fast: choose one of sgd, momentum"),
-    (dict(mixer__levels=(config.Level("fast", 1, lr=-0.1),)),
+    (dict(channel__levels=(config.Level("fast", 1, lr=-0.1),)),
      "fast: lr=-0.1, .* set lr and warmup to 0 or more"),
-    (dict(mixer__levels=(config.Level("fast", 1, scale=0.0),)), "scale=0.0: set .* scale above 0"),
-    (dict(mixer__levels=(config.Level("titan", 1),)),
+    (dict(channel__levels=(config.Level("fast", 1, scale=0.0),)),
+     "scale=0.0: set .* scale above 0"),
+    (dict(channel__levels=(config.Level("titan", 1),)),
      "titan and token mixers are names of other memories"),
-    (dict(mixer__levels=(config.Level("mid", 48),)),
+    (dict(channel__levels=(config.Level("mid", 48),)),
      "period 48 of mid is neither.*set teach.chunk=48"),
     (dict(teach__scale=0.0), "nothing would be written"),
     (dict(teach__clip=-1.0), "set them to 0 or more"),
@@ -87,8 +88,8 @@ def test_what_cannot_run_is_refused(fields, message):
     (dict(teach__layers=(4,)), "4 is none of the layers 0 to 3"),
 ])
 def test_writes_that_cannot_happen_are_refused(fields, message):
-  c = changed(**dict(mixer__in_context=True,
-                     mixer__levels=(config.Level("fast", 1), config.Level("slow", 128))) | fields)
+  c = changed(**dict(channel__in_context=True,
+                     channel__levels=(config.Level("fast", 1), config.Level("slow", 128))) | fields)
   with pytest.raises(ValueError, match=message):
     checks.validate(c)
 

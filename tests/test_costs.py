@@ -109,7 +109,7 @@ def small(kind, memory="mlp"):
   c.data.update(dict(seq=32, align=8, batch=4))
   c.selfmod.update(dict(memory=memory, chunk_memory=8, chunk_generators=8))
   if kind == "transformer":
-    c.mixer.update(dict(kind="swiglu", hidden=3.0))
+    c.channel.update(dict(kind="swiglu", hidden=3.0))
   return c
 
 
@@ -143,7 +143,7 @@ def test_recomputation_saves_memory_costs_products_and_changes_no_gradient(kind)
   c = small(kind)
   c.data.update(dict(seq=64, align=64, batch=16))
   if kind == "hope_hybrid":
-    c.mixer.update(dict(in_context=True,
+    c.channel.update(dict(in_context=True,
                         levels=(config.Level("fast", 4), config.Level("slow", 64))))
   params = jax.jit(lambda key: lm.init_params(c, key))(jax.random.key(0))
   tokens = jax.random.randint(jax.random.key(1), (16, 64), 0, 40)
@@ -199,7 +199,7 @@ def test_memory_of_a_compiled_program():
 
 def test_dry_run_names_everything():
   c = small("hope_attention")  # compiles quickly
-  c.mixer.levels = (config.Level("fast", 0), config.Level("slow", 64))
+  c.channel.levels = (config.Level("fast", 0), config.Level("slow", 64))
   text = costs.dry_run(c)
   for name in ("blocks/attention", "blocks/cms/slow", "embed/embedding", "fast state per stream",
                "model FLOPs", "decoding", "temporaries", "peak", "time to compile"):

@@ -32,7 +32,7 @@ def short(**fields):
   c = configs.base()
   c.model.update(dict(configs.PRESETS["transformer"], dim=16, layers=1, heads=2, vocab=33,
                       dropout=0.1))
-  c.mixer.kind = "swiglu"
+  c.channel.kind = "swiglu"
   c.data.update(dict(task="recall", recall_pairs=4, recall_keys=16, seq=32, align=32, batch=4))
   c.optim.warmup = 2
   c.train.update(dict(steps=12, log_every=1, eval_every=6, eval_batches=2, save_every=5) | fields)
@@ -79,9 +79,9 @@ def test_verdicts_and_the_mean_norm_of_what_was_applied():
 def test_a_bad_step_changes_nothing_but_the_counts(monkeypatch, name):
   poison(monkeypatch, {2: np.nan})
   c = short(rollback_after=3)
-  c.model.pattern, c.mixer.kind, c.optim.name = ("attention",), "cms", name
+  c.model.pattern, c.channel.kind, c.optim.name = ("attention",), "cms", name
   # the slow one counts steps of its own
-  c.mixer.levels = (configs.Level("fast", 0), configs.Level("slow", 128))
+  c.channel.levels = (configs.Level("fast", 0), configs.Level("slow", 128))
   train_step, state, batches = (steps.make_train_step(c), steps.init_state(c, jax.random.key(0)),
                                 iter(loader.train_batches(c)))
   state, _ = train_step(state, next(batches))

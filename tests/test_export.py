@@ -23,24 +23,25 @@ from hope_jax.training import loop, stack
 
 VOCAB = 23
 MODELS = {  # every kind, and every option that adds or changes a parameter
-    "transformer": {"model.pattern": ("attention",), "mixer.kind": "swiglu"},
-    "hope_attention": {"model.pattern": ("attention",), "mixer.connection": "independent"},
+    "transformer": {"model.pattern": ("attention",), "channel.kind": "swiglu"},
+    "hope_attention": {"model.pattern": ("attention",), "channel.connection": "independent"},
     "mlp": {"selfmod.gate_skip": True},
     "adaptive": {"selfmod.adaptive_q": True, "selfmod.conv": "shared", "selfmod.hidden": 1.5},
     "linear": {"selfmod.memory": "linear", "selfmod.conv": "none"},
-    "linear_adaptive": {"selfmod.memory": "linear", "selfmod.adaptive_q": True, "mixer.levels": ()},
+    "linear_adaptive": {"selfmod.memory": "linear", "selfmod.adaptive_q": True,
+                        "channel.levels": ()},
     "hope_hybrid": {"model.pattern": ("attention",), "model.titan": "modified",
-                    "mixer.activation": "swiglu", "mixer.norm": "layer"},
+                    "channel.activation": "swiglu", "channel.norm": "layer"},
     "gru": {"model.pattern": ("gru", "attention")},
     "titan_hybrid": {"model.pattern": ("attention",), "model.titan": "plain",
-                     "mixer.kind": "swiglu"},
+                     "channel.kind": "swiglu"},
 }
 
 
 def tiny(name):
   c = config.base()
   c.model.update(dict(dim=16, layers=2, heads=2, vocab=VOCAB))
-  c.mixer.levels = (config.Level("fast", 0), config.Level("slow", 1024))
+  c.channel.levels = (config.Level("fast", 0), config.Level("slow", 1024))
   c.data.update(dict(task="recall", recall_pairs=2, recall_keys=8))
   c.update_from_flattened_dict(MODELS[name])
   checks.validate(c)

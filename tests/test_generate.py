@@ -42,7 +42,7 @@ def tiny(name, vocab=VOCAB):
   c = config.base()
   c.model.update(dict(config.PRESETS["transformer" if name == "window" else name], dim=16, layers=2,
                       heads=2, vocab=vocab))
-  c.mixer.kind = "swiglu" if name == "window" else "cms"
+  c.channel.kind = "swiglu" if name == "window" else "cms"
   c.attention.update(dict(window=20 if name == "window" else 0, context=CONTEXT))
   c.selfmod.update(dict(memory="linear", chunk_memory=8, chunk_generators=4, eta_init=0.5))
   c.data.align = 8

@@ -18,11 +18,11 @@ import pytest
 
 from hope_jax import config, memorize
 from hope_jax.checkpoints import arrays, checkpoint
-from hope_jax.data import corpus, tokenizer
+from hope_jax.data import corpus, heldout, tokenizer
 from hope_jax.model import lm, plan
 from hope_jax.model.state import TrainState
 from hope_jax.reading import opening, study
-from hope_jax.reports import memorized
+from hope_jax.reports import gain as picture, memorized
 from hope_jax.scoring import intervals
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -40,9 +40,9 @@ LEVELS = config.Level("fast", 8, lr=0.05), config.Level("slow", 8, lr=0.1)
 def tiny(kind="hope_attention", **mixer):
   c = config.base()
   c.model.update(dict(config.PRESETS[kind], dim=8, layers=2, heads=2, vocab=VOCAB))
-  c.attention.window, c.mixer.hidden, c.teach.chunk = 12, 1.0, CHUNK
-  c.mixer.levels = (config.Level("fast", 0), config.Level("slow", 0))
-  c.mixer.update(mixer)
+  c.attention.window, c.channel.hidden, c.teach.chunk = 12, 1.0, CHUNK
+  c.channel.levels = (config.Level("fast", 0), config.Level("slow", 0))
+  c.channel.update(mixer)
   c.selfmod.update(dict(memory="linear", chunk_generators=8, chunk_memory=8))
   c.data.update(dict(seq=32, align=8, val_fraction=0.5))
   return c
@@ -154,7 +154,7 @@ def test_with_memory_is_each_document_memorized(folder, whole):
   c = tiny(in_context=True, levels=LEVELS)
   c.teach.paths = ("cms_slow",)
   assert all(json.loads(config.to_json(c))[part] == whole["config"][part]
-             for part in ("mixer", "teach"))
+             for part in ("channel", "teach"))
   for row in (whole["rows"][0], whole["rows"][-1]):
     ids = [tok.bos, *tok.encode(document(int(row["document"].split(":")[1]) - 1))[:TOKENS]]
     _, alone = study.memorize(c, params, lm.init_fast(c, BATCH), [ids] * BATCH)
@@ -199,7 +199,7 @@ def test_intervals():
   want = np.quantile(top[drawn].sum(1) / bottom[drawn].sum(1), (0.025, 0.975))
   np.testing.assert_allclose([got["low"], got["high"]], want, rtol=0.02)
   assert got["value"] == top.sum() / bottom.sum() and got == intervals.interval(top, bottom, 0)
-  both = program.both_ways(top, top - 0.25 * bottom, bottom, 0)
+  both = intervals.both_ways(top, top - 0.25 * bottom, bottom, 0)
   np.testing.assert_allclose(list(both["gain"].values()), 0.25)
   np.testing.assert_allclose(list(intervals.interval([*top, 9.0], [*bottom, 0.0], 0).values()),
                              list(got.values()))
@@ -230,7 +230,7 @@ def test_interrupted_and_resumed_is_the_same_file(folder, lines, whole, monkeypa
 def test_only_validation_documents_of_what_was_trained_on(folder):
   c, _, tok = opening.load(folder / "run")
   def pick(names, **k):
-    return program.choose(program.sources(names, "text", c.data.sources, 0.5), tok, **dict(
+    return heldout.choose(heldout.sources(names, "text", c.data.sources, 0.5), tok, **dict(
         tokens=9, min_tokens=2, skip=0, count=99, seed=0) | k)
   names = {f"{i}.txt" for i in range(30)}
   held_out = {name for name in names if corpus.split_of(name, 0.5) == "validation"}
@@ -245,15 +245,15 @@ def test_only_validation_documents_of_what_was_trained_on(folder):
   assert all(sample.whole >= 60 for sample in pick(["own"], min_tokens=60))
   with pytest.raises(ValueError, match="1 documents .* lower --min_tokens or --skip"):
     pick(["own"], skip=len(held_out) - 1)
-  (python, fraction), = program.sources(["embedded"], "text", (tiny().data.sources), 0.5)
+  (python, fraction), = heldout.sources(["embedded"], "text", (tiny().data.sources), 0.5)
   assert (python.kind, fraction) == ("embedded", 0.5)
-  assert program.sources(["embedded"], "text", c.data.sources, 0.5)[0][1] is None
+  assert heldout.sources(["embedded"], "text", c.data.sources, 0.5)[0][1] is None
 
 
 def test_the_picture_is_the_gain_by_position(folder, whole):
   pytest.importorskip("matplotlib", reason="pip install hope_jax[plots]")
   assert (folder / "whole.png").read_bytes().startswith(b"\x89PNG")
-  axis = program.draw(whole).axes[1]
+  axis = picture.draw(whole).axes[1]
   gain = [entry["gain"] for entry in whole["positions"]]
   line, band = axis.lines[0], axis.collections[0].get_paths()[0].vertices[:, 1]
   np.testing.assert_array_equal(line.get_ydata(), [entry["value"] for entry in gain])
@@ -267,12 +267,13 @@ def test_a_memory_without_updates_fails(whole):
   rows = [row | {"memories": {"cms_slow": closed}} for row in whole["rows"]]
   with pytest.raises(RuntimeError,
                      match="memory cms_slow made no update: no gate opened: .* surprise was 0.25"):
-    program.memories(rows)
-  assert program.memories([*rows, whole["rows"][0]])["cms_slow"]["updates"] > 0
-  still = [{"selfmod": {"moved/mem": 0.0, "eta": 0.1}}]
+    program.memories(rows, ["cms_slow"])
+  did = program.memories([*rows, whole["rows"][0]], ["cms_slow"])
+  assert did["memories"]["cms_slow"]["updates"] > 0
+  still = [{"memories": {}, "selfmod": {"moved/mem": 0.0, "eta": 0.1}}]
   with pytest.raises(RuntimeError, match="self-modifying memories have not moved"):
-    program.self_modifying(still, ["selfmod"])
-  assert program.self_modifying(still, ["cms_slow"]) == still[0]["selfmod"]
+    program.memories(still, ["selfmod"])
+  assert program.memories(still, ["cms_slow"])["selfmod"] == still[0]["selfmod"]
 
 
 @pytest.mark.parametrize("argv, message", [

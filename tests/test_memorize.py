@@ -32,12 +32,12 @@ def tiny(kind, **teach):
   c = config.base()
   c.model.update(dict(config.PRESETS[kind], dim=8, layers=2, heads=2, vocab=VOCAB))
   c.attention.window = 12
-  c.mixer.hidden = 1.0
+  c.channel.hidden = 1.0
   if kind == "titan_hybrid":
-    c.mixer.kind = "swiglu"
+    c.channel.kind = "swiglu"
   else:
-    c.mixer.in_context = True
-  c.mixer.levels = (config.Level("fast", 2, lr=0.02),
+    c.channel.in_context = True
+  c.channel.levels = (config.Level("fast", 2, lr=0.02),
                     config.Level("mid", 8, rule="momentum", lr=0.02),
                     config.Level("slow", 16, rule="nl_l2_precond", lr=0.02))
   c.titan.update(dict(period=4, lr=0.02))
@@ -247,9 +247,10 @@ def test_a_state_is_saved_and_goes_on(kind, tmp_path):
   got, _ = read(kind, [text[21:]], fast=restored)
   chex.assert_trees_all_close(got, want, **CLOSE)
   other = tiny(kind)
-  other.mixer.levels, other.titan.rule = other.mixer.levels[:2], "momentum"
+  other.channel.levels, other.titan.rule = other.channel.levels[:2], "momentum"
   longer = tiny(kind)  # arrays of the same shapes
-  longer.mixer.levels, longer.titan.period = (*longer.mixer.levels[:2], config.Level("slow", 32)), 8
+  longer.channel.levels, longer.titan.period = (*longer.channel.levels[:2],
+                                                config.Level("slow", 32)), 8
   for state in (like(tiny(kind), 2), like(other, 1)):
     with pytest.raises(ValueError, match="checkpoint of another fast state"):
       conversation.load(tmp_path / "state", state, own)

@@ -28,7 +28,7 @@ def tiny(name, titan="none", in_context=False):
   c = config.base()
   c.model.update(dict(pattern=PATTERNS[name], titan=titan, dim=8, heads=2,
                       layers=len(PATTERNS[name]) + 1, vocab=VOCAB))
-  c.mixer.update(dict(hidden=1.0, in_context=in_context,
+  c.channel.update(dict(hidden=1.0, in_context=in_context,
                       levels=(config.Level("fast", 8, lr=0.02),)))
   c.selfmod.update(dict(memory="linear", chunk_generators=4, chunk_memory=4, eta_init=0.5))
   c.titan.update(dict(period=4, lr=0.02))

@@ -40,7 +40,7 @@ def kind(name):
   c.model.update(dict(config.PRESETS[names.get(name, name)], dim=16, layers=2, heads=2,
                       vocab=VOCAB))
   c.attention.update(dict(context=32, window=5 if name == "window" else 0))
-  c.mixer.update(dict(kind="swiglu" if names.get(name, name) == "transformer" else "cms",
+  c.channel.update(dict(kind="swiglu" if names.get(name, name) == "transformer" else "cms",
                       levels=(config.Level("fast", 0), config.Level("slow", 64))))
   c.selfmod.update(dict(eta_init=0.5, alpha_init=0.9, bound=4.0) | SELFMOD.get(name, {}))
   return c

@@ -100,7 +100,7 @@ def test_exact_is_chunked_where_the_period_is_the_chunk():
   """
   def loss(chunk, mode):
     c = tiny("hope_attention")
-    c.mixer.levels = (config.Level("a", 8, lr=0.05), config.Level("b", 16, lr=0.05))
+    c.channel.levels = (config.Level("a", 8, lr=0.05), config.Level("b", 16, lr=0.05))
     c.teach.update(dict(chunk=chunk, mode=mode))
     params = lm.init_params(c, jax.random.key(0))
     return float(jax.jit(lambda params, batch: steps._online(c, params, batch, None, 10)[0])(
@@ -115,7 +115,7 @@ def test_what_a_level_is_told():
   last block's, in all layers."""
   def first_chunk(**options):
     c = tiny("hope_attention", clip=0.0, **options)
-    c.mixer.levels = (config.Level("first", 8), config.Level("last", 8))
+    c.channel.levels = (config.Level("first", 8), config.Level("last", 8))
     params = lm.init_params(c, jax.random.key(0))
     read = jax.jit(lambda fast, piece: reader.chunk(c, params, fast, piece, reader.strength(c))[:2])
     out, fast = read(lm.init_fast(c, 2), jax.tree.map(lambda a: a[:, :8], batch_of(texts(9, 9))))
@@ -167,7 +167,7 @@ def test_schedule():
 
 def test_level_warmup_and_scale():
   c = tiny("hope_attention")
-  c.mixer.levels = (config.Level("fast", 2, lr=0.4, warmup=8), config.Level("slow", 16, lr=0.1))
+  c.channel.levels = (config.Level("fast", 2, lr=0.4, warmup=8), config.Level("slow", 16, lr=0.1))
   assert float(reader.strength(c, 2).rates["fast"]) == pytest.approx(0.1)
   assert reader.strength(c).rates == {"fast": 0.4, "slow": 0.1}
 
@@ -207,8 +207,8 @@ def test_nested_levels_start_afresh():
   a level is back at its meta-learned weights.
   """
   c = tiny("hope_attention")
-  c.mixer.connection = "nested"
-  c.mixer.levels = (config.Level("fast", 8, lr=0.02), config.Level("slow", 24, lr=0.02))
+  c.channel.connection = "nested"
+  c.channel.levels = (config.Level("fast", 8, lr=0.02), config.Level("slow", 24, lr=0.02))
   c.data.seq = 48
   read = jax.jit(lambda params, fast, piece: reader.chunk(c, params, fast, piece,
                                                           reader.strength(c))[1])

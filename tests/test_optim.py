@@ -17,7 +17,7 @@ def small(**optimizer):
   c = config.base()
   c.model.dim, c.model.layers, c.model.heads, c.model.vocab = 16, 2, 2, 23
   c.data.seq = c.data.align = 64
-  c.mixer.levels = (config.Level("fast", 0), config.Level("slow", 192))
+  c.channel.levels = (config.Level("fast", 0), config.Level("slow", 192))
   c.optim.warmup = 0
   for name, value in optimizer.items():
     c.optim[name] = value
@@ -54,7 +54,7 @@ def test_slow_level_moves_once_per_period_by_its_mean_gradient(name):
   assert all((level(a, "fast") != level(b, "fast")).any() for a, b in zip(steps, steps[1:]))
   # the same update as one step of the mean gradient on a level without a period
   plain = small(name=name, clip=1e9)
-  plain.mixer.levels = (config.Level("fast", 0), config.Level("slow", 0))
+  plain.channel.levels = (config.Level("fast", 0), config.Level("slow", 0))
   def mean(i, params):
     return jax.tree.map(lambda *g: sum(g) / 3, *(noise(j, params) for j in range(3)))
   np.testing.assert_allclose(level(steps[3], "slow"), level(walk(plain, 1, mean)[1], "slow"),

@@ -78,8 +78,8 @@ def test_what_memorize_describes():
   also where a text that is read again starts inside a chunk.
   """
   c = config.base()
-  c.model.pattern, c.model.layers, c.mixer.in_context, c.teach.chunk = ("attention",), 2, True, 8
-  c.mixer.levels = (config.Level("fast", 8), config.Level("slow", 16))
+  c.model.pattern, c.model.layers, c.channel.in_context, c.teach.chunk = ("attention",), 2, True, 8
+  c.channel.levels = (config.Level("fast", 8), config.Level("slow", 16))
   stats = {name: {key: np.array(memory[key], float)[..., None]
                   for key in ("updates", "open", "moved", "surprise", "pending")}
            for name, memory in (("fast", FAST), ("slow", SLOW))}

@@ -39,10 +39,10 @@ def tiny(kind, optimizer="adamw", mesh=ONE):
   c.data.update(dict(seq=16, align=8, batch=STREAMS))
   c.selfmod.update(dict(memory=memory or "linear", chunk_generators=8, chunk_memory=8))
   if kind == "transformer":
-    c.mixer.kind = "swiglu"
+    c.channel.kind = "swiglu"
   else:
-    c.mixer.in_context = True
-    c.mixer.levels = (config.Level("fast", 4, lr=0.05),
+    c.channel.in_context = True
+    c.channel.levels = (config.Level("fast", 4, lr=0.05),
                       config.Level("slow", 16, rule="momentum", lr=0.05))
     c.teach.update(dict(chunk=8, clip=1.0))
   c.titan.update(dict(period=8, hidden=1.0))
@@ -199,8 +199,8 @@ def test_every_parameter_has_a_rule_and_its_optimizer_follows(kind, memory):
   c.selfmod.update(dict(memory=memory, adaptive_q=memory == "mlp", gate_skip=True))
   if kind != "transformer":
     # slow: accumulated, MultiSteps
-    c.mixer.levels = (config.Level("fast", 16, "dmgd"), config.Level("slow", 64))
-    c.mixer.update(dict(in_context=False, connection="independent", activation="swiglu",
+    c.channel.levels = (config.Level("fast", 16, "dmgd"), config.Level("slow", 64))
+    c.channel.update(dict(in_context=False, connection="independent", activation="swiglu",
                         norm="layer"))
   state = jax.eval_shape(lambda: steps.init_state(c, jax.random.key(0)))
   places = sharding.of_state(state, abstract(2, 2, 2))
@@ -294,7 +294,7 @@ def processes(config_file, workdir, count: int) -> list[subprocess.CompletedProc
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
   """Matrices and batch in two processes, stopped and resumed; only the first process writes."""
-  c = test_train.small(tmp_path, model__pattern=("attention",), mixer__kind="swiglu",
+  c = test_train.small(tmp_path, model__pattern=("attention",), channel__kind="swiglu",
                        model__dropout=0.0, train__save_every=2,
                        train__eval_every=4, optim__warmup=2)
   runs = {}

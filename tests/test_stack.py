@@ -39,11 +39,11 @@ def tiny(kind, **fields):
   c = config.base()
   c.model.update(dict(config.PRESETS[kind], dim=8, layers=2, heads=2, vocab=VOCAB, embed_std=0.1))
   c.attention.window = 12
-  c.mixer.update(dict(kind="swiglu" if kind == "transformer" else "cms", hidden=1.5,
+  c.channel.update(dict(kind="swiglu" if kind == "transformer" else "cms", hidden=1.5,
                       levels=(config.Level("only", 0),)))
   c.teach.chunk = 8
   c.data.update(dict(seq=32, align=8, batch=2))
-  c.mixer.update(fields)
+  c.channel.update(fields)
   checks.validate(c)
   return c
 
@@ -124,7 +124,7 @@ def test_hope_attention_becomes_more_levels(before, after, connection):
   c, (old, trained) = stacked("hope_attention", after, connection=connection), parameters(*original)
   params = stacked_params(c, original)
   # the slowest are the trained ones
-  for new, entry in zip(reversed(c.mixer.levels), reversed(old.mixer.levels)):
+  for new, entry in zip(reversed(c.channel.levels), reversed(old.channel.levels)):
     chex.assert_trees_all_equal(params["blocks"]["cms"][new.name],
                                 trained["blocks"]["cms"][entry.name])
 
@@ -143,7 +143,7 @@ def test_new_levels_can_learn():
   c = stacked("transformer", 2)
   params = stack.stack(c, trained, old)
   gradient = jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(read(c, p, text())[0]))))(params)
-  for entry in c.mixer.levels[:-1]:
+  for entry in c.channel.levels[:-1]:
     assert not params["blocks"]["cms"][entry.name]["down"]["kernel"].any()
     assert (
         jnp.abs(gradient["blocks"]["cms"][entry.name]["down"]["kernel"]).max((1, 2)) > 1e-3).all()
@@ -165,11 +165,14 @@ def test_it_differs_from_the_first_write_on():
                                       r"checkpoint \(attention, "
                                       r"swiglu\) it must be \('attention',\): set "
                                       r"--config.model.pattern"),
-    ({"mixer.kind": "swiglu"}, "mixer.kind=swiglu, .* must be cms: set --config.mixer.kind=cms"),
-    ({"mixer.activation": "gelu"}, "mixer.activation=gelu, .* must be swiglu: set "
-                                   "--config.mixer.activation=swiglu"),
-    ({"mixer.norm": "layer"}, "mixer.norm=layer, .* must be rms: set --config.mixer.norm=rms"),
-    ({"mixer.hidden": 2.0}, "mixer.hidden=2.0, .* must be 1.5: set --config.mixer.hidden=1.5"),
+    ({"channel.kind": "swiglu"}, "channel.kind=swiglu, .* must be cms: set "
+                                 "--config.channel.kind=cms"),
+    ({"channel.activation": "gelu"}, "channel.activation=gelu, .* must be swiglu: set "
+                                   "--config.channel.activation=swiglu"),
+    ({"channel.norm": "layer"},
+     "channel.norm=layer, .* must be rms: set --config.channel.norm=rms"),
+    ({"channel.hidden": 2.0},
+     "channel.hidden=2.0, .* must be 1.5: set --config.channel.hidden=1.5"),
     ({"model.dim": 16}, "model.dim=16, .* must be 8: set --config.model.dim=8"),
     ({"model.layers": 3}, "model.layers=3, .* must be 2: set"),
     ({"model.heads": 1}, "model.heads=1, .* must be 2: set"),
@@ -177,7 +180,7 @@ def test_it_differs_from_the_first_write_on():
     ({"model.embed_std": 0.02}, "model.embed_std=0.02, .* must be 0.1: set"),
     ({"attention.window": 0}, "attention.window=0, .* must be 12: set"),
     ({"attention.rope_base": 500.0}, "attention.rope_base=500.0, .* must be 10000.0: set"),
-    ({"mixer.levels": ()}, "mixer.levels: 0 levels, the checkpoint has 1: give 1 or more"),
+    ({"channel.levels": ()}, "channel.levels: 0 levels, the checkpoint has 1: give 1 or more"),
 ])
 def test_what_does_not_fit_a_transformer(fields, message):
   c = stacked("transformer", 2)
@@ -187,20 +190,21 @@ def test_what_does_not_fit_a_transformer(fields, message):
 
 
 @pytest.mark.parametrize("old, new, message", [
-    (dict(count=3), dict(count=2), "mixer.levels: 2 levels, the checkpoint has 3: give 3 or more"),
+    (dict(count=3), dict(count=2),
+     "channel.levels: 2 levels, the checkpoint has 3: give 3 or more"),
     (dict(count=2), dict(count=2, connection="independent"),
-     "mixer.connection=independent, but the checkpoint's 2 levels are sequential: .* set "
+     "channel.connection=independent, but the checkpoint's 2 levels are sequential: .* set "
      ".*connection=sequential"),
     (dict(count=2, connection="independent"), dict(count=3, connection="nested"),
-     "mixer.connection=nested, but the checkpoint's 2 levels are independent: .* set "
+     "channel.connection=nested, but the checkpoint's 2 levels are independent: .* set "
      ".*connection=independent"),
     (dict(count=2, connection="independent"), dict(count=3, connection="independent"),
-     "mixer.levels: 3 levels, the checkpoint has 2; among independent levels, .*: give 2"),
+     "channel.levels: 3 levels, the checkpoint has 2; among independent levels, .*: give 2"),
     (dict(count=1), dict(count=2, activation="swiglu"),
-     "mixer.activation=swiglu, .* checkpoint .attention, cms. it must be gelu"),
+     "channel.activation=swiglu, .* checkpoint .attention, cms. it must be gelu"),
     (dict(count=1, norm="layer"), dict(count=2),
-     "mixer.norm=rms, .* must be layer: set --config.mixer.norm=layer"),
-    (dict(count=0, in_context=False), dict(count=2), "mixer.levels are none"),
+     "channel.norm=rms, .* must be layer: set --config.channel.norm=layer"),
+    (dict(count=0, in_context=False), dict(count=2), "channel.levels are none"),
 ])
 def test_what_does_not_fit_hope_attention(old, new, message):
   with pytest.raises(ValueError, match=message):

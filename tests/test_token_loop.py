@@ -29,7 +29,7 @@ def settings(kind, chunk):
   """
   c = tiny(kind)
   c.model.dtype = "float64"
-  c.mixer.levels = tuple(config.Level(name, PERIODS[name], rule=RULES[name], lr=LR)
+  c.channel.levels = tuple(config.Level(name, PERIODS[name], rule=RULES[name], lr=LR)
                          for name in ("fast", "mid", "slow"))
   c.titan.update(dict(period=PERIODS["titan"], lr=LR))
   c.selfmod.update(dict(chunk_generators=chunk, chunk_memory=chunk))

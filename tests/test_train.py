@@ -51,7 +51,7 @@ def small(folder, **fields):
 
 def small_transformer():
   c = config.base()
-  c.model.pattern, c.mixer.kind = ("attention",), "swiglu"
+  c.model.pattern, c.channel.kind = ("attention",), "swiglu"
   c.model.dim, c.model.layers, c.model.heads, c.model.vocab = 16, 1, 1, 310
   c.data.seq, c.data.align, c.data.batch = 32, 16, 4
   return c

@@ -288,8 +288,8 @@ def setup(connection, **options):
   what is learned; the state after two pieces; two more."""
   c, rng = config.base(), np.random.default_rng(6)
   c.model.update(dict(config.PRESETS["hope_attention"], dim=8, layers=2, heads=2, vocab=11))
-  c.mixer.levels = tuple(config.Level(f"every_{p}", p, lr=1.0) for p in (2, 8, 16))
-  c.mixer.update(dict(connection=connection, in_context=True))
+  c.channel.levels = tuple(config.Level(f"every_{p}", p, lr=1.0) for p in (2, 8, 16))
+  c.channel.update(dict(connection=connection, in_context=True))
   c.data.update(dict(seq=32, align=CHUNK))
   c.teach.update(dict(chunk=CHUNK) | options)
   checks.validate(c)

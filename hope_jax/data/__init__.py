@@ -5,6 +5,7 @@
     tokenized    the folder of token shards, built once and checked whenever it is used
     shard        a file of tokens that is watched while it is read
     windows      documents packed into windows
+    heldout      documents that no training saw, chosen by a hash
     recall       the associative recall task
     loader       batches for training and evaluation
     __main__     python -m hope_jax.data: builds, verifies, shows

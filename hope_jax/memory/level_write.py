@@ -29,7 +29,7 @@ from hope_jax.memory.level import Force
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-  """A level's period and inner rule; the fields of its entry in config.mixer.levels,
+  """A level's period and inner rule; the fields of its entry in config.channel.levels,
   and the chunk it is read in.
   """
   period: int

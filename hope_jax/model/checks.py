@@ -4,6 +4,7 @@ Each error names the field and the fix.
 
 from ml_collections import ConfigDict
 
+from hope_jax.config import OPTIMIZERS
 from hope_jax.memory.inner_rules import RULES
 from hope_jax.model import mixers, plan, sharding
 
@@ -11,10 +12,10 @@ CHOICES = {
     "model.titan": ("none", "plain", "modified"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "block"),
-    "mixer.kind": ("swiglu", "cms"),
-    "mixer.connection": ("sequential", "independent", "nested"),
-    "mixer.norm": ("rms", "layer"),
-    "mixer.activation": ("gelu", "swiglu"),
+    "channel.kind": ("swiglu", "cms"),
+    "channel.connection": ("sequential", "independent", "nested"),
+    "channel.norm": ("rms", "layer"),
+    "channel.activation": ("gelu", "swiglu"),
     "titan.modifier": ("on", "teach_only", "off"),
     "titan.rule": RULES,
     "teach.signal": ("layer", "global"),
@@ -28,7 +29,7 @@ CHOICES = {
     "selfmod.factor": ("layer", "input"),
     "selfmod.conv": ("none", "shared", "separate"),
     "data.task": ("text", "recall"),
-    "optim.name": ("adamw", "muon"),
+    "optim.name": OPTIMIZERS,
     "train.on_save_error": ("stop", "warn"),
 }
 AT_LEAST_ONE = ("model.dim", "model.layers", "model.heads", "model.vocab",
@@ -99,19 +100,19 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
 
 
 def _validate_levels(c):
-  names = [entry.name for entry in c.mixer.levels]
-  _check(len(set(names)) == len(names), f"mixer.levels: names repeat in {names}")
+  names = [entry.name for entry in c.channel.levels]
+  _check(len(set(names)) == len(names), f"channel.levels: names repeat in {names}")
   _check(not {"titan", *mixers.TABLE} & set(names),
-         "mixer.levels: titan and token mixers are names of other memories: rename")
-  for entry in c.mixer.levels:
-    _check(entry.rule in RULES, f"mixer.levels: rule {entry.rule} of {entry.name}: choose one of "
+         "channel.levels: titan and token mixers are names of other memories: rename")
+  for entry in c.channel.levels:
+    _check(entry.rule in RULES, f"channel.levels: rule {entry.rule} of {entry.name}: choose one of "
                                 f"{', '.join(RULES)}")
-    _check(entry.period >= 0, f"mixer.levels: period {entry.period} of {entry.name} is negative")
-    _check(entry.period > 0 or not c.mixer.in_context,
-           f"mixer.levels: period 0 of {entry.name} never writes in context: set it to 1 or more, "
-           "or mixer.in_context=False")
+    _check(entry.period >= 0, f"channel.levels: period {entry.period} of {entry.name} is negative")
+    _check(entry.period > 0 or not c.channel.in_context,
+           f"channel.levels: period 0 of {entry.name} never writes in context: set it to 1 or "
+           "more, or channel.in_context=False")
     _check(entry.period <= c.data.seq or entry.period % c.data.seq == 0,
-           f"mixer.levels: period {entry.period} of {entry.name} is longer than "
+           f"channel.levels: period {entry.period} of {entry.name} is longer than "
            f"data.seq={c.data.seq} but no multiple of it: set it to "
            f"{-(-entry.period // c.data.seq) * c.data.seq}")
 
@@ -119,7 +120,7 @@ def _validate_levels(c):
 def _validate_teach(c):
   t, chunk = c.teach, plan.of(c).chunk
   _check(t.scale > 0, f"teach.scale={t.scale}: nothing would be written; set it above 0, or "
-                      "mixer.in_context=False")
+                      "channel.in_context=False")
   _check(t.clip >= 0 and t.threshold >= 0,
          f"teach.clip={t.clip}, teach.threshold={t.threshold}: set them to 0 or more")
   _check(c.data.align % chunk == 0, f"data.align={c.data.align} is not a multiple of "

@@ -73,13 +73,13 @@ class Block(nn.Module):
       y = y + taps["titan_read"]
     x_BxSxD = x_BxSxD + self.drop(y, rng, 0)
 
-    hidden = int(c.mixer.hidden * dim)
-    if c.mixer.kind == "swiglu":
+    hidden = int(c.channel.hidden * dim)
+    if c.channel.kind == "swiglu":
       h = nn.RMSNorm(dtype=dtype, name="channel_norm")(x_BxSxD)
       y = SwiGLU(hidden, layers, dtype, name="mlp")(h)
-    elif c.mixer.levels:
-      names = tuple(entry.name for entry in c.mixer.levels)
-      cms = CMS(names, c.mixer.connection, hidden, layers, c.mixer.norm, c.mixer.activation,
+    elif c.channel.levels:
+      names = tuple(entry.name for entry in c.channel.levels)
+      cms = CMS(names, c.channel.connection, hidden, layers, c.channel.norm, c.channel.activation,
                 through, name="cms")
       y, inputs = cms(x_BxSxD, weights, probes)
       taps |= inputs
@@ -258,7 +258,7 @@ def init_blocks(config, key) -> dict:
 
 def frozen(config) -> FrozenConfigDict:
   """What a model depends on, as a hashable configuration."""
-  parts = {part: config[part] for part in ("model", "mixer", "titan", "teach", *mixers.TABLE)}
+  parts = {part: config[part] for part in ("model", "channel", "titan", "teach", *mixers.TABLE)}
   return FrozenConfigDict(parts | {"data": {"seq": config.data.seq}})
 
 

@@ -48,7 +48,7 @@ def layers_of(config: ConfigDict, statistic: str) -> list[int]:
 
 def of(config: ConfigDict) -> Plan:
   """The plan of a configuration."""
-  sections = {name: config[name] for name in ("model", "mixer", "titan", "teach")}
+  sections = {name: config[name] for name in ("model", "channel", "titan", "teach")}
   return _of(FrozenConfigDict(sections | {"seq": config.data.seq}))
 
 
@@ -76,6 +76,6 @@ def _levels(c) -> dict[str, Level]:
     t = c.titan
     rate = 0.0 if t.modifier == "off" else t.lr
     out["titan"] = Level("titan", t.period, rule=t.rule, lr=rate, beta=t.beta, warmup=t.warmup)
-  if c.mixer.kind == "cms" and c.mixer.in_context:
-    out |= {entry.name: entry for entry in c.mixer.levels if 1 <= entry.period <= c.seq}
+  if c.channel.kind == "cms" and c.channel.in_context:
+    out |= {entry.name: entry for entry in c.channel.levels if 1 <= entry.period <= c.seq}
   return out

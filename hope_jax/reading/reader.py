@@ -148,7 +148,7 @@ def _write_layers(config, params, fast, piece, strong, signals, taps, losses, lo
 
   out = {name: write_level(name) for name in clocks}
   states = {name: state for name, (state, _) in out.items()}
-  if config.mixer.connection == "nested":
+  if config.channel.connection == "nested":
     states = _restart_nested(config, clocks, states, valid_BxC, begin_B, ends_B)
   return states, {name: stats for name, (_, stats) in out.items()}
 
@@ -166,7 +166,7 @@ def _restart_nested(config, clocks, states, valid_BxC, begin_B, ends_B):
   """NL Eq. 72: where the period of the next slower level ends,
   a level starts again from its meta-learned weights.
   """
-  names = [entry.name for entry in config.mixer.levels if entry.name in clocks]
+  names = [entry.name for entry in config.channel.levels if entry.name in clocks]
   for fast, slow in zip(names, names[1:]):
     ends = jnp.any(_due(clocks[slow], valid_BxC, begin_B, ends_B), 1)
     states[fast] = level_write.restart(states[fast], ends).replace(updates_B=states[fast].updates_B)

@@ -37,6 +37,14 @@ class Report(NamedTuple):
     """Nats per predicted token."""
     return self.nats_BxT.sum(1) / np.maximum(self.labels_BxT.sum(1), 1)
 
+  def stream(self, config, b: int, tokens: int) -> "Report":
+    """Of one text of a batch, without the padding after it. Statistics that token mixers make of
+    the whole batch (N, L) stay as they are.
+    """
+    chunks = -(-tokens // size(config))
+    stats = jax.tree.map(lambda a: a[:chunks, :, b:b + 1] if a.ndim == 3 else a, self.stats)
+    return Report(self.nats_BxT[b:b + 1, :tokens], self.labels_BxT[b:b + 1, :tokens], stats)
+
   def totals(self, paths: Sequence[str] | None = None) -> dict:
     """{path: {...}} of these paths, or all; means over layers and streams.
 

@@ -1,11 +1,9 @@
-"""How a program begins with its flags, says how it was run,
-and ends with one line where a person can mend what is wrong.
+"""How a program begins with its flags, and ends with one line where a person can mend what is
+wrong.
 """
 
 from collections.abc import Callable, Iterator
 import contextlib
-import datetime
-import shlex
 import sys
 
 from absl import app, flags
@@ -15,14 +13,6 @@ def start(main: Callable, define_flags: Callable) -> None:
   """Runs `main` with the flags that `define_flags` adds to absl's."""
   define_flags(flags.FLAGS)
   app.run(main)
-
-
-def stamp(*program: str) -> dict[str, str]:
-  """For a file of results: {"date": now, "command":
-  this call of a program, as python is told of it}.
-  """
-  return {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-          "command": shlex.join(["python", *program, *sys.argv[1:]])}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
     validation      loss, bits per byte and accuracy on validation windows
     bigram          the baseline that a language model must beat
-    intervals       bootstrap intervals, paired differences
+    intervals       bootstrap intervals, paired differences, shares
+    results         the file of a result: how it was made, of which model, what the memories did
     memorization    the options of programs that read with memories on
 """

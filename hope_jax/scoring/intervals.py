@@ -1,8 +1,13 @@
-"""Bootstrap intervals of scores over documents or samples, and of paired differences."""
+"""Intervals: bootstrap, of scores over documents or samples and of paired differences; Wilson's, of
+shares.
+"""
+
+import math
 
 import numpy as np
 
 RESAMPLES = 10_000
+Z = 1.959964  # 95 % of a normal distribution
 
 
 def interval(top_D, bottom_D, seed: int) -> dict:
@@ -23,3 +28,11 @@ def both_ways(off_D, on_D, bottom_D, seed: int) -> dict:
   """Intervals of the two readings and of their paired difference."""
   tops = {"off": off_D, "on": on_D, "gain": off_D - on_D}
   return {name: interval(top_D, bottom_D, seed) for name, top_D in tops.items()}
+
+
+def wilson(share: float, samples: int) -> tuple[float, float]:
+  """The 95 % interval of a share of independent samples."""
+  centre = (share + Z * Z / (2 * samples)) / (1 + Z * Z / samples)
+  spread = math.sqrt(share * (1 - share) / samples + Z * Z / (4 * samples * samples))
+  half = Z / (1 + Z * Z / samples) * spread
+  return max(0.0, centre - half), min(1.0, centre + half)

@@ -36,8 +36,8 @@ def load(f: flags.FlagValues):
   config, params, tokenizer = opening.load(f.checkpoint)
   if not plan.of(config).paths:
     raise ValueError(f"{f.checkpoint} is {configs.describe(config)}, which writes nothing while it "
-                     "reads: train one with mixer.in_context=True, selfmod in model.pattern, or a "
-                     "model.titan")
+                     "reads: train one with channel.in_context=True, selfmod in model.pattern, or "
+                     "a model.titan")
   override(config, f)
   checks.validate(config)
   return config, params, tokenizer

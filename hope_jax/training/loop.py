@@ -264,7 +264,7 @@ class _Run:
       raise FloatingPointError(
           f"{text}. " + (f"Checkpoint {good} is good and a restart goes on from it. "
                          if good is not None else "")
-          + "Try a smaller optim.lr or optim.muon_lr, a longer optim.warmup, a smaller optim.clip, "
+          + "Try a smaller optim.lr or muon.lr, a longer optim.warmup, a smaller optim.clip, "
             "selfmod.bound > 0, or train.rollback_after=10, which skips such steps")
     say(f"{text} (mean {guard.norm:.3g}): skipped; {guard.in_a_row} in a row, {guard.skipped} in "
         "all")
@@ -287,7 +287,7 @@ class _Run:
       if state is None:
         raise FloatingPointError(
             f"step {i}: {self.config.train.rollback_after} bad steps in a row, and no checkpoint "
-            "to roll back to. Try a smaller optim.lr or optim.muon_lr, a larger optim.skip_above, "
+            "to roll back to. Try a smaller optim.lr or muon.lr, a larger optim.skip_above, "
             "a larger train.keep or a smaller train.save_every")
       guard = state.guard.replace(skipped=guard.skipped, in_a_row=np.int32(0),
                                   rollbacks=guard.rollbacks + 1)

@@ -32,10 +32,10 @@ from hope_jax.model import mixers
 
 SAME = ("model.pattern", "model.titan", "model.dim", "model.layers", "model.heads", "model.vocab",
         "model.embed_std", "attention.window",
-        "attention.rope_base", "mixer.hidden", "mixer.activation", "mixer.norm")
-MODEL = ("model", "mixer", "titan", *mixers.TABLE)  # sections of the configuration
+        "attention.rope_base", "channel.hidden", "channel.activation", "channel.norm")
+MODEL = ("model", "channel", "titan", *mixers.TABLE)  # sections of the configuration
 # what a transformer's channel mixer is, as a level
-MLP = {"mixer.activation": "swiglu", "mixer.norm": "rms"}
+MLP = {"channel.activation": "swiglu", "channel.norm": "rms"}
 
 
 def stack(config, params_old: dict, config_old) -> dict:
@@ -44,7 +44,7 @@ def stack(config, params_old: dict, config_old) -> dict:
   Raises ValueError as `check` does.
   """
   check(config, config_old)
-  old, new = config_old.mixer, config.mixer
+  old, new = config_old.channel, config.channel
   blocks = dict(params_old["blocks"])
   if old.kind == "swiglu":
     trained = [{"norm": blocks.pop("channel_norm"), **blocks.pop("mlp")}]
@@ -75,12 +75,12 @@ def check(config, config_old) -> None:
   attention.context and model.dtype may change: they decide how long generation looks back, and the
   rounding.
   """
-  old, new, kind = config_old.mixer, config.mixer, configs.describe(config_old)
+  old, new, kind = config_old.channel, config.channel, configs.describe(config_old)
   if tuple(config_old.model.pattern) != ("attention",) or config_old.model.titan != "none":
     raise ValueError(f"the checkpoint's model is {kind}: levels are stacked on attention alone; "
                      f"without new levels, give its own {', '.join(MODEL)} (config.json in its "
                      "folder)")
-  need = {"mixer.kind": "cms"}
+  need = {"channel.kind": "cms"}
   need |= ({field: attrgetter(field)(config_old) for field in SAME}
            | (MLP if old.kind == "swiglu" else {}))
   for field, value in need.items():
@@ -90,17 +90,17 @@ def check(config, config_old) -> None:
                        f"{value}: set --config.{field}={value}")
   trained, count = 1 if old.kind == "swiglu" else len(old.levels), len(new.levels)
   if not trained:
-    raise ValueError("the checkpoint's mixer.levels are none: there is nothing to stack on, choose "
-                     "another run")
+    raise ValueError("the checkpoint's channel.levels are none: there is nothing to stack on, "
+                     "choose another run")
   if count < trained:
-    raise ValueError(f"mixer.levels: {count} levels, the checkpoint has {trained}: give {trained} "
-                     "or more")
+    raise ValueError(f"channel.levels: {count} levels, the checkpoint has {trained}: give "
+                     f"{trained} or more")
   if trained > 1 and (old.connection == "independent") != (new.connection == "independent"):
-    raise ValueError(f"mixer.connection={new.connection}, but the checkpoint's {trained} levels "
+    raise ValueError(f"channel.connection={new.connection}, but the checkpoint's {trained} levels "
                      f"are {old.connection}: they would compute something else; set "
-                     f"--config.mixer.connection={old.connection}")
+                     f"--config.channel.connection={old.connection}")
   if trained > 1 and new.connection == "independent" and count != trained:
-    raise ValueError(f"mixer.levels: {count} levels, the checkpoint has {trained}; among "
+    raise ValueError(f"channel.levels: {count} levels, the checkpoint has {trained}; among "
                      "independent levels, which are weighted against each other, there is no "
                      f"place for new ones: give {trained}")
 

@@ -1,0 +1,10 @@
+"""Outer optimizers, one a file, found by its name: optim.name. Their fields are sections of the
+configuration, which knows them without jax: optax is imported where it is used.
+
+    adamw    AdamW
+    muon     matrices by Muon, all else by AdamW
+
+FIELDS: {field: default}. WHOLE: whether a matrix has to be on one device while it is stepped.
+make(config, rate, kind) -> optax transform, with its learning rate and decay. rate: peak -> optax
+schedule. kind: path of a parameter -> matrix | embedding | vector.
+"""

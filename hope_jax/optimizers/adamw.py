@@ -1,0 +1,17 @@
+"""AdamW (arXiv 1711.05101); matrices alone are decayed."""
+
+FIELDS = {
+    "b1": 0.9,  # decay of the mean gradient
+    "b2": 0.95,  # of the mean of its squares
+}
+WHOLE = False
+
+
+def make(config, rate, kind):
+  """With optim.lr."""
+  import jax
+  import optax
+  def matrices(tree):
+    return jax.tree_util.tree_map_with_path(lambda path, _: kind(path) == "matrix", tree)
+  o, own = config.optim, config.adamw
+  return optax.adamw(rate(o.lr), own.b1, own.b2, weight_decay=o.weight_decay, mask=matrices)
