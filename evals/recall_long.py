@@ -23,10 +23,10 @@ from hope_jax import config as configs
 from hope_jax.checkpoints import weights
 from hope_jax.data import loader
 from hope_jax.model import checks, plan, sharding
+from hope_jax.reading import sequences
 from hope_jax.reports.tables import markdown
 from hope_jax.runtime import program, startup
 from hope_jax.scoring import intervals, results, validation
-from hope_jax.training import steps
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.",
                                  required=True)
@@ -60,7 +60,8 @@ def make_step(config):
   facts = 2 * config.data.recall_pairs
 
   def step(params, batch):
-    _, correct, stats = steps.read(config, params, batch)
+    out, stats = sequences.read(config, params, batch)
+    correct = out["correct_BxC"]
     asked = batch["labels"][:, facts:] >= 0
     return jnp.sum(correct[:, facts:] & asked, 1), jnp.sum(asked, 1), stats
 

@@ -17,8 +17,7 @@ import pytest
 from hope_jax import config
 from hope_jax.memory import teach_signal
 from hope_jax.model import lm, plan
-from hope_jax.reading import reader
-from hope_jax.training import steps
+from hope_jax.reading import reader, sequences
 from tests.test_memorize import KINDS, VOCAB, parameters, texts, tiny
 
 
@@ -36,7 +35,7 @@ def batch_of(tokens_BxT, segments_BxT=None):
 def losses(kind, **teach):
   """(params, batch) -> (summed loss, statistics, gradient) of a tiny model."""
   c = tiny(kind, **teach)
-  return jax.jit(lambda params, batch: steps._online(c, params, batch, None, 10))
+  return jax.jit(lambda params, batch: sequences.learn(c, params, batch, None, 10))
 
 
 @pytest.mark.slow
@@ -51,7 +50,7 @@ def test_gradient_through_the_writes(kind, x64, monkeypatch):
   monkeypatch.setattr(lm, "init_fast", lambda *args: double(init_fast(*args)))
   batch = batch_of(texts(24, 24))
   batch = jax.tree.map(lambda a: a[:, :24], batch)
-  program = jax.jit(lambda params: steps._online(c, params, batch, None, 10))
+  program = jax.jit(lambda params: sequences.learn(c, params, batch, None, 10))
   def loss(params):
     return float(program(params)[0])
   gradient = program(wide)[2]
@@ -66,7 +65,7 @@ def test_gradient_through_the_writes(kind, x64, monkeypatch):
     np.testing.assert_allclose(got, want, rtol=3e-4)
   data = c.copy_and_resolve_references()
   data.teach.through_writes = "none"
-  cut = jax.jit(lambda params: steps._online(data, params, batch, None, 10))(wide)[2]
+  cut = jax.jit(lambda params: sequences.learn(data, params, batch, None, 10))(wide)[2]
   assert np.abs(cut["blocks"]["attention"]["qkv"]["kernel"]
                 - gradient["blocks"]["attention"]["qkv"]["kernel"]).max() > 1e-4
   if kind == "hope_hybrid":  # the self-modifier learns through its writes only
@@ -103,7 +102,7 @@ def test_exact_is_chunked_where_the_period_is_the_chunk():
     c.channel.levels = (config.Level("a", 8, lr=0.05), config.Level("b", 16, lr=0.05))
     c.teach.update(dict(chunk=chunk, mode=mode))
     params = lm.init_params(c, jax.random.key(0))
-    return float(jax.jit(lambda params, batch: steps._online(c, params, batch, None, 10)[0])(
+    return float(jax.jit(lambda params, batch: sequences.learn(c, params, batch, None, 10)[0])(
         params, batch_of(texts(32, 32))))
   assert loss(8, "chunked") == loss(16, "exact") != loss(16, "chunked")
 
@@ -143,7 +142,7 @@ def test_self_modifier_ablations():
   def outcome(modifier):
     c = tiny("hope_hybrid", through_writes="full")
     c.titan.modifier = modifier
-    _, stats, gradient = jax.jit(lambda p, batch: steps._online(c, p, batch, None,
+    _, stats, gradient = jax.jit(lambda p, batch: sequences.learn(c, p, batch, None,
                                                                 10))(params,
                                                                      batch_of(texts(16, 16)))
     size = max(float(jnp.abs(leaf).max())

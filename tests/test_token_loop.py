@@ -70,11 +70,12 @@ def look(kind, chunk):
       weights = {name: jax.tree.map(jnp.add, delta, own["levels"][name])
                  for name, delta in learned.items()}
       probes = {"probes": {"block": own["block"]}} if "titan" in learned else {}
-      logits, after, _, *taps = apply({"params": params}, token[None, None],
-                                      with_deltas(fast, weights), **probes)
+      logits, after, notes = apply({"params": params}, token[None, None],
+                                   with_deltas(fast, weights), **probes)
       after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, fast)
       nats = jnp.where(label >= 0, -jax.nn.log_softmax(logits[0, 0])[jnp.maximum(label, 0)], 0.0)
-      seen = (taps[0]["titan"][0][:, 0, 0], taps[0]["titan_read"][:, 0, 0]) if taps else ()
+      taps = notes.get("taps")
+      seen = (taps["titan"][0][:, 0, 0], taps["titan_read"][:, 0, 0]) if taps else ()
       return with_deltas(after, learned), (nats, seen)
 
     fast, (nats_N, seen) = jax.lax.scan(token, fast, (tokens_N, labels_N, own))

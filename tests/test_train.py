@@ -18,6 +18,7 @@ import pytest
 
 from hope_jax import config
 from hope_jax.checkpoints import sidecar, weights
+from hope_jax.reading import sequences
 from hope_jax.scoring import validation
 from hope_jax.training import loop, steps
 
@@ -69,14 +70,13 @@ def last_params(workdir):
 
 def poison(monkeypatch, factors):
   """Multiplies a step's loss and gradients; `factors`: by step, from 1."""
-  for name in ("_whole", "_online"):
-    def poisoned(config, params, batch, rng, step, call=getattr(steps, name)):
-      loss, stats, gradients = call(config, params, batch, rng, step)
-      factor = jnp.ones(100).at[jnp.array(list(factors))
-                                - 1].set(jnp.array(list(factors.values())))[step]
-      return loss * factor, stats, jax.tree.map(lambda g: g * factor, gradients)
-
-    monkeypatch.setattr(steps, name, poisoned)
+  learn = sequences.learn
+  def poisoned(config, params, batch, rng, step):
+    loss, stats, gradients = learn(config, params, batch, rng, step)
+    factor = jnp.ones(100).at[jnp.array(list(factors))
+                              - 1].set(jnp.array(list(factors.values())))[step]
+    return loss * factor, stats, jax.tree.map(lambda g: g * factor, gradients)
+  monkeypatch.setattr(sequences, "learn", poisoned)
 
 
 @pytest.fixture(scope="module")

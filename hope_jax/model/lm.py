@@ -100,8 +100,9 @@ class Block(nn.Module):
 
 
 class HopeLM(nn.Module):
-  """tokens -> (logits_BxTxV float32, FastState or None, notes {mixer:
-  stacked by layer}[, taps, if there are probes]).
+  """tokens -> (logits_BxTxV float32, FastState or None, notes).
+
+  notes: {mixer: its notes, stacked by layer}; with probes also {"taps": those of `Block`, stacked}.
   """
   config: FrozenConfigDict
 
@@ -144,7 +145,7 @@ class HopeLM(nn.Module):
     weights = {name: level.current(level_parameters(blocks, name), own.delta, 1,
                                    c.teach.through_writes == "full")
                for name, own in (levels or {}).items()}
-    x, tokens, notes, taps = self.scan(x, blocks, tokens, weights, probes or {}, layout, rng)
+    x, tokens, notes = self.scan(x, blocks, tokens, weights, probes, layout, rng)
 
     # so the tied head starts the same at any embed_std
     head = nn.initializers.constant(0.02 / c.model.embed_std)
@@ -154,7 +155,7 @@ class HopeLM(nn.Module):
     logits = constrain(logits, "streams", None, "vocab")
     fast = FastState(layout.segment_B, layout.count_B, LayerState(tokens, levels),
                      held) if fast else None
-    return (logits, fast, notes) if probes is None else (logits, fast, notes, taps)
+    return logits, fast, notes
 
   def restart(self, levels, held, layout, documents: int):
     """Levels and held tokens of streams, fresh where a document begins."""
@@ -165,14 +166,13 @@ class HopeLM(nn.Module):
     return level_write.restart(levels, begins_B), jnp.where(begins_B[:, None], -1, held)
 
   def scan(self, x, blocks, tokens, weights, probes, layout, rng):
-    """All layers, one period of the pattern after the other:
-    (x, token mixers' states, notes, taps).
-    """
+    """All layers, one period of the pattern after the other: (x, token mixers' states, notes)."""
     c, period = self.config, len(self.config.model.pattern)
     may = {name: jnp.asarray(plan.of(c).layers.get(name, jnp.zeros(c.model.layers, bool)))
            for name in mixers.of(c)}
     of_all = {"blocks": {name: part for name, part in blocks.items() if name not in may},
-              "weights": weights, "probes": probes, "may": may, "layer": jnp.arange(c.model.layers)}
+              "weights": weights, "probes": probes or {}, "may": may,
+              "layer": jnp.arange(c.model.layers)}
     of_mixer = {name: {"blocks": blocks[name], "state": tokens.get(name)} for name in may}
     each = {name: c.model.pattern.count(name) for name in may}  # layers of a mixer in a period
 
@@ -209,7 +209,8 @@ class HopeLM(nn.Module):
       new |= {name: _joined(new[name], own) for name, own in more.items()}
       taps = _joined(taps, more_taps)
     states = {name: state for name, (state, _) in new.items()}
-    return x, states, {name: notes for name, (_, notes) in new.items() if notes}, taps
+    notes = {name: own for name, (_, own) in new.items() if own}
+    return x, states, notes | ({"taps": taps} if probes is not None else {})
 
 
 def _pick(tree, i: int):

@@ -31,8 +31,12 @@ def token_losses(logits_BxTxV, labels_BxT):
   return jnp.where(labels_BxT >= 0, losses, 0.0)
 
 
-def strength(config, step=None) -> Strength:
-  """As configured, at an optimizer step; None: after all warm-ups, before any decay."""
+def strength(config, step=None) -> Strength | None:
+  """As configured, at an optimizer step; None: after all warm-ups, before any decay. None for a
+  model in which the teach signal writes nothing.
+  """
+  if not plan.of(config).levels:
+    return None
   t = config.teach
   factor = 1.0 if step is None else teach_signal.schedule(t, step)
   def risen(warmup):
@@ -57,43 +61,47 @@ def probes(config, params, batch: int) -> dict:
   return out
 
 
-def chunk(config, params, fast: FastState, piece: dict, strong: Strength, *, outer: bool = False,
-          rng=None):
-  """One chunk of every stream.
+def chunk(config, params, fast: FastState | None, piece: dict, strong: Strength | None, *,
+          outer: bool = False, rng=None):
+  """One chunk of every stream, read, and written where the teach signal writes.
 
   Args:
-    piece: (B, C) arrays tokens, labels (-1: none) and segments (0: padding), one document a stream,
-      its tokens at the slots that are their positions modulo C; "ends" (B,), optional: streams that
-      end here and flush.
+    fast: None: streams that start here, read whole; nothing can be written then.
+    piece: (B, C) arrays tokens, labels (-1: none) and segments (0: padding). For writes, one
+      document a stream, its tokens at the slots that are their positions modulo C, and "ends" (B,),
+      optional: streams that end here and flush.
+    strong: None: only read.
     outer: also return the gradient of the summed loss with respect to the parameters.
 
   Returns:
-    ({"nats_BxC", "correct_BxC", "stats"}, FastState, gradients or None); stats: {level: {name: (L,
-    B)}}, and the self-modifying memories' {name: (L,)}.
+    ({"nats_BxC", "correct_BxC", "stats"}, FastState or None, gradients or None); stats: {level:
+    {name: (L, B)}, token mixer: {name: (its layers,)}}.
   """
-  model = lm.build(config)
+  model, labels_BxC = lm.build(config), piece["labels"]
 
   def loss(params, probe):
-    logits, after, notes, taps = model.apply({"params": params}, piece["tokens"], fast,
-                                             piece["segments"], aligned=True, rng=rng, probes=probe)
-    losses = token_losses(logits, piece["labels"])
-    return jnp.sum(losses), (after, losses, logits, notes, taps)
+    logits, after, notes = model.apply({"params": params}, piece["tokens"], fast,
+                                       piece["segments"], aligned=True, rng=rng, probes=probe)
+    losses = token_losses(logits, labels_BxC)
+    return jnp.sum(losses), (after, losses, logits, notes)
 
-  grad = jax.value_and_grad(loss, argnums=(0, 1) if outer else 1, has_aux=True)
-  (_, (after, losses, logits, notes, taps)), gradients = grad(params,
-                                                              probes(config, params,
-                                                                     piece["tokens"].shape[0]))
-  gradients, signals = gradients if outer else (None, gradients)
-  stop = (lambda tree: tree) if config.teach.through_writes == "full" else jax.lax.stop_gradient
-  params, signals, taps, seen = stop((params, signals, taps, (losses, logits)))
-  levels, stats = _write_layers(config, params, after, piece, strong, signals, taps, *seen)
-  out = {"nats_BxC": losses,
-         "correct_BxC": (jnp.argmax(logits, -1) == piece["labels"]) & (piece["labels"] >= 0),
-         "stats": stats | notes}
-  return out, after.replace(layers=after.layers.replace(levels=levels)), gradients
+  probe = None if strong is None else probes(config, params, len(labels_BxC))
+  of = (0,) * outer + (1,) * (strong is not None)
+  call = jax.value_and_grad(loss, of, has_aux=True) if of else lambda *own: (loss(*own), ())
+  (_, (after, losses, logits, notes)), gradients = call(params, probe)
+  stats = notes
+  if strong is not None:
+    seen = params, gradients[-1], notes.pop("taps"), losses, logits
+    if config.teach.through_writes != "full":
+      seen = jax.lax.stop_gradient(seen)
+    levels, stats = _write_layers(config, after, piece, strong, *seen)
+    stats, after = stats | notes, after.replace(layers=after.layers.replace(levels=levels))
+  out = {"nats_BxC": losses, "stats": stats,
+         "correct_BxC": (jnp.argmax(logits, -1) == labels_BxC) & (labels_BxC >= 0)}
+  return out, after, gradients[0] if outer else None
 
 
-def _write_layers(config, params, fast, piece, strong, signals, taps, losses, logits):
+def _write_layers(config, fast, piece, strong, params, signals, taps, losses, logits):
   """All levels of all layers: (states, {level: {name: (L, B)}})."""
   t, clocks = config.teach, plan.of(config).clocks
   size = plan.of(config).chunk

@@ -106,12 +106,9 @@ def _program(config, write: bool):
   `fast` is donated.
   """
   def read(params, fast, piece):
-    if write and plan.of(config).levels:
-      out, fast, _ = reader.chunk(config, params, fast, piece, reader.strength(config))
-      return fast, {"nats_BxC": out["nats_BxC"], "stats": out["stats"]}
-    logits, fast, stats = lm.build(config).apply(
-        {"params": params}, piece["tokens"], fast, piece["segments"], aligned=True)
-    return fast, {"nats_BxC": reader.token_losses(logits, piece["labels"]), "stats": stats}
+    out, fast, _ = reader.chunk(config, params, fast, piece,
+                                reader.strength(config) if write else None)
+    return fast, {"nats_BxC": out["nats_BxC"], "stats": out["stats"]}
 
   return jax.jit(read, donate_argnums=1)
 

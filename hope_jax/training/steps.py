@@ -4,15 +4,13 @@ A batch holds int32 (B, T) arrays: tokens, labels (the next token, -1 where ther
 segments (documents of a packed window, 0 for padding).
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from hope_jax.model import axes, lm, plan, sharding
 from hope_jax.model.state import TrainState
-from hope_jax.reading import reader
+from hope_jax.reading import sequences
 from hope_jax.training import optimizer, spikes
 
 
@@ -27,54 +25,6 @@ def init_state(config, key) -> TrainState:
 def state_shardings(config, devices):
   """Where each part of a TrainState lies."""
   return sharding.of_state(jax.eval_shape(lambda: init_state(config, jax.random.key(0))), devices)
-
-
-def _whole(config, params, batch, rng, _):
-  """Summed loss and memory statistics of one pass over whole sequences, and the gradient."""
-  def loss_sum(params):
-    logits, _, stats = lm.build(config).apply(
-        {"params": params}, batch["tokens"], None, batch["segments"], aligned=True, rng=rng)
-    return jnp.sum(reader.token_losses(logits, batch["labels"])), reader.by_layer(config, stats)
-
-  (loss, stats), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
-  return loss, stats, gradient
-
-
-def _online(config, params, batch, rng, step):
-  """The same where memories are written by the teach signal: chunk after chunk."""
-  strong, second_order = reader.strength(config, step), config.teach.through_writes == "full"
-  pieces = reader.scan_chunks(config, batch)
-  fast = sharding.constrain_fast(lm.init_fast(config, batch["tokens"].shape[0]))
-
-  def learn(params, carry, xs):
-    (fast, gradients), (i, piece) = carry, xs
-    key = None if rng is None else jax.random.fold_in(rng, i)
-    out, fast, g = reader.chunk(config, params, fast, piece, strong, outer=not second_order,
-                                rng=key)
-    gradients = (None if second_order
-                 else sharding.constrain_params(jax.tree.map(jnp.add, gradients, g)))
-    fast = sharding.constrain_fast(fast)
-    return (fast, gradients), (jnp.sum(out["nats_BxC"]), out["stats"])
-
-  def scan(params, gradients):
-    body = functools.partial(learn, params)
-    numbers = jnp.arange(len(pieces["tokens"]))
-    (_, gradients), (losses, stats) = jax.lax.scan(jax.checkpoint(body) if second_order else body,
-                                                   (fast, gradients), (numbers, pieces))
-    return jnp.sum(losses), (reader.summary(config, stats), gradients)
-
-  if second_order:
-    (loss, (stats, _)), gradients = jax.value_and_grad(scan, has_aux=True)(params, None)
-  else:
-    loss, (stats, gradients) = scan(params, jax.tree.map(jnp.zeros_like, params))
-  return loss, stats, gradients
-
-
-def gradients_of(config, params, batch, rng, step):
-  """(summed loss, memory statistics, gradients) of a batch at an optimizer step;
-  rng: key for dropout, or None.
-  """
-  return (_online if plan.of(config).levels else _whole)(config, params, batch, rng, step)
 
 
 def _reduces_once(config, devices) -> bool:
@@ -108,7 +58,7 @@ def make_train_step(config, devices=None):
     def part(gradients, piece_and_number):
       piece, i = piece_and_number
       key = None if rng is None else jax.random.fold_in(rng, i)
-      loss, stats, g = gradients_of(config, params, piece, key, step)
+      loss, stats, g = sequences.learn(config, params, piece, key, step)
       return sharding.constrain_params(jax.tree.map(jnp.add, gradients, g)), (loss, stats)
 
     # rows of a piece are interleaved, so that every device works on every piece
@@ -146,34 +96,14 @@ def make_train_step(config, devices=None):
                  out_shardings=(state_shardings(config, devices), sharding.replicated(devices)))
 
 
-def read(config, params, batch):
-  """(losses (B, T), right predictions (B, T) bool, statistics).
-  Memories write as they do in training.
-  """
-  if not plan.of(config).levels:
-    logits, _, stats = lm.build(config).apply({"params": params}, batch["tokens"], None,
-                                              batch["segments"], aligned=True)
-    hit = (jnp.argmax(logits, -1) == batch["labels"]) & (batch["labels"] >= 0)
-    return reader.token_losses(logits, batch["labels"]), hit, reader.by_layer(config, stats)
-
-  def chunk(fast, piece):
-    out, fast, _ = reader.chunk(config, params, fast, piece, reader.strength(config))
-    return fast, out
-  fast = sharding.constrain_fast(lm.init_fast(config, batch["tokens"].shape[0]))
-  _, out = jax.lax.scan(chunk, fast, reader.scan_chunks(config, batch))
-  def rows(a):
-    return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
-  return rows(out["nats_BxC"]), rows(out["correct_BxC"]), reader.summary(config, out["stats"])
-
-
 def make_eval_step(config, devices=None):
   """(params, batch) -> per-row sums (B,): nats, labels, correct;
   and the memories' statistics, on all devices of the mesh.
   """
   def eval_step(params, batch):
     with axes.within(devices):
-      nats, hit, stats = read(config, params, batch)
-    return {"nats": jnp.sum(nats, 1), "labels": jnp.sum(batch["labels"] >= 0, 1),
-            "correct": jnp.sum(hit, 1), "memory": stats}
+      out, stats = sequences.read(config, params, batch)
+    return {"nats": jnp.sum(out["nats_BxC"], 1), "labels": jnp.sum(batch["labels"] >= 0, 1),
+            "correct": jnp.sum(out["correct_BxC"], 1), "memory": stats}
 
   return jax.jit(eval_step, out_shardings=None if devices is None else sharding.replicated(devices))
