@@ -64,7 +64,8 @@ def test_imports_go_one_way(name):
     assert {folder(other) for other in inside} <= set(allowed)
   if folder(name) == "memory":
     assert outside <= {"jax", "dataclasses", "itertools",
-                       "typing"} | (set() if name in SELF_MODIFYING else {"optax", "flax"})
+                       "typing"} | (set() if name in SELF_MODIFYING
+                                                   else {"optax", "flax", "collections"})
   if name in WITHOUT_JAX:
     assert not outside & {"jax", "flax", "optax"}
 

@@ -112,7 +112,7 @@ def test_forces_may_come_from_a_backward_pass_that_goes_on(x64):
 
 @pytest.mark.parametrize("rule, period, hold", CASES)
 def test_writing_is_the_token_loop(x64, rule, period, hold):
-  params, pieces = parameters(*VARIANTS[RULES.index(rule) % len(VARIANTS)]), text()
+  params, pieces = parameters(*VARIANTS[list(RULES).index(rule) % len(VARIANTS)]), text()
   clock = level_write.Clock(period, CHUNK, rule, BETA, hold)
   state, stats = host(read, clock, params)(None, *pieces, *due_and_at(clock))
   for b in range(STREAMS):

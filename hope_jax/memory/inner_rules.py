@@ -20,7 +20,8 @@ start; derivatives, the second too, are finite at zero. The moving average, wher
 widths, G groups of tokens.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax
@@ -28,9 +29,6 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import scale_by_muon
 
-# in the gradients of the tokens, for given inputs
-LINEAR = frozenset({"sgd", "momentum", "nl_l2_projector"})
-NEEDS_INPUTS = frozenset({"nl_l2_precond", "nl_l2_projector"})
 # of sqrt(v), 1 % of the default eps: second derivatives of the update in v are still float32
 ROOT_FLOOR = 1e-10
 NORM_FLOOR = 1e-6  # of the summed inputs
@@ -57,8 +55,8 @@ def summarise(x_NxI: jax.Array, kernel_IxO: jax.Array, weight_N: jax.Array | Non
   return Inputs(jnp.sum(x_NxI, 0), jnp.sum(x_NxI * x_NxI), x_NxI.T @ (x_NxI @ kernel_IxO))
 
 
-def make(name: str, lr, beta=0.9, beta2=0.999, eps=1e-8) -> optax.GradientTransformationExtraArgs:
-  """The rule `name`; its updates are added to the parameters.
+def make(name: str, lr, *options, **named) -> optax.GradientTransformationExtraArgs:
+  """The rule `name` with `Options`; its updates are added to the parameters.
 
   update(gradients, state, params=None, inputs=None): `inputs` has the structure of the gradients,
   its leaves Inputs for kernels and None for vectors; or it is None altogether. lr may be traced.
@@ -66,7 +64,7 @@ def make(name: str, lr, beta=0.9, beta2=0.999, eps=1e-8) -> optax.GradientTransf
   """
   if name not in RULES:
     raise ValueError(f"no inner optimizer {name!r}; choose one of {', '.join(RULES)}")
-  return optax.chain(*_rules(lr, beta, beta2, eps)[name], optax.scale(-lr))
+  return optax.chain(*RULES[name].transforms(Options(lr, *options, **named)), optax.scale(-lr))
 
 
 def ema_weights(beta, happens_G: jax.Array):
@@ -159,19 +157,33 @@ def _orthogonalise(m, _):
   return jnp.where(alive, newton_schulz.update(safe, newton_schulz.init(safe))[0], 0)
 
 
-def _rules(lr, beta, beta2, eps) -> dict[str, tuple[optax.GradientTransformation, ...]]:
-  """The transforms of each rule before the learning rate."""
-  average = optax.scale(1 - beta), optax.trace(beta)
-  return {
-      "sgd": (),
-      "momentum": average,
-      "preconditioned": (_precondition(beta2, eps), *average),
-      "dmgd": (_stateless(lambda g, _: jnp.tanh(g)), *average),
-      "nl_l2_precond": (_delta_gradient(lr),),
-      "nl_l2_projector": (_stateless(_project), *average),
-      "delta_momentum": (_delta_momentum(beta),),
-      "muon": (*average, _stateless(_orthogonalise)),
-  }
+class Options(NamedTuple):
+  """What a rule is made of."""
+  lr: Any
+  beta: float = 0.9
+  beta2: float = 0.999
+  eps: float = 1e-8
 
 
-RULES = tuple(_rules(0.0, 0.0, 0.0, 0.0))
+class Rule(NamedTuple):
+  """An inner optimizer; a new one is an entry of RULES."""
+  transforms: Callable  # Options -> optax transforms, before the learning rate
+  linear: bool = False  # in the gradients of the tokens: several updates then have a closed form
+  needs_inputs: bool = False  # `Inputs` beside the gradients
+
+
+def _average(o):
+  return optax.scale(1 - o.beta), optax.trace(o.beta)
+
+
+RULES = {
+    "sgd": Rule(lambda o: (), linear=True),
+    "momentum": Rule(_average, linear=True),
+    "preconditioned": Rule(lambda o: (_precondition(o.beta2, o.eps), *_average(o))),
+    "dmgd": Rule(lambda o: (_stateless(lambda g, _: jnp.tanh(g)), *_average(o))),
+    "nl_l2_precond": Rule(lambda o: (_delta_gradient(o.lr),), needs_inputs=True),
+    "nl_l2_projector": Rule(lambda o: (_stateless(_project), *_average(o)), linear=True,
+                            needs_inputs=True),
+    "delta_momentum": Rule(lambda o: (_delta_momentum(o.beta),)),
+    "muon": Rule(lambda o: (*_average(o), _stateless(_orthogonalise))),
+}

@@ -46,7 +46,7 @@ class Clock:
   @property
   def parallel(self) -> bool:
     """Whether several updates in a chunk have a closed form."""
-    return self.groups > 1 and (self.rule in inner_rules.LINEAR or self.rule == "nl_l2_precond")
+    return self.groups > 1 and (inner_rules.RULES[self.rule].linear or self.rule == "nl_l2_precond")
 
 
 @struct.dataclass
@@ -93,7 +93,7 @@ def fresh(clock: Clock, params: dict, batch: int, dtype) -> LevelState:
                                      p) if p.ndim == 2 else None
       zero_inputs = jax.tree.map(lambda a: jnp.zeros((batch, *a.shape), a.dtype),
                                  jax.tree.map(one, params))
-      held = Sums(zeros, zero_inputs if clock.rule in inner_rules.NEEDS_INPUTS else None,
+      held = Sums(zeros, zero_inputs if inner_rules.RULES[clock.rule].needs_inputs else None,
                   jnp.zeros(batch, bool))
   return LevelState(zeros, rule, held, jnp.zeros(batch, jnp.int32))
 
@@ -204,7 +204,7 @@ def _sums(clock, params, state, force, open_BxN):
   """(gradients, Inputs) of the open tokens, per stream."""
   weight = open_BxN.astype(jax.tree.leaves(params)[0].dtype)
   gradients = jax.tree.map(lambda f: level.gradient(f, weight), force, is_leaf=level.is_force)
-  if clock.rule not in inner_rules.NEEDS_INPUTS:
+  if not inner_rules.RULES[clock.rule].needs_inputs:
     return gradients, None
   def summarise(f, kernel):
     return (None if f.input_BxCxI is None
