@@ -6,6 +6,7 @@ Attention sees the past through its cache; the next chunk reads with what this o
 written is data for the outer gradient, unless teach_signal.through_writes is full.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -101,82 +102,96 @@ def chunk(config, params, fast: FastState | None, piece: dict, strong: Strength 
   return out, after, gradients[0] if outer else None
 
 
+class _Place(NamedTuple):
+  """Where the streams are in a chunk."""
+  valid_BxC: jax.Array
+  begin_B: jax.Array  # position of the chunk's slot 0
+  ends_B: jax.Array  # bool: the stream ends here and flushes
+
+  def due(self, clock):
+    """(B, G): periods whose last token is in this chunk; where a stream ends also the unfinished
+    one.
+    """
+    groups = self.valid_BxC.reshape(len(self.valid_BxC), clock.groups, -1)
+    ended_B = (self.begin_B + clock.chunk) % clock.period == 0
+    last = jnp.any(groups, -1) | (clock.period > clock.chunk)
+    return groups[:, :, -1] & ended_B[:, None] | last & self.ends_B[:, None]
+
+
 def _write_layers(config, fast, piece, strong, params, signals, taps, losses, logits):
   """All levels of all layers: (states, {level: {name: (L, B)}})."""
-  t, clocks = config.teach, plan.of(config).clocks
-  size = plan.of(config).chunk
+  own, t = plan.of(config), config.teach
   valid_BxC, labelled_BxC = piece["segments"] > 0, piece["labels"] >= 0
+  begin_B = fast.count_B - jnp.sum(valid_BxC, 1)
+  place = _Place(valid_BxC, begin_B - begin_B % own.chunk,
+                 piece.get("ends", jnp.zeros(begin_B.shape, bool)) & t.flush_partial)
   scale = strong.scale / (labelled_BxC.size * axes.parts() if t.reduction == "mean" else 1)
   if t.signal == "global":
     signals = {"block": jnp.broadcast_to(signals["block"][-1], signals["block"].shape)}
-  entries = plan.of(config).levels
-
-  begin_B = fast.count_B - jnp.sum(valid_BxC, 1)
-  begin_B = begin_B - begin_B % size  # position of the chunk's slot 0
-  ends_B = piece.get("ends", jnp.zeros(begin_B.shape, bool)) & t.flush_partial
-
-  def write_level(name):
+  states, stats = {}, {}
+  for name, entry in own.levels.items():
     # a level's own gradients; its output's is the last kernel's
-    clock, added = clocks[name], signals.get(name)
+    added = signals.get(name)
     signal = signals["block"] if added is None else added["down"]["kernel"]
-    factor_LxBxC = teach_signal.factor(signal, scale * entries[name].scale, t.clip)
+    factor_LxBxC = teach_signal.factor(signal, scale * entry.scale, t.clip)
     norm_LxBxC = factor_LxBxC * teach_signal.norm(signal)
     surprise = teach_signal.surprise(t.metric, norm_LxBxC, losses, logits, labelled_BxC)
-    may_L = jnp.asarray(plan.of(config).layers[plan.path(name)]) & (strong.rates[name] > 0)
+    may_L = jnp.asarray(own.layers[plan.path(name)]) & (strong.rates[name] > 0)
     gate_LxB = (surprise >= strong.threshold) & jnp.any(labelled_BxC, 1) & may_L[:, None]
-    due_BxG = _due(clock, valid_BxC, begin_B, ends_B)
-
-    def one_layer(_, xs):
-      blocks, state, taps, signal, added, factor_BxC, gate_B = xs
-      blocks = sharding.constrain_params(blocks, gathered=True, below="blocks/")
-      x, of_kernels = taps[name]
-      signal, force = teach_signal.scaled(signal, factor_BxC), None
-      if added is not None:
-        force = level.paired(of_kernels,
-                             jax.tree.map(lambda g: teach_signal.scaled(g, factor_BxC), added))
-      if name == "titan":
-        modifier = blocks["titan"].get("modifier")
-        if config.titan.modifier == "teach_only":
-          modifier = jax.lax.stop_gradient(modifier)
-        signal = titan.signal(modifier, clock.period, x, taps["titan_read"], signal)
-        # a target that follows its own memory may run away
-        signal = teach_signal.scaled(signal, teach_signal.factor(signal, 1.0, t.clip))
-      return None, level_write.write(clock, strong.rates[name], lm.level_parameters(blocks, name),
-                                     state, x, signal,
-                                valid_BxC & gate_B[:, None], due_BxG, begin_B % clock.period, force)
-
+    write = functools.partial(_write_layer, config, name, strong.rates[name], place)
     blocks = {part: params["blocks"][part] for part in ("cms", "titan") if part in params["blocks"]}
-    xs = (blocks, fast.layers.levels[name], taps, signal, added, factor_LxBxC, gate_LxB)
-    _, (state, stats) = jax.lax.scan(one_layer, None, xs)
-    mean = jnp.sum(norm_LxBxC * valid_BxC, -1) / jnp.maximum(jnp.sum(valid_BxC, -1), 1)
-    unfinished_B = jnp.where(jnp.any(due_BxG, 1) | (clock.period <= size), 0,
-                             fast.count_B % clock.period)
-    return state, stats | {"surprise": surprise, "open": gate_LxB.astype(jnp.int32), "teach": mean,
-                           "pending": jnp.broadcast_to(unfinished_B, gate_LxB.shape)}
-
-  out = {name: write_level(name) for name in clocks}
-  states = {name: state for name, (state, _) in out.items()}
+    _, (states[name], written) = jax.lax.scan(
+        lambda _, xs: (None, write(*xs)), None,
+        (blocks, fast.layers.levels[name], taps, signal, added, factor_LxBxC, gate_LxB))
+    stats[name] = written | {
+        "surprise": surprise, "open": gate_LxB.astype(jnp.int32),
+        "teach": jnp.sum(norm_LxBxC * valid_BxC, -1) / jnp.maximum(jnp.sum(valid_BxC, -1), 1),
+        "pending": jnp.broadcast_to(_pending(own.clocks[name], place, fast.count_B),
+                                    gate_LxB.shape)}
   if config.channel.connection == "nested":
-    states = _restart_nested(config, clocks, states, valid_BxC, begin_B, ends_B)
-  return states, {name: stats for name, (_, stats) in out.items()}
+    states = _restart_nested(config, own.clocks, states, place)
+  return states, stats
 
 
-def _due(clock, valid_BxC, begin_B, ends_B):
-  """(B, G): periods whose last token is in this chunk;
-  at the end of a stream also the unfinished one.
+def _write_layer(config, name, rate, place, blocks, state, taps, signal, added, factor_BxC, gate_B):
+  """One level of one layer: (its state, statistics).
+
+  Args:
+    taps: what `lm.Block` kept of the level: its input, its kernels' inputs.
+    signal: at the level's output, or at its block's; added: of everything inside it, or None.
   """
-  groups = valid_BxC.reshape(valid_BxC.shape[0], clock.groups, -1)
-  complete = groups[:, :, -1] & ((begin_B + clock.chunk) % clock.period == 0)[:, None]
-  return complete | (jnp.any(groups, -1) | (clock.period > clock.chunk)) & ends_B[:, None]
+  clock = plan.of(config).clocks[name]
+  blocks = sharding.constrain_params(blocks, gathered=True, below="blocks/")
+  x, of_kernels = taps[name]
+  signal, force = teach_signal.scaled(signal, factor_BxC), None
+  if added is not None:
+    force = level.paired(of_kernels,
+                         jax.tree.map(lambda g: teach_signal.scaled(g, factor_BxC), added))
+  if name == "titan":
+    modifier = blocks["titan"].get("modifier")
+    if config.titan.modifier == "teach_only":
+      modifier = jax.lax.stop_gradient(modifier)
+    signal = titan.signal(modifier, clock.period, x, taps["titan_read"], signal)
+    # a target that follows its own memory may run away
+    signal = teach_signal.scaled(signal, teach_signal.factor(signal, 1.0, config.teach.clip))
+  return level_write.write(clock, rate, lm.level_parameters(blocks, name), state, x, signal,
+                           place.valid_BxC & gate_B[:, None], place.due(clock),
+                           place.begin_B % clock.period, force)
 
 
-def _restart_nested(config, clocks, states, valid_BxC, begin_B, ends_B):
-  """NL Eq. 72: where the period of the next slower level ends,
-  a level starts again from its meta-learned weights.
+def _pending(clock, place, count_B):
+  """(B,): tokens of a period that has not ended."""
+  ended_B = jnp.any(place.due(clock), 1) | (clock.period <= clock.chunk)
+  return jnp.where(ended_B, 0, count_B % clock.period)
+
+
+def _restart_nested(config, clocks, states, place):
+  """NL Eq. 72: where the period of the next slower level ends, a level starts again from its
+  meta-learned weights.
   """
   names = [entry.name for entry in config.channel.levels if entry.name in clocks]
   for fast, slow in zip(names, names[1:]):
-    ends = jnp.any(_due(clocks[slow], valid_BxC, begin_B, ends_B), 1)
+    ends = jnp.any(place.due(clocks[slow]), 1)
     states[fast] = level_write.restart(states[fast], ends).replace(updates_B=states[fast].updates_B)
   return states
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import shutil
 import signal
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,14 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None) -> d
       tokenized.build(config, verify=True)
       tokenizer = tokenized.tokenizer(config)
     return _Run(config, workdir, saved, tokenizer, stacked, goodput).train()
+
+
+class Taken(NamedTuple):
+  """A step that was started; its numbers are read when the next one is under way."""
+  step: int  # steps taken with it
+  out: dict  # metrics, as steps.make_train_step returns them
+  bytes_B: jax.Array  # of text, behind the labels of each row
+  told: jax.Array  # the signal that some process has caught, or 0
 
 
 class _Run:
@@ -179,8 +188,8 @@ class _Run:
       self.state, out = self.train_step(self.state, placed)
       if before and self.log(before):  # on the parameters that are left behind: taken again
         self.state, out = self.train_step(self.roll_back(before), placed)
-      before = (i + 1, out,
-                self.tally(placed["labels"], sharding.one_each(self.devices, self.signals.caught)))
+      before = Taken(i + 1, out, *self.tally(
+          placed["labels"], sharding.one_each(self.devices, self.signals.caught)))
 
   @contextlib.contextmanager
   def pause(self, kind: str):
@@ -195,7 +204,7 @@ class _Run:
     table = jnp.zeros(1, jnp.int32) if self.token_bytes is None else jnp.asarray(self.token_bytes)
     return jnp.sum(jnp.where(labels_BxT >= 0, table[labels_BxT], 0), 1), jnp.max(caught_N)
 
-  def draw(self, i: int, before) -> dict:
+  def draw(self, i: int, before: Taken | None) -> dict:
     """The next batch. Data that cannot be read end the run, and what it has learned is saved; not
     where other processes
     may have read theirs, and be in the next step: that goes on from the last checkpoint."""
@@ -238,12 +247,11 @@ class _Run:
     say(self.goodput.line() + (f"; {guard.skipped} steps skipped, {guard.rollbacks} rollbacks"
                                if guard.skipped else ""))
 
-  def log(self, finished) -> bool:
+  def log(self, finished: Taken) -> bool:
     """Reads a finished step, and at the end of an interval writes its means;
     whether there were too many bad ones.
     """
-    i, out, tally = finished
-    out, (size, told) = jax.device_get((out, tally))
+    i, out, size, told = jax.device_get(finished)
     self.told = self.told or int(told)
     if out["guard"].in_a_row:
       self.bad(i, out)
@@ -269,11 +277,11 @@ class _Run:
     say(f"{text} (mean {guard.norm:.3g}): skipped; {guard.in_a_row} in a row, {guard.skipped} in "
         "all")
 
-  def roll_back(self, finished):
+  def roll_back(self, finished: Taken):
     """After a finished step, the newest checkpoint that has fewer applied steps:
     the data go on where they are.
     """
-    i, guard = finished[0], jax.device_get(finished[1]["guard"])
+    i, guard = finished.step, jax.device_get(finished.out["guard"])
     with self.pause("restore"):
       self.saved.wait()
       self.state, state = None, None  # room for the other one

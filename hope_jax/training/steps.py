@@ -4,6 +4,8 @@ A batch holds int32 (B, T) arrays: tokens, labels (the next token, -1 where ther
 segments (documents of a packed window, 0 for padding).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -39,6 +41,27 @@ def _reduces_once(config, devices) -> bool:
           and (fsdp == 1 or bool(plan.of(config).levels)))
 
 
+def _sums(config, batch, params, rng, step):
+  """(gradients, loss, statistics) of a batch, one of optim.accumulate pieces after the other."""
+  parts = config.optim.accumulate
+
+  def add(gradients, piece_and_number):
+    piece, i = piece_and_number
+    key = None if rng is None else jax.random.fold_in(rng, i)
+    loss, stats, own = sequences.learn(config, params, piece, key, step)
+    return sharding.constrain_params(jax.tree.map(jnp.add, gradients, own)), (loss, stats)
+
+  # rows of a piece are interleaved, so that every device works on every piece
+  pieces = jax.tree.map(lambda a: axes.constrain(a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1),
+                                                 None, "streams"), batch)
+  zeros = sharding.constrain_params(jax.tree.map(jnp.zeros_like, params))
+  if parts == 1:
+    gradients, (loss, stats) = add(zeros, (jax.tree.map(lambda a: a[0], pieces), 0))
+    return gradients, loss, stats
+  gradients, (losses, stats) = jax.lax.scan(add, zeros, (pieces, jnp.arange(parts)))
+  return gradients, jnp.sum(losses), jax.tree.map(lambda a: jnp.mean(a, 0), stats)
+
+
 def make_train_step(config, devices=None):
   """(TrainState, batch) -> (TrainState, metrics): loss in nats per label, norms, gates, as device
   arrays.
@@ -47,42 +70,20 @@ def make_train_step(config, devices=None):
   None: one device. With train.rollback_after, a bad step (spikes.py) changes nothing but the
   counts.
   """
-  tx, factor, parts = optimizer.make(config), optimizer.schedule(config), config.optim.accumulate
-
-  def train_step(state: TrainState, batch):
-    with axes.within(devices):
-      return update(state, batch)
-
-  def sums(batch, params, rng, step):
-    """(gradients, loss, statistics) of a batch, piece by piece."""
-    def part(gradients, piece_and_number):
-      piece, i = piece_and_number
-      key = None if rng is None else jax.random.fold_in(rng, i)
-      loss, stats, g = sequences.learn(config, params, piece, key, step)
-      return sharding.constrain_params(jax.tree.map(jnp.add, gradients, g)), (loss, stats)
-
-    # rows of a piece are interleaved, so that every device works on every piece
-    pieces = jax.tree.map(lambda a: axes.constrain(a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1),
-                                                   None, "streams"), batch)
-    zeros = sharding.constrain_params(jax.tree.map(jnp.zeros_like, params))
-    if parts == 1:
-      gradients, (loss, stats) = part(zeros, (jax.tree.map(lambda a: a[0], pieces), 0))
-    else:
-      gradients, (loss, stats) = jax.lax.scan(part, zeros, (pieces, jnp.arange(parts)))
-      loss, stats = jnp.sum(loss), jax.tree.map(lambda a: jnp.mean(a, 0), stats)
-    return gradients, loss, stats
-
+  tx, factor = optimizer.make(config), optimizer.schedule(config)
+  sums = functools.partial(_sums, config)
   if devices is not None and _reduces_once(config, devices):
     sums = sharding.apart(sums, devices)
 
-  def update(state: TrainState, batch):
+  def train_step(state: TrainState, batch):
     rng = jax.random.fold_in(state.rng, state.step) if config.model.dropout else None
     labels = jnp.sum(batch["labels"] >= 0)
-    gradients, loss, stats = sums(batch, state.params, rng, state.step)
-    gradients, loss = jax.tree.map(lambda g: g / labels, gradients), loss / labels
-    norm = optax.tree.norm(gradients)
-    good, guard = spikes.judge(state.guard, loss, norm, config.optim.skip_above)
-    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+    with axes.within(devices):
+      gradients, loss, stats = sums(batch, state.params, rng, state.step)
+      gradients, loss = jax.tree.map(lambda g: g / labels, gradients), loss / labels
+      norm = optax.tree.norm(gradients)
+      good, guard = spikes.judge(state.guard, loss, norm, config.optim.skip_above)
+      updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     new = optax.apply_updates(state.params, updates), opt_state
     if config.train.rollback_after:
       new = spikes.choose(good, new, (state.params, state.opt_state))
