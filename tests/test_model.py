@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hope_jax import config
-from hope_jax.model import checks, lm, slots
+from hope_jax.model import block as blocks, checks, lm, slots
 from hope_jax.model.cms import CMS
 from hope_jax.model.state import select
 
@@ -200,7 +200,7 @@ def test_scanned_layers_are_the_blocks_one_after_another(name):
   layout = slots.arrange(jnp.ones_like(tokens), zero, zero, lm.chunk_grid(c), aligned=True)
   embedding = params["embed"]["embedding"]
   x = embedding[tokens] / c.model.embed_std
-  block = jax.jit(lambda p, x: lm.Block(lm.build(c).config,
+  block = jax.jit(lambda p, x: blocks.Block(lm.build(c).config,
                                         c.model.pattern[0]).apply({"params": p}, x, None, layout,
                                                                   None, {}, {}, True)[0])
   for i in range(c.model.layers):

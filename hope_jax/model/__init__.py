@@ -17,5 +17,7 @@
     axes         logical axes, and what a program says of them inside
     sharding     which device holds what: from the table to a mesh of devices
     checks       what values of a configuration make sense together
+    block        token mixer, Titan memory and channel mixer of a layer
+    stacks       trees of stacked layers, cut into periods of a pattern
     lm           the language model
 """

@@ -48,7 +48,7 @@ def strength(config, step=None) -> Strength | None:
 
 def probes(config, params, batch: int) -> dict:
   """Zeros, added inside the levels and at the outputs of blocks,
-  whose gradients write the memories (model.Block).
+  whose gradients write the memories (block.py).
   """
   c, names = config, plan.of(config).levels
   chunk, out = plan.of(c).chunk, {}
@@ -157,7 +157,7 @@ def _write_layer(config, name, rate, place, blocks, state, taps, signal, added, 
   """One level of one layer: (its state, statistics).
 
   Args:
-    taps: what `lm.Block` kept of the level: its input, its kernels' inputs.
+    taps: what `Block` kept of the level: its input, its kernels' inputs.
     signal: at the level's output, or at its block's; added: of everything inside it, or None.
   """
   clock = plan.of(config).clocks[name]
