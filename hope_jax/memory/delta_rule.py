@@ -23,6 +23,8 @@ import jax.numpy as jnp
 
 from hope_jax.memory.products import gram
 
+FORGOTTEN = -30.0  # log of a retention that is as good as 0; sums of lower ones would lose digits
+
 
 def unit_lower_inverse(lower_CxC: jax.Array) -> jax.Array:
   """(I + L)^-1 for strictly lower triangular L, by merging neighbouring diagonal blocks, log2 C
@@ -78,8 +80,9 @@ solve.defvjp(_solve_forward, _solve_backward)
 
 
 def _ratios(later_C, earlier_C, diagonal: int):
-  """exp(later_t - earlier_s) where s <= t + diagonal, else 0:
-  masked before exp, which would overflow above.
+  """exp(later_t - earlier_s), at most 1 but for rounding (2e-4 in float32), where s <= t +
+  diagonal,
+  else 0: masked before exp, which would overflow above.
   """
   mask = jnp.tril(jnp.ones((later_C.size, earlier_C.size), bool), diagonal)
   return jnp.exp(jnp.where(mask, later_C[:, None] - earlier_C, -jnp.inf))
@@ -95,6 +98,7 @@ class Decay(NamedTuple):
 
 def decay(log_alpha_C) -> Decay:
   """Computed once a chunk, from log alpha."""
+  log_alpha_C = jnp.maximum(log_alpha_C, FORGOTTEN)
   log_gamma = jnp.cumsum(log_alpha_C)
   before = log_gamma - log_alpha_C
   return Decay(jnp.exp(before), _ratios(before, log_gamma, -1), jnp.exp(log_gamma[-1] - log_gamma),
@@ -142,6 +146,7 @@ def write_momentum(w_OxI, m_OxI, x_IxC, pairs, step_C, rate_C, log_alpha_C, log_
   Returns:
     (w_OxI, m_OxI) after the chunk.
   """
+  log_alpha_C = jnp.maximum(log_alpha_C, FORGOTTEN)
   log_gamma = jnp.cumsum(log_alpha_C)
   if log_beta_C is None:
     blend_CxC, carried_C = jnp.eye(log_alpha_C.size, dtype=w_OxI.dtype), jnp.zeros_like(log_alpha_C)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 NORM_FLOOR = 1e-6
+NOTHING = 1e-9  # what would move a matrix by less is written with a smaller rate, of finite slope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +92,7 @@ def rate_size(step_C, size_C, x_IxC, alpha_C, forget_C, bound, factored=True):
   if factored:
     slack = jnp.minimum(slack, 1 - step_C * jnp.sum(x_IxC * x_IxC, -2) + alpha_C)
   slack = slack * bound
-  # 0 at padding; its square is no float32 zero
-  return step_C * slack / jnp.maximum(slack + step_C * size_C, 1e-18)
+  return step_C * slack / jnp.maximum(slack + step_C * size_C, NOTHING)  # 0 at padding
 
 
 def running_size(rule: Rule, size_before, size_C, valid_C):
