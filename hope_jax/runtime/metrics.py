@@ -128,18 +128,25 @@ def format_line(step: int, steps: int, *, loss: float, bpb: float | None, rates:
 
 @functools.cache
 def matmul_rate(dtype: str) -> float:
-  """FLOP/s of one device on a large square product of this type ("bfloat16", "float32"): the 100%
-  of MFU.
+  """FLOP/s of all devices of this process on large square products: the 100 % of MFU.
 
-  Takes about half a second on a CPU. float32 runs at jax's default precision, as the model does.
+  They compute at the same time, as in training: devices of a CPU share its cores. Takes about half
+  a second on a CPU. dtype: "bfloat16" or "float32", at jax's default precision, as the model's.
   """
   n, products = (1024, 2) if jax.default_backend() == "cpu" else (8192, 8)
-  # keeps powers of w finite
-  w = jax.random.normal(jax.random.key(0), (n, n), dtype) / jnp.asarray(n**0.5, dtype)
+  mesh = jax.make_mesh((jax.local_device_count(),), ("each",), devices=jax.local_devices())
+  place = jax.NamedSharding(mesh, jax.P("each"))
+
+  @functools.partial(jax.jit, out_shardings=place)
+  def draw(key):  # powers stay finite
+    shape = (jax.local_device_count(), n, n)
+    return jax.random.normal(key, shape, dtype) / jnp.asarray(n**0.5, dtype)
+
+  w = draw(jax.random.key(0))
   power = jax.jit(lambda x: jax.lax.fori_loop(0, products, lambda _, y: y @ w, x))
   power(w).block_until_ready()
   best = min(_seconds(power, w) for _ in range(5))
-  return 2 * n**3 * products / best
+  return 2 * n**3 * products * jax.local_device_count() / best
 
 
 def _seconds(f: Callable, x: jax.Array) -> float:

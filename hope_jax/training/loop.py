@@ -125,7 +125,7 @@ class _Run:
 
   def train(self) -> dict:
     c = self.config.train
-    peak = matmul_rate(self.config.model.dtype) * jax.device_count()
+    peak = matmul_rate(self.config.model.dtype) * jax.process_count()
     say(f"{'resuming at step ' + str(self.start) if self.start else 'starting'} in {self.workdir}: "
         f"{sum(p.size for p in jax.tree.leaves(self.state.params)):,} parameters, "
         f"{jax.device_count()} {jax.devices()[0].platform} device(s), matrix rate "
