@@ -1,6 +1,4 @@
-"""What version 0.1.0 computed and wrote (tests/v010):
-the same numbers come out, and its files load.
-"""
+"""What version 0.1.0 computed and wrote (tests/v010): the same numbers, and its files load."""
 
 import functools
 import importlib.metadata
@@ -45,9 +43,7 @@ def saved(request, tmp_path_factory):
 
 
 def same(got, name, key):
-  """To rounding: other flags or another CPU change the last bits (5e-6 was seen);
-  more with another library.
-  """
+  """To rounding: other flags or another CPU change last bits (5e-6 seen), another library more."""
   want = gold(name)[key]
   if (importlib.metadata.version("jaxlib") == str(gold(name)["environment/jaxlib"])
       and key.split("/")[0] != "run"):
