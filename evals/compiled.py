@@ -1,5 +1,4 @@
-"""What training steps need on devices that are not there: compiled for a CPU's stand-ins, never
-run.
+"""What training steps need on absent devices: compiled for a CPU's stand-ins, never run.
 
     python evals/compiled.py --tables=remat       # a minute or two; all: half an hour on 2 cores
     python evals/compiled.py --tables=meshes,remat,depths,lengths --output=docs/data/compiled.json

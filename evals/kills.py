@@ -1,5 +1,4 @@
-"""Kills a small run with SIGKILL, again and again, and compares it with one that was never killed,
-bit for bit.
+"""Kills a small run again and again with SIGKILL; compares it with one never killed, bit for bit.
 
     python evals/kills.py --kills=20
 
@@ -72,9 +71,7 @@ def config():
 
 
 def child(workdir: str, moment: str = "", count: int = 1, delay: float = 0.0) -> None:
-  """One process of the run; it kills itself `delay` seconds after the count-th call of a moment's
-  function.
-  """
+  """A process of the run; kills itself `delay` seconds after the count-th call of the moment."""
   c = config()
   startup.prepare(c.data.batch)
   if moment:
@@ -111,9 +108,7 @@ def plan(moment: str, rng: random.Random) -> tuple[str, int, float]:
 
 
 def kill(workdir: Path, moment: str, count: int, delay: float) -> dict | None:
-  """Starts a process that is killed; None if it came to the end of the run before.
-  RuntimeError if it failed otherwise.
-  """
+  """Starts a process that is killed; None: the run ended before. RuntimeError if it failed."""
   began, before = last(workdir), rows(workdir)
   status, said, seconds = start(workdir, moment, count, delay)
   if status == 0:

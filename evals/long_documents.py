@@ -1,5 +1,4 @@
-"""Long documents: what memory gains, and where in a document, over held-out documents streamed with
-state.
+"""What memory gains in long held-out documents, streamed with state, and where in a document.
 
     python evals/long_documents.py --checkpoint=runs/smoke --output=docs.json
     python evals/long_documents.py --checkpoint=runs/smoke --output=docs.json --documents=notes/
@@ -43,9 +42,7 @@ from hope_jax.scoring.intervals import both_ways
 
 
 def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
-  """The configuration, with what the flags say of writing.
-  ValueError for a flag that would have no effect.
-  """
+  """The configuration with what the flags say of writing; ValueError for a flag without effect."""
   config = config.copy_and_resolve_references()
   memorization.override(config, f)
   if f.mode is not None:
@@ -84,9 +81,7 @@ def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
 
 
 def switched_off(config, selfmod: bool):
-  """The configuration for reading with memory off;
-  `selfmod`: self-modifying memories still write.
-  """
+  """The configuration to read with memory off; `selfmod`: self-modifying memories still write."""
   config = config.copy_and_resolve_references()
   config.teach.paths = ("selfmod",
                         ) if selfmod and "selfmod" in plan.of(config).enabled else ("none",)
@@ -94,9 +89,7 @@ def switched_off(config, selfmod: bool):
 
 
 def edges(chunk: int, tokens: int) -> np.ndarray:
-  """Of the bins of positions: [0, chunk), in which nothing has been written yet,
-  then two an octave.
-  """
+  """Of the bins of positions: [0, chunk), in which nothing is written yet, then two an octave."""
   steps = max(0, math.ceil(2 * math.log2(tokens / chunk)))
   return np.unique([0, *(round(chunk * 2 ** (k / 2)) for k in range(steps)), tokens])
 

@@ -1,5 +1,4 @@
-"""Questions about a text that was memorized: nats per token of the right answer, and what memory
-gains.
+"""Questions about a memorized text: nats per token of the right answer, and what memory gains.
 
     python evals/questions.py --checkpoint=runs/online --questions=questions.jsonl --output=out.json
 
@@ -9,8 +8,7 @@ itself is memorized.
     off  the prompt is read by a stream that knows nothing, and the answer is scored.
     on   first the text is memorized: read --steps times through the writes. The context that
          attention kept is then dropped, so only what was learned can help. No level is written
-         while a question is asked (self-modifying
-         memories are, off and on: that is how they read).
+         while a question is asked (self-modifying memories are, off and on: so they read).
 
 Every sample starts from a fresh state; with --noreset it starts from what the samples before it
 have taught. With --use_correct_answer the prompt and its answer are memorized after the text: an

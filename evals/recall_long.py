@@ -1,10 +1,9 @@
-"""Recall of facts that were stated long ago: accuracy by gap, with the memories written and with
-nothing written.
+"""Recall of facts stated long ago: accuracy by gap, with the memories written and not.
 
     python -m hope_jax.launch --config=configs/recall_long.py --workdir=runs/recall_long
     python evals/recall_long.py --checkpoint=runs/recall_long --gaps=0,500,2000 --output=out.json
 
-Facts open each sequence, filler tokens follow, then every key is asked once (hope_jax/recall.py).
+Facts open each sequence, filler tokens follow, then every key is asked once (data/recall.py).
 Sequences come from the validation split, which no training saw. "Off" is the same model with
 teach.paths=("none",). The intervals (Wilson, 95 %) count sequences, not queries, so they are wide
 rather than narrow: queries of one sequence are not independent.
@@ -40,9 +39,7 @@ OUTPUT = flags.DEFINE_string("output", None, "All numbers, as JSON.")
 
 
 def at_gap(config, gap: int, write: bool):
-  """The configuration with another gap and a sequence as much longer;
-  write=False: no memory is written.
-  """
+  """With another gap, and a sequence as much longer; write=False: no memory is written."""
   c = config.copy_and_resolve_references().unlock()
   places = c.data.seq - c.data.recall_gap
   c.data.update(recall_gap=gap, seq=-(-(places + gap) // c.data.align) * c.data.align,
@@ -54,9 +51,7 @@ def at_gap(config, gap: int, write: bool):
 
 
 def make_step(config):
-  """(params, batch) -> (right answers (B,), questions (B,), the memories' statistics).
-  Labels of facts only teach.
-  """
+  """(params, batch) -> (right (B,), asked (B,), statistics); the labels of facts only teach."""
   facts = 2 * config.data.recall_pairs
 
   def step(params, batch):
@@ -69,9 +64,7 @@ def make_step(config):
 
 
 def evaluate(config, params, bar: tqdm) -> tuple[dict, list[dict]]:
-  """Accuracy over --sequences unseen sequences, and how far each memory moved,
-  mean over layers and batches.
-  """
+  """Accuracy over --sequences unseen ones; each memory's move, mean over layers and batches."""
   step, right, asked, moved = make_step(config), 0, 0, []
   rows, began = sharding.by_stream(sharding.mesh(configs.base())), time.perf_counter()
   for _, batch in loader.eval_batches(config, SEQUENCES.value // BATCH.value):

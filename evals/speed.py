@@ -1,15 +1,14 @@
-"""Training speed of HOPE and of a transformer with as many channel-mixer parameters, from one
-interleaved run.
+"""Training speed of HOPE and of a transformer with as many channel-mixer parameters, interleaved.
 
-    python evals/speed.py                              # 4 small models on a CPU: about 4 minutes
+    python evals/speed.py                                              # a CPU: about 4 minutes
     python evals/speed.py --lengths=512,1024,2048,4096 --depths=2,4,8 --output=speed.json
-    python evals/speed.py --models=transformer,attention_1 --batch=32      # writes in context
-    python evals/speed.py --memorize=attention_1,selfmod_1    # writing against reading alone
+    python evals/speed.py --models=transformer,attention_1 --batch=32  # writes in context
+    python evals/speed.py --memorize=attention_1,selfmod_1             # writing against reading
     python evals/speed.py --preset=pilot                               # a GPU
 
-All models are compiled first: into an empty persistent cache, then once more from it. Then they
-take turns, one each in every round, so that what slows the machine down slows all of them. Random
-tokens, one document a sequence.
+All models (4 small ones, if nothing is said) are compiled first: into an empty persistent cache,
+then once more from it. Then they take turns, one each in every round, so that what slows the
+machine down slows all of them. Random tokens, one document a sequence.
 """
 
 import os
@@ -176,9 +175,7 @@ def build(label: str, jobs: dict) -> dict:
 
 
 def check_parameters(runners: dict) -> None:
-  """ValueError where a model and what it is compared with differ in parameters:
-  their speeds would not compare.
-  """
+  """ValueError where a model and what it is compared with differ in parameters."""
   for name, runner in runners.items():
     base = runners[MODELS[name][3]]
     if abs(runner.parameters - base.parameters) > 0.07 * base.parameters:
@@ -276,9 +273,7 @@ def by_size() -> tuple[list, str]:
 
 
 def reading() -> tuple[list, str]:
-  """Tokens/s of memorizing (chunks, teach signals,
-  writes) against the plain forward pass over whole sequences.
-  """
+  """Tokens/s of memorizing, writes and all, against a plain forward pass over whole sequences."""
   out, rows = [], []
   for name in tqdm(MEMORIZE.value, desc="memorize", unit="model"):
     c = configuration(name)
@@ -332,9 +327,7 @@ def main(argv):
   jobs, rates = length_jobs(), []
 
   def rate_of() -> float:
-    """The device's matrix-product rate, the best so far:
-    measured between the parts, as the machine may be busy.
-    """
+    """The best matrix-product rate so far, measured between parts: the machine may be busy."""
     metrics.matmul_rate.cache_clear()
     rates.append(metrics.matmul_rate(dtype))
     return max(rates)

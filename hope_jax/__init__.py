@@ -1,3 +1,1 @@
-"""HOPE language models of Nested Learning in JAX:
-memories that write themselves while they read.
-"""
+"""HOPE language models of Nested Learning in JAX, whose memories write themselves as they read."""

@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from hope_jax import optimizers, versions
 
 OPTIMIZERS = tuple(module.name for module in pkgutil.iter_modules(optimizers.__path__))
-# fields of config.model: the field's names for models. All but transformer and titan_hybrid have a
-# CMS
+# fields of config.model, by names of models; all but transformer and titan_hybrid have a CMS
 PRESETS = {
     "transformer": dict(pattern=("attention",), titan="none"),
     "hope_attention": dict(pattern=("attention",), titan="none"),
@@ -198,8 +197,7 @@ def base() -> ConfigDict:
   c.train.keep_every = 0  # each whose step is a multiple of this; 0: none
   # stop | warn: train on; the last save has to succeed, and all of many processes
   c.train.on_save_error = "stop"
-  # bad steps are skipped; so many in a row: back to a checkpoint, on to new data.  0: they stop the
-  # run
+  # bad steps are skipped; after so many in a row back to a checkpoint, on to new data; 0: stop
   c.train.rollback_after = 0
   return c.lock()
 
@@ -212,9 +210,7 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-  """Inverse of `to_json`, also of earlier versions (versions.py).
-  Fields that none of them knows are an error.
-  """
+  """Inverse of `to_json`, also of earlier versions (versions.py); an unknown field is an error."""
   c = base()
   stored = versions.config(json.loads(text))
   stored["model"]["pattern"] = tuple(stored["model"]["pattern"])

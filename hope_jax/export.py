@@ -1,5 +1,4 @@
-"""Parameters to a safetensors file and back, one tensor a layer, by the names that readers of
-language models know.
+"""Parameters to safetensors and back, a tensor a layer, by names that language-model readers know.
 
     python -m hope_jax.export --checkpoint=runs/smoke --output=smoke.safetensors --dtype=bfloat16
     python -m hope_jax.export --input=smoke.safetensors --workdir=runs/imported
@@ -7,11 +6,11 @@ language models know.
 The table of parameters (model/parameters.py) gives the names. Letters: H heads, K head width, M a
 memory's hidden width, O its outputs (K; 1 for eta and alpha).
 
-    *_proj.weight               matrices (out, in). qkv_proj: the rows of q, then k, then v, head by
-                                head in each
-    self_modifying.memory_*     one for each head: w_in (H, M, K), w_out (H, O, M), w_skip (H, 1,
-                                K); weight (H, O, K) if linear; bias (H,). memory_mem is M_mem of
-                                the paper; q_proj is (H, K, K)
+    *_proj.weight               matrices (out, in). qkv_proj: the rows of q, k, v, head by head
+                                in each
+    self_modifying.memory_*     one for each head: w_in (H, M, K), w_out (H, O, M),
+                                w_skip (H, 1, K); weight (H, O, K) if linear; bias (H,).
+                                memory_mem is M_mem of the paper; q_proj is (H, K, K)
     self_modifying.conv_*       (tap, width); tap 0 is the present token
     embed_tokens.weight         (vocabulary, width), also the head. At the input it is divided by
                                 model.embed_std
@@ -46,9 +45,7 @@ MISSING = "export and import need safetensors: pip install 'hope_jax[export]'"
 
 
 def parts(path: str, config) -> tuple[dict[str, tuple], bool]:
-  """({name: where its tensor lies in our array}, is it transposed?).
-  ValueError for a parameter without a row.
-  """
+  """({name: its place in our array}, is it transposed?). ValueError: a parameter without a row."""
   row = parameters.row(path)
   if "{layer}" not in row.name:
     return {row.name: ()}, row.transposed
@@ -76,9 +73,7 @@ def tensors(params, config) -> dict[str, np.ndarray]:
 
 
 def assembled(named: dict[str, np.ndarray], config):
-  """Inverse of `tensors`, in the types of fresh parameters.
-  ValueError if a tensor is missing, extra or of another shape.
-  """
+  """Inverse of `tensors`, in fresh parameters' types; ValueError for another set or shape."""
   like = jax.eval_shape(lambda: lm.init_params(config, jax.random.key(0)))
   wanted, built = {}, []
   for path, leaf in arrays.leaves(like).items():
@@ -99,11 +94,10 @@ def assembled(named: dict[str, np.ndarray], config):
 
 def write(workdir: str | Path, output: str | Path, step: int | None = None,
           dtype: str = "float32") -> int:
-  """Writes a run's parameters and, beside them, its tokenizer.model; returns the step. The file is
-  whole or not there.
+  """Writes a run's parameters and, beside them, its tokenizer.model; returns the step.
 
-  Raises FileNotFoundError without a checkpoint, ValueError for a damaged one or another tokenizer,
-  OSError for a full disk.
+  The file is whole or not there. Raises FileNotFoundError without a checkpoint, ValueError for a
+  damaged one or another tokenizer, OSError for a full disk.
   """
   library, workdir, output = _safetensors(), Path(workdir), Path(output)
   params, config, meta = weights.load(workdir / "checkpoints", step=step, dtype=jnp.dtype(dtype))
@@ -128,9 +122,7 @@ def write(workdir: str | Path, output: str | Path, step: int | None = None,
 
 
 def _copy_tokenizer(source: Path, target: Path, meta: dict) -> None:
-  """Copies tokenizer.model where the model has one, without replacing another.
-  Raises ValueError, FileNotFoundError.
-  """
+  """Copies tokenizer.model, if any, replacing no other. Raises ValueError, FileNotFoundError."""
   source, target = source / "tokenizer.model", target / "tokenizer.model"
   if meta["tokenizer"] == "none":
     return
@@ -145,9 +137,7 @@ def _copy_tokenizer(source: Path, target: Path, meta: dict) -> None:
 
 
 def read(path: str | Path):
-  """(params float32, config, metadata) of a file that `write` wrote.
-  ValueError, naming the fix, for any other.
-  """
+  """(params float32, config, metadata) of what `write` wrote; else ValueError, naming the fix."""
   library, path = _safetensors(), Path(path)
   if not path.is_file():
     raise FileNotFoundError(f"no file {path}: write one with {EXPORT}")
@@ -179,8 +169,7 @@ def read(path: str | Path):
 
 
 def import_run(path: str | Path, workdir: str | Path) -> int:
-  """Makes a run's folder with the file's parameters as its only checkpoint, of the step that they
-  had; returns the step.
+  """Makes a run's folder with the file's parameters as its only checkpoint; returns their step.
 
   Raises ValueError as `read` and for another tokenizer, FileExistsError for a folder that has a
   checkpoint.

@@ -32,9 +32,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _beside(workdir: Path, newest: dict) -> tuple[list[str], list[str]]:
-  """(faults, notes) of the files beside a run's checkpoints,
-  against the sidecar of the newest good step.
-  """
+  """(faults, notes) of files beside a run's checkpoints, by the newest good step's sidecar."""
   faults, notes = [], []
   tokenizer, config = workdir / "tokenizer.model", workdir / "config.json"
   if newest["tokenizer"] != "none" and not tokenizer.exists():

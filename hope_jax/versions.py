@@ -1,11 +1,8 @@
-"""What files of earlier versions called things. Every file of a configuration, and every saved
-state, says its version.
+"""What files of earlier versions called things; every configuration and state says its version.
 
-    1    0.1.0, which wrote no version: model.kind; the fast state of token mixers beside each other
-         in its layer
+    1    0.1.0, which wrote no version: model.kind; token mixers' fast state side by side in a layer
     2    model.pattern and model.titan; the fast state of token mixers by their names
-    3    the section channel, which was called mixer; each outer optimizer's fields in its own
-         section
+    3    the section channel, which was called mixer; a section for each outer optimizer's fields
 """
 
 import difflib
@@ -26,9 +23,7 @@ FAST_1 = (  # path of fast state now, and in version 1
 
 
 def config(stored: dict) -> dict:
-  """The sections of a stored configuration, by the names of today.
-  ValueError for a version that is still to come.
-  """
+  """A stored configuration's sections, by today's names; ValueError for a version still to come."""
   version = stored.pop("version", 1)
   if version > NOW:
     raise ValueError(f"the configuration is of version {version}, this hope_jax reads up to {NOW}: "

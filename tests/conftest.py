@@ -1,6 +1,4 @@
-"""What every test shares: CPU by default, a persistent compilation cache, float64 on request,
-the marker `slow`.
-"""
+"""What tests share: CPU by default, a persistent compilation cache, float64 on request, `slow`."""
 
 from importlib import metadata
 import os

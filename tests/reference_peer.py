@@ -1,5 +1,4 @@
-"""The PyTorch implementation behind parity/{cms,model,titan}_*.npz, in JAX: what it does otherwise
-than this package.
+"""The PyTorch implementation behind parity/{cms,model,titan}_*.npz, in JAX: how it differs.
 
 Attention has no positions and is normed after its residual. The Titan memory is normed after its
 MLP, not before. In training what a level adds, and the MLP of a Titan memory, is divided by

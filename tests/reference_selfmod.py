@@ -1,5 +1,4 @@
-"""Self-modifying Titans, naive form: the definition, one token at a time, for one stream and one
-head.
+"""Self-modifying Titans, naive form: the definition, token by token, for one stream and head.
 
 Every memory M_n (k, v, eta, alpha, mem, and q if adaptive) is read at `start`, its weights when its
 current chunk began, and writes to itself a target that it generates itself (arXiv 2512.24695, Eq.
@@ -122,9 +121,7 @@ def read(rule, params, weights, xk_d, xv_d, xq_d):
 
 
 def objective(rule, weights, target_weights, k, v):
-  """The inner loss (Eq. 87, 92). The weights come twice,
-  so that the target can be held constant.
-  """
+  """The inner loss (Eq. 87, 92). Weights come twice, so that the target can be held constant."""
   prediction, target = forward(weights, k), forward(target_weights, v)
   if rule.memory == "mlp" and rule.unit_target and target.size > 1:
     target = l2norm(target)
@@ -132,9 +129,7 @@ def objective(rule, weights, target_weights, k, v):
 
 
 def gradient(rule, weights, k, v):
-  """Gradient per matrix, and its size: the sum of ||f|| ||z|| over the outer products f z^T that it
-  consists of.
-  """
+  """Gradient per matrix, and its size: the sum of ||f|| ||z|| over its outer products f z^T."""
   g, g_target = jax.grad(functools.partial(objective, rule), argnums=(0, 1))(weights, weights, k, v)
   if not rule.target_gradient:
     # rank one: the Frobenius norm is the product of the two norms
@@ -173,9 +168,7 @@ def write(rule, start, run, momentum, norm, token):
 
 @functools.partial(jax.jit, static_argnums=0)
 def step(rule, params, state, xk_d, xv_d, xq_d):
-  """One token: read, write every memory, and, where a memory's chunk ends,
-  read its new weights from now on.
-  """
+  """One token: read, write every memory; where a memory's chunk ends, read its new weights next."""
   token = read(rule, params, state["start"], xk_d, xv_d, xq_d)
   count = state["count"] + 1
   new = {**{part: dict(value) for part, value in state.items() if part != "count"}, "count": count}
@@ -191,9 +184,7 @@ def step(rule, params, state, xk_d, xv_d, xq_d):
 
 
 def run(rule, params, state, xk_Txd, xv_Txd, xq_Txd):
-  """The definition: tokens in order. -> (y_Txd, state);
-  a later call continues where this one ended.
-  """
+  """The definition: tokens in order. -> (y_Txd, state); a later call continues from there."""
   y_Txd = []
   for xk_d, xv_d, xq_d in zip(xk_Txd, xv_Txd, xq_Txd, strict=True):
     y_d, state = step(rule, params, state, xk_d, xv_d, xq_d)

@@ -1,8 +1,7 @@
-"""A level written while one stream is read, by the definition: a loop over tokens, a step at every
-p-th (NL Eq. 70-71).
+"""A level written while a stream is read: a loop over tokens, a step at every p-th (NL Eq. 70-71).
 
-    weights, averages, updates = run("momentum", period, chunk, lr, beta, params, x_TxD, teach_TxD,
-    open_T)
+    weights, averages, updates = run(
+        "momentum", period, chunk, lr, beta, params, x_TxD, teach_TxD, open_T)
 
 A token's gradient is that of teach . level(x) at the weights that its chunk began with. The weights
 take a step with the sum over the open tokens since the last one; if there was none, no step. NumPy
@@ -48,9 +47,7 @@ def look(params, x_D, teach_D):
 
 
 def run(rule, period, chunk, lr, beta, params, x_TxD, teach_TxD, open_T, flush=False):
-  """(weights, averages of the gradients and their squares, updates).
-  flush: use the last, unfinished period.
-  """
+  """(weights, averages of g and g^2, updates). flush: use the last, unfinished period."""
   weights, m, v = (jax.tree.map(lambda p: np.array(factor * p), params) for factor in (1, 0, 0))
   held, updates = [], 0
   for t, (x_D, teach_D, is_open) in enumerate(zip(x_TxD, teach_TxD, open_T)):
@@ -69,9 +66,7 @@ def run(rule, period, chunk, lr, beta, params, x_TxD, teach_TxD, open_T, flush=F
 
 
 def step(rule, lr, beta, g, x_NxI, w, m, v):
-  """What the inner rule adds to one parameter (inner_rules.py says how); x None: a vector.
-  Changes the averages m and v.
-  """
+  """What the inner rule adds to a parameter (inner_rules.py); x None: a vector. Changes m and v."""
   if rule == "sgd":
     return -lr * g
   if rule == "nl_l2_precond":
@@ -115,9 +110,7 @@ def parameters(norm="rms", activation="gelu", bias=False):
 
 
 def text(chunks=CHUNKS):
-  """What streams read, chunks first: inputs, teach signals, tokens that write: all; most;
-  none in every other chunk.
-  """
+  """Inputs, teach signals, writing tokens (all; most; none in every other chunk), chunks first."""
   rng, shape = np.random.default_rng(0), (chunks, STREAMS, CHUNK)
   x, signal = rng.standard_normal((2, *shape, WIDTH)).astype(jnp.result_type(float))
   is_open = rng.random(shape) < 0.6

@@ -1,5 +1,4 @@
-"""Attention against plain numpy loops; bands against masks; the ring cache against the whole
-document.
+"""Attention against numpy loops; bands against masks; the ring cache against whole documents.
 
     python -m pytest tests/test_attention.py
 """
@@ -101,9 +100,7 @@ def test_bands_are_the_masked_whole(window, total):
 
 
 def test_attending_to_a_cache_is_attention_to_all_keys_and_so_are_its_gradients(x64):
-  """Output, gradient, and gradient of the gradient:
-  writes in context may be differentiated through.
-  """
+  """Output, gradient and its gradient: writes in context may be differentiated through."""
   rng, before = np.random.default_rng(0), 5
   k, v = rng.standard_normal((2, BATCH, HEADS, before + 4, WIDTH))
   q, toward = rng.standard_normal((2, BATCH, HEADS, 4, WIDTH))

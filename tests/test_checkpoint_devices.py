@@ -1,6 +1,4 @@
-"""Laws of checkpoints and devices: saved on some, restored on others, in several processes,
-or as another type: the same.
-"""
+"""Laws of checkpoints: the same on other devices, in several processes, or as another type."""
 
 import os
 from pathlib import Path
@@ -39,9 +37,7 @@ def logits(kind, params):
 
 
 def spread(tree, *axes):
-  """Every array split along its last axis over the last axis of a mesh of these sizes;
-  what does not divide is copied.
-  """
+  """Arrays split along their last axis over the last of a mesh; what does not divide is copied."""
   mesh = jax.make_mesh(axes, ("data", "fsdp")[:len(axes)],
                        axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
 

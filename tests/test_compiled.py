@@ -1,6 +1,4 @@
-"""The table of compiled programs: every one can run,
-and a program's numbers are those of the dry run.
-"""
+"""The table of compiled programs: every one can run, with the numbers of the dry run."""
 
 import pytest
 

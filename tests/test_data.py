@@ -1,6 +1,4 @@
-"""Order from the seed alone, resume == uninterrupted, sources by weight,
-no folder or shard used that does not fit.
-"""
+"""Order by the seed alone, resume == uninterrupted, sources by weight, no unfit folder or shard."""
 
 import collections
 import itertools

@@ -64,9 +64,7 @@ def case(seed=0):
 
 
 def loop(c, beta, rank_one=True, second=False):
-  """W_t = W_{t-1} (alpha I - step x x^T) - rate m_t, m_t = beta m_{t-1} + f x^T (+ f2 z^T),
-  over the real tokens.
-  """
+  """W_t = W_{t-1} (alpha I - step x x^T) - rate m_t, m_t = beta m_{t-1} + f x^T (+ f2 z^T)."""
   w, m = c["w"], c["m"]
   for t in np.flatnonzero(c["real"]):
     x = c["x"][:, t]
@@ -77,9 +75,7 @@ def loop(c, beta, rank_one=True, second=False):
 
 
 def padded(c, fill=0.0):
-  """Arguments of the writes: padding has step = rate = 0 and log alpha = 0;
-  its inputs may be anything.
-  """
+  """Arguments of the writes: padding has step = rate = log alpha = 0 and any inputs."""
   written = {name: np.where(c["real"], c[name], 0) for name in ("step", "rate")}
   written["log_alpha"] = np.where(c["real"], np.log(c["alpha"]), 0)
   return c | written | {name: np.where(c["real"], c[name], fill) for name in ("x", "z", "f", "f2")}

@@ -1,6 +1,4 @@
-"""Laws of export: what comes back is what went in, bit for bit; the names mean what they say;
-a bad file is refused.
-"""
+"""Laws of export: it comes back bit for bit, names mean what they say, bad files are refused."""
 
 import hashlib
 import sys
@@ -56,9 +54,7 @@ def parameters(c, seed=0):
 
 
 def make_run(folder, name="transformer", step=7, tokenizer_text=b"pieces"):
-  """A run's folder with one step of parameters;
-  tokenizer_text None: one that was not trained on text.
-  """
+  """A run's folder with one step of parameters; tokenizer_text None: it was not trained on text."""
   c, digest = tiny(name), "none"
   folder.mkdir()
   if tokenizer_text is not None:

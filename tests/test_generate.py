@@ -1,5 +1,4 @@
-"""Laws of generation: writing is reading, cuts and padding change nothing, memory is constant, a
-pause is not noticed.
+"""Laws of generation: writing is reading; cuts, padding, pauses change nothing; constant memory.
 
     python -m pytest tests/test_generate.py
 """
@@ -51,9 +50,7 @@ def tiny(name, vocab=VOCAB):
 
 
 def parameters(c, seed=1):
-  """Drawn without compiling anything, and such that greedy text varies:
-  blocks outweigh the embedding.
-  """
+  """Drawn, not compiled; blocks outweigh the embedding, so that greedy text varies."""
   rng = np.random.default_rng(seed)
   def draw(path, shape):
     mean, spread = "scale" in str(path[-1]), 0.02 if "embed" in str(path) else 0.5
@@ -241,9 +238,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def here(run, capsys):
-  """A program in this process: (what it prints, what else it says),
-  or the message it exits with.
-  """
+  """A program in this process: (what it prints, what else it says), or its exit message."""
   def call(program, *argv, checkpoint=run):
     values = flags.FlagValues()
     program.define_flags(values)

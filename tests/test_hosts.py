@@ -1,6 +1,4 @@
-"""Laws of many processes: they train as one, stop at the same step,
-and none outlives another's death.
-"""
+"""Laws of many processes: they train as one, stop at one step, none outlives another's death."""
 
 import contextlib
 import os

@@ -1,5 +1,4 @@
-"""The inner optimizers against loops in NumPy, the arrays of a PyTorch implementation, and the
-bounds they state.
+"""The inner optimizers against NumPy loops, arrays of a PyTorch implementation, their bounds.
 
     python -m pytest tests/test_inner.py
 

@@ -1,6 +1,4 @@
-"""Laws of the sidecars: whatever happens to a file of a step, it is named,
-and the step is not loaded.
-"""
+"""Laws of the sidecars: whatever happens to a step's file is named, and the step is not loaded."""
 
 import hashlib
 import os

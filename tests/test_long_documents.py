@@ -1,6 +1,4 @@
-"""Laws of the evaluation over long documents:
-exact sums, held-out text, intervals, resumption, refusals.
-"""
+"""Laws of long_documents.py: exact sums, held-out text, intervals, resumption, refusals."""
 
 import functools
 import json
@@ -147,9 +145,7 @@ def test_bits_per_byte_are_those_of_the_text(folder, whole):
 
 
 def test_with_memory_is_each_document_memorized(folder, whole):
-  """Other documents of the batch change nothing;
-  statistics are of the document's own chunks and of --paths.
-  """
+  """Other documents of a batch change nothing; statistics are of its own chunks and --paths."""
   _, params, tok = opening.load(folder / "run")
   c = tiny(in_context=True, levels=LEVELS)
   c.teach.paths = ("cms_slow",)
@@ -189,9 +185,7 @@ def test_edges_are_two_an_octave(chunk, tokens):
 
 
 def test_intervals():
-  """The ratio of sums over documents drawn with replacement;
-  pairs that differ alike have no width.
-  """
+  """Ratios of sums over documents drawn with replacement; equal differences have no width."""
   rng = np.random.default_rng(0)
   top, bottom = rng.normal(5, 1, 20), rng.integers(1, 9, 20).astype(float)
   got = intervals.interval(top, bottom, 0)

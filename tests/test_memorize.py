@@ -1,5 +1,4 @@
-"""Laws of reading and learning: how a text is cut, padded, batched or placed changes nothing; and
-what is refused.
+"""Laws of reading and learning: cuts, padding, batches, places change nothing; what is refused.
 
 Models are tiny; every level writes, so any difference shows.
 """
@@ -104,9 +103,7 @@ def test_streams_are_alone(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_left_and_right_is_no_padding(kind):
-  """Rule 5: streams that have learned something read prompts of other lengths, padded to one;
-  batch 1 is not padded.
-  """
+  """Rule 5: streams that have learned read prompts of other lengths, padded; batch 1 is not."""
   c, lengths = tiny(kind), (8, 5, 1)
   learned, _ = read(kind, texts(40, 33, 24))
   prompts = texts(*lengths, seed=2)
@@ -232,9 +229,7 @@ def test_another_number_of_streams():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_is_saved_and_goes_on(kind, tmp_path):
-  """Rule 7: saved in the middle of a chunk and restored, it learns the same;
-  another batch size or other levels are said.
-  """
+  """Rule 7: saved inside a chunk, it goes on the same; other batch sizes and levels are refused."""
   text, = texts(60)
   want, _ = read(kind, [text])
   early, _ = read(kind, [text[:21]], final=False)
@@ -264,9 +259,7 @@ def test_a_state_is_saved_and_goes_on(kind, tmp_path):
 
 
 def test_generation_reads_what_waits(tmp_path):
-  """A stream started from a state of memorize first reads the tokens that were not learned from
-  yet, saved or not.
-  """
+  """A stream started from a state of memorize first reads the tokens that wait, saved or not."""
   c, params, (text,) = tiny("hope_attention"), parameters("hope_attention"), texts(21)
   state, _ = read("hope_attention", [text], final=False)
   streams = [stream.Stream(c, params) for _ in range(3)]

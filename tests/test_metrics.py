@@ -1,6 +1,4 @@
-"""Laws of the metrics: a resumed run leaves the file of an uninterrupted one;
-rates count training time alone.
-"""
+"""Laws of the metrics: a resumed run leaves the same file; rates count training time alone."""
 
 import json
 import time

@@ -1,6 +1,4 @@
-"""Laws of every token mixer in the table, alone and in a pattern of all:
-a new row is tested by being there.
-"""
+"""Laws of every token mixer in the table, alone and in a pattern of all; new rows are tested."""
 
 import functools
 import json

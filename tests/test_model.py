@@ -1,5 +1,4 @@
-"""Laws of the language model: cutting, packing, padding and batching streams changes nothing; the
-future cannot leak.
+"""Laws of the language model: cuts, packing, padding, batches change nothing; no future leaks.
 
     python -m pytest tests/test_model.py -m 'not slow'
 """
@@ -48,9 +47,7 @@ def kind(name):
 
 @functools.cache
 def setup(name):
-  """(jitted call, call without a state, params, fresh state) of a kind;
-  matrices large enough that everything shows.
-  """
+  """(jitted call, call without a state, params, fresh state) of a kind; matrices are large."""
   c = kind(name)
   params = jax.jit(functools.partial(lm.init_params, c))(jax.random.key(0))
   noise = np.random.default_rng(1)
@@ -68,9 +65,7 @@ def text(seed=0, batch=4, tokens=TOKENS):
 
 
 def feed(name, tokens, cuts, fast, segments=None):
-  """Logits and state after `tokens` in calls cut at `cuts`:
-  each right-padded to 8, or a single token.
-  """
+  """Logits and state after `tokens` cut at `cuts`: calls right-padded to 8, or a single token."""
   segments = jnp.ones_like(tokens) if segments is None else segments
   out = []
   for a, b in zip([0, *cuts], [*cuts, tokens.shape[1]]):

@@ -1,6 +1,4 @@
-"""Training with in-context writes: gradients through them, packed documents,
-exact and chunked periods, what is reported.
-"""
+"""Training with in-context writes: gradients, packed documents, exact and chunked periods."""
 
 import functools
 from pathlib import Path
@@ -77,9 +75,7 @@ def test_gradient_through_the_writes(kind, x64, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_documents_are_separate(kind):
-  """Rule 4: memories, attention, levels and their clocks start afresh at a document,
-  which starts at a chunk.
-  """
+  """Rule 4: memories, attention, levels, clocks start afresh at a document, at a chunk's start."""
   first, second = texts(13, 16, seed=3)
   packed = batch_of([first + [0] * 3 + second], [[1] * 13 + [0] * 3 + [2] * 16])
   apart = [batch_of([first + [0] * 19], [[1] * 13 + [0] * 19]),
@@ -94,9 +90,7 @@ def test_packed_documents_are_separate(kind):
 
 @pytest.mark.slow
 def test_exact_is_chunked_where_the_period_is_the_chunk():
-  """Exact shortens the chunk to the shortest period;
-  read in longer chunks, a write is seen later.
-  """
+  """Exact shortens the chunk to the shortest period; in longer chunks a write is seen later."""
   def loss(chunk, mode):
     c = tiny("hope_attention")
     c.channel.levels = (config.Level("a", 8, lr=0.05), config.Level("b", 16, lr=0.05))
@@ -109,9 +103,7 @@ def test_exact_is_chunked_where_the_period_is_the_chunk():
 
 @pytest.mark.slow
 def test_what_a_level_is_told():
-  """exact: the gradient at its own output, which for the last one is the block's. block: the
-  block's, for all. global: the
-  last block's, in all layers."""
+  """Gradients are at: exact, a level's own output; block, its block's; global, the last block's."""
   def first_chunk(**options):
     c = tiny("hope_attention", clip=0.0, **options)
     c.channel.levels = (config.Level("first", 8), config.Level("last", 8))
@@ -135,9 +127,7 @@ def test_what_a_level_is_told():
 
 @pytest.mark.slow
 def test_self_modifier_ablations():
-  """on: it is trained through its writes. teach_only: the memory is written, it is not.
-  off: the memory is not written.
-  """
+  """on: trained through its writes. teach_only: written, not trained. off: not written."""
   params = parameters("hope_hybrid")
   def outcome(modifier):
     c = tiny("hope_hybrid", through_writes="full")
@@ -202,9 +192,7 @@ def test_statistics_of_a_step(kind):
 
 
 def test_nested_levels_start_afresh():
-  """NL Eq. 72: when the period of the next slower level ends,
-  a level is back at its meta-learned weights.
-  """
+  """NL Eq. 72: at the end of the next slower level's period, a level is at meta-learned weights."""
   c = tiny("hope_attention")
   c.channel.connection = "nested"
   c.channel.levels = (config.Level("fast", 8, lr=0.02), config.Level("slow", 24, lr=0.02))

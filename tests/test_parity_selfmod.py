@@ -1,5 +1,4 @@
-"""The token loop of reference_selfmod.py reproduces the arrays of a PyTorch implementation
-(parity/README.md).
+"""The token loop of reference_selfmod.py gives the arrays of PyTorch code (parity/README.md).
 
     python -m pytest tests/test_parity_selfmod.py
 """

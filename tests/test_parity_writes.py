@@ -65,9 +65,7 @@ def columns(tree):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def projected(lr, beta, gradient, state, total_D):
-  """A step of nl_l2_projector with their context, the level's mean input,
-  for every parameter with inputs as wide.
-  """
+  """A step of nl_l2_projector, its context the level's mean input, where inputs are as wide."""
   seen = jax.tree.map(lambda g: inner_rules.Inputs(total_D, None, None) if len(g) == total_D.size
                       else None, gradient)
   update, state = inner_rules.make("nl_l2_projector", lr,
@@ -112,9 +110,7 @@ class Writer:
 
 
 def run(levels, rule, lr, beta, x_BxTxD, teach_BxTxD, train=True, flush=False, hold="smaller"):
-  """Levels {name: (period, parameters)} in sequence, the smallest period at a time:
-  (x + what they add, Writers).
-  """
+  """Levels {name: (period, parameters)} in turn, shortest period first: (x + added, Writers)."""
   B, T, D = x_BxTxD.shape
   base = min(period for period, _ in levels.values())
   memories = {name: Writer(params, rule, lr, beta, period * B, base * B, hold)

@@ -1,6 +1,4 @@
-"""Questions about memorized text: samples start afresh or carry on,
-an answer that leaks is labelled, and what is refused.
-"""
+"""Questions about memorized text: fresh or carried on, leaks are labelled, what is refused."""
 
 import json
 from pathlib import Path
@@ -54,9 +52,7 @@ def test_a_batch_is_its_samples_one_by_one():
 
 @pytest.mark.slow
 def test_a_sample_carries_on_or_starts_afresh():
-  """What a question is answered with: both texts, or the second alone;
-  the question itself leaves nothing behind.
-  """
+  """What a question is answered with: both texts, or the second; the question leaves nothing."""
   c, params, some = tiny(KIND, **LOUD), parameters(KIND), samples()[:2]
   afresh, carried = score(some)[0], score(some, reset=False)[0]
   assert carried[0]["on"] == pytest.approx(afresh[0]["on"], rel=1e-4)

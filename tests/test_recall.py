@@ -1,6 +1,4 @@
-"""MQAR: each key once with its value, asked once later;
-examples depend on (seed, split, index) alone.
-"""
+"""MQAR: each key once with its value, asked once later; examples by (seed, split, index) alone."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,4 @@
-"""The picture of a memorized text shows the numbers of the file:
-one panel a memory, bars, gates, losses.
-"""
+"""A memorized text's picture shows the file's numbers: a panel a memory, bars, gates, losses."""
 
 import json
 import sys
@@ -74,9 +72,7 @@ def test_self_modifying_memories_are_a_panel_of_their_own():
 
 
 def test_what_memorize_describes():
-  """Losses go by the chunks of the first reading,
-  also where a text that is read again starts inside a chunk.
-  """
+  """Losses go by the first reading's chunks, also where a reread text starts inside a chunk."""
   c = config.base()
   c.model.pattern, c.model.layers, c.channel.in_context, c.teach.chunk = ("attention",), 2, True, 8
   c.channel.levels = (config.Level("fast", 8), config.Level("slow", 16))

@@ -1,5 +1,4 @@
-"""Laws of meshes: the same losses on every one, each device holds its part and no more, what has no
-rule is refused.
+"""Laws of meshes: equal losses, a device holds its part and no more, what has no rule is refused.
 
 Programs run in processes of their own, with 8 devices of the host:
 
@@ -52,9 +51,7 @@ def tiny(kind, optimizer="adamw", mesh=ONE):
 
 
 def texts():
-  """Sequences that can be learned: each token is a multiple of the one before,
-  now and then another.
-  """
+  """Sequences to learn: each token is a multiple of the one before, now and then another."""
   random = np.random.default_rng(0)
   tokens = random.integers(1, 31, (STREAMS, 17))
   for t in range(1, 17):
@@ -63,16 +60,12 @@ def texts():
 
 
 def is_cut(path) -> bool:
-  """Whether a parameter is cut over fsdp and tensor:
-  matrices are, and the gates' output layers, which are stacked rows.
-  """
+  """Whether fsdp and tensor cut a parameter: matrices, and gates' output layers (stacked rows)."""
   return optimizer.kind(path) != "vector" or sharding.path_name(path).endswith(("g_out", "g_skip"))
 
 
 def held(tree) -> dict:
-  """{"all": bytes of the whole arrays, "device": of what each device holds};
-  matrices and the rest apart.
-  """
+  """{"all": bytes of whole arrays, "device": of what each device holds}; matrices, and the rest."""
   out = {"matrices": [0, {}], "rest": [0, {}]}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     try:
@@ -88,9 +81,7 @@ def held(tree) -> dict:
 
 
 def train(kind, optimizer, mesh) -> dict:
-  """Losses, gradient norms and memory statistics of 20 steps, what the devices hold,
-  and the parameters at the start.
-  """
+  """Losses, gradient norms, memory statistics of 20 steps; what devices hold; first parameters."""
   c = tiny(kind, optimizer, mesh)
   devices = sharding.mesh(c, jax.devices()[:np.prod(mesh)])
   init = jax.jit(lambda key: steps.init_state(c, key),

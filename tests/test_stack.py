@@ -1,6 +1,4 @@
-"""Laws of level stacking: the new model computes what the old one did until it writes or trains;
-what is refused.
-"""
+"""Laws of level stacking: a new model computes the same until it writes or trains; refusals."""
 
 import functools
 import json
@@ -79,8 +77,7 @@ def wanted(*original):
 
 
 def stacked_params(c, original, streamed=False):
-  """The original's parameters, stacked; checks that `c` is their configuration and computes the
-  same logits.
+  """The original's parameters, stacked; checks that `c` is their configuration and logits agree.
 
   streamed: also when a prompt is read, then single tokens.
   """
@@ -221,9 +218,7 @@ def test_other_models_have_no_place_for_levels(kind):
 
 
 def recall(kind, count):
-  """A tiny run on the recall task. Levels are trained by the outer optimizer,
-  one of them on a clock of its own.
-  """
+  """A tiny run on recall; the outer optimizer trains levels, one of them on a clock of its own."""
   c = tiny(kind, activation="swiglu",
            levels=(config.Level("fast", 0), config.Level("slow", 64))[-count:])
   c.data.update(dict(task="recall", recall_pairs=2, recall_keys=8, batch=4))

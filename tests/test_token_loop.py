@@ -24,9 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def settings(kind, chunk):
-  """A tiny model that learns from `chunk` tokens at once,
-  whose memories write themselves in the same chunks.
-  """
+  """A tiny model that learns from `chunk` tokens at once; memories write in the same chunks."""
   c = tiny(kind)
   c.model.dtype = "float64"
   c.channel.levels = tuple(config.Level(name, PERIODS[name], rule=RULES[name], lr=LR)
@@ -56,9 +54,7 @@ def difference(weights, base):
 
 @functools.cache
 def look(kind, chunk):
-  """(params, state, tokens, labels, zeros of every token) -> (gradient of the loss in them, (nats,
-  state, titan's (a, M(a)))).
-  """
+  """(zeros, params, state, tokens, labels) -> (gradient, (nats, state, titan's (a, M(a))))."""
   c = settings(kind, chunk)
   apply = lm.build(c).apply
 
@@ -85,9 +81,7 @@ def look(kind, chunk):
 
 
 def loop(kind, chunk, params, text):
-  """(nats of every token, weights minus parameters {level:
-  tree with layers first}, updates, the state but for the levels).
-  """
+  """(nats by token, {level: weights minus parameters, layers first}, updates, rest of state)."""
   c = settings(kind, chunk)
   fast, layers = double(lm.init_fast(c, 1)), range(c.model.layers)
   # inside a document: at its first token a call forgets its levels

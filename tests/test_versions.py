@@ -1,6 +1,4 @@
-"""What version 0.1.0 computed and wrote (tests/v010):
-the same numbers come out, and its files load.
-"""
+"""What version 0.1.0 computed and wrote (tests/v010): the same numbers, and its files load."""
 
 import functools
 import importlib.metadata

@@ -1,6 +1,4 @@
-"""Every next-token pair is supervised once,
-and every piece of a document starts at a multiple of `align`.
-"""
+"""Every next-token pair is supervised once; a document's pieces start at multiples of `align`."""
 
 import numpy as np
 import pytest

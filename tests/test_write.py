@@ -1,5 +1,4 @@
-"""Laws of levels that write while they read: level.py, level_write.py, reader.py against the
-definition, reference_write.py.
+"""Laws of levels that write while they read: against the definition, reference_write.py.
 
     python -m pytest tests/test_write.py
 """
@@ -36,9 +35,7 @@ def close(got, want, atol=1e-9, rtol=1e-9):
 
 
 def due_and_at(clock, chunks=CHUNKS):
-  """The periods that end in each chunk, and where in its period it begins,
-  for streams without padding.
-  """
+  """Periods that end in each chunk, and where in its period it begins, without padding."""
   begins = np.broadcast_to(np.arange(chunks)[:, None] * CHUNK, (chunks, STREAMS))
   return np.repeat(((begins + CHUNK) % clock.period == 0)[..., None], clock.groups,
                    -1), begins % clock.period
@@ -283,9 +280,10 @@ def learned(fast):
 
 @functools.cache
 def setup(connection, **options):
-  """Of a tiny model: (fast, piece) -> (statistics, fast, change of what is learned), and ->
-  gradient of the loss in
-  what is learned; the state after two pieces; two more."""
+  """Of a tiny model: two functions of (fast, piece), the state after two pieces, two more pieces.
+
+  The first returns (statistics, fast, change of what is learned), the second the loss's gradient.
+  """
   c, rng = config.base(), np.random.default_rng(6)
   c.model.update(dict(config.PRESETS["hope_attention"], dim=8, layers=2, heads=2, vocab=11))
   c.channel.levels = tuple(config.Level(f"every_{p}", p, lr=1.0) for p in (2, 8, 16))

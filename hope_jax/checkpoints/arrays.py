@@ -1,6 +1,4 @@
-"""Trees of arrays, stored and expected: their names, whether they agree,
-where they go and as what.
-"""
+"""Trees of arrays, stored and expected: names, whether they agree, where they go and as what."""
 
 import hashlib
 from typing import Any
@@ -19,9 +17,7 @@ def fingerprint(params: Any) -> str:
 
 
 def check_architecture(stored: Any, expected: Any, what: str = "architecture") -> None:
-  """ValueError unless two trees (leaves with shape and dtype) agree in every path,
-  shape and type.
-  """
+  """ValueError unless two trees (leaves with shape and dtype) agree in path, shape and type."""
   a, b = ({name: f"{leaf.shape} {leaf.dtype}" for name, leaf in leaves(tree).items()}
           for tree in (stored, expected))
   check_same(a, b, ("checkpoint", "this configuration"), f"checkpoint of another {what}",
@@ -29,9 +25,7 @@ def check_architecture(stored: Any, expected: Any, what: str = "architecture") -
 
 
 def check_same(a: dict, b: dict, names: tuple[str, str], what: str, fix: str) -> None:
-  """ValueError, with the first differences, unless two {array:
-  description} of these names agree.
-  """
+  """ValueError, with the first differences, unless these two {array: description} agree."""
   differ = [array for array in sorted(a | b) if a.get(array) != b.get(array)]
   if not differ:
     return
@@ -43,9 +37,7 @@ def check_same(a: dict, b: dict, names: tuple[str, str], what: str, fix: str) ->
 
 
 def leaves(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  """{path: leaf} with equal paths for a tree and for Orbax's description of it;
-  a random key by its data.
-  """
+  """{path: leaf}, paths equal for a tree and Orbax's account of it; a random key by its data."""
   named = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -55,9 +47,7 @@ def leaves(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def placed(tree: Any) -> Any:
-  """What Orbax restores into. An array without a place goes to this process's first device,
-  wherever it was saved.
-  """
+  """What Orbax restores into; an array without a place goes to this process's first device."""
   first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
   def leaf(x):

@@ -1,17 +1,13 @@
-"""A run's checkpoints: what it needs to go on as if it had not stopped, and what an evaluation
-needs of it.
+"""A run's checkpoints: what it needs to go on as if never stopped, and what evaluations need.
 
-    directory/<step>/params      the parameters, so that an evaluation reads nothing else
-                     train       everything else in TrainState: step, optimizer, random key,
-                                 streams' fast state
-                     iterator    the data iterator's state, JSON
-                     meta        JSON: "config" (config.to_json), "tokenizer" (digest), and what the
-                                 trainer adds
-                     integrity.json    digests of all of it (sidecar.py), and the step's validation
-                                       loss
+    directory/<step>/params          the parameters: an evaluation reads nothing else
+                     train           all else in TrainState: step, optimizer, key, fast state
+                     iterator        the data iterator's state, JSON
+                     meta            JSON: "config" (config.to_json), "tokenizer" (digest) and
+                                     what the trainer adds
+                     integrity.json  digests of all of it (sidecar.py), the step's validation loss
 
-A step is written under another name, hashed, and renamed when it is whole. How one is read:
-stored.py.
+A step is written under another name, hashed, and renamed when it is whole. stored.py reads one.
 
     with Checkpoints(workdir / "checkpoints", keep=2) as saved:
       step = saved.newest_good()
@@ -50,8 +46,7 @@ JSON = {"iterator": "the iterator's state", "meta": "meta"}  # items that are no
 DISK_ERRORS = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded",
                errno.EFBIG: "file too large"}
 
-# Each Orbax thread logs a failed write with its whole traceback, a thousand lines; `wait` raises
-# that error once.
+# Each Orbax thread logs a failed write with a traceback of a thousand lines; `wait` raises it.
 logging.getLogger("absl").addFilter(
     lambda record: "_SignalingThread.run() raised" not in record.getMessage())
 
@@ -81,8 +76,7 @@ class Checkpoints:
 
   def save(self, step: int, state: Any, iterator_state: Any, meta: dict,
            metric: float | None = None, on_error: str = "stop") -> bool:
-    """Copies the state to the host and returns; the write goes on behind. A step already there is
-    kept: False.
+    """Copies the state to the host; the write goes on behind. False: that step is there and kept.
 
     Args:
       meta: holds at least "config" and "tokenizer".
@@ -101,9 +95,7 @@ class Checkpoints:
     return self.write(step, items, facts, on_error)
 
   def write(self, step: int, items: dict, facts: dict, on_error: str = "stop") -> bool:
-    """As `save`, a step of other items (trees of arrays by name, and JSON),
-    with other facts in its sidecar.
-    """
+    """As `save`, of other items (trees of arrays by name, and JSON), with other sidecar facts."""
     registry = ocp.handlers.local_registry()
     for name in JSON.keys() & items.keys():
       _check_json(items[name], JSON[name])
@@ -196,8 +188,7 @@ class Checkpoints:
     return found[-1] if found else None
 
   def newest_good(self) -> int | None:
-    """The last step that is as it was written; None when there is no step at all. Says what is
-    wrong with later ones.
+    """The last step that is as it was written; None: no step. Says what is wrong with later ones.
 
     Those are renamed to <step>.damaged, so that the run can write them again. Raises ValueError
     when no step is good, or it is one of weights.py, from which no training can go on.
@@ -227,12 +218,11 @@ class Checkpoints:
     return step
 
   def restore(self, step: int, like_state: Any) -> tuple[Any, Any, dict]:
-    """(state, iterator's state, meta) as saved, bit for bit, placed like `like_state` (arrays or
-    ShapeDtypeStructs).
+    """(state, iterator's state, meta) as saved, bit for bit, placed like `like_state`.
 
-    Any number of devices and any mesh will do, whatever it was saved from.
-    Raises FileNotFoundError without that step, ValueError when it is damaged or an array has
-    another shape, type or name.
+    `like_state` has arrays or ShapeDtypeStructs. Any number of devices and any mesh will do,
+    whatever it was saved from. Raises FileNotFoundError without that step, ValueError when it is
+    damaged or an array has another shape, type or name.
     """
     self.wait()
     path = (stored.find if step in self._checked else stored.good)(self.directory, step)
@@ -265,9 +255,7 @@ def digests(meta: dict) -> dict:
 
 
 def _copied(tree: Any) -> Any:
-  """On a CPU, Orbax reads the arrays where they are:
-  a step that donates them would wait until the disk has them.
-  """
+  """A copy on a CPU, where Orbax reads in place and a step that donates them would wait for it."""
   if jax.default_backend() != "cpu":
     return tree
   return jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
@@ -285,9 +273,7 @@ def _try_write(directory: Path) -> None:
 
 
 def _disk_error(error: BaseException | None) -> int | None:
-  """The errno in a chain of exceptions that says the disk is full;
-  TensorStore gives its own only as text.
-  """
+  """The errno of a full disk in a chain of exceptions; TensorStore gives its own only as text."""
   while error is not None:
     for code in DISK_ERRORS:
       if getattr(error, "errno", None) == code or os.strerror(code) in str(error):

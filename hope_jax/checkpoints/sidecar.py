@@ -31,9 +31,7 @@ def steps(directory: str | Path) -> list[int]:
 
 
 def seal(folder: str | Path, facts: dict) -> None:
-  """Hashes every file of a step, sees that the disk has them, and writes the sidecar.
-  Returns when it is on disk too.
-  """
+  """Hashes a step's files, sees that the disk has them, writes the sidecar and sees it on disk."""
   folder = Path(folder)
   names = _names(folder)
   with ThreadPoolExecutor(THREADS) as pool:
@@ -75,8 +73,7 @@ def read(folder: str | Path) -> dict:
 
 
 def check(folder: str | Path, parts: Collection[str] | None = None) -> list[str]:
-  """What is wrong with a step, as "file: what" with names relative to its folder; nothing: it is as
-  it was written.
+  """What is wrong with a step, as "file: what", relative to its folder; nothing: it is as written.
 
   parts: look only into these subfolders, and at the files beside them; None: all. Reads every byte
   of what it looks at.
@@ -113,9 +110,7 @@ def brief(faults: list[str]) -> str:
 
 
 def set_aside(path: Path) -> Path:
-  """Renames a damaged step to <step>.damaged, or -1, -2 and so on when there is one;
-  returns where it is now.
-  """
+  """Renames a damaged step to <step>.damaged (or -1, -2 and so on); returns where it is now."""
   names = (path.with_name(f"{path.name}.damaged{'-' + str(n) if n else ''}")
            for n in itertools.count())
   free = next(name for name in names if not name.exists())

@@ -36,9 +36,7 @@ def find(directory: str | Path, step: int | None = None) -> Path:
 
 def good(directory: str | Path, step: int | None = None,
          parts: Collection[str] | None = None) -> Path:
-  """Folder of a step (None: the newest good one) whose `parts` (None:
-  all) are as they were written. ValueError if not.
-  """
+  """A step's folder (None: the newest good), its `parts` (None: all) as written, or ValueError."""
   path = find(directory, step)
   if step is None:
     newest, damaged = sidecar.newest_good(path.parent, parts)
@@ -53,9 +51,7 @@ def good(directory: str | Path, step: int | None = None,
 
 
 def shapes(path: Path, item: str) -> Any:
-  """The arrays of an item as ShapeDtypeStructs, without the devices they were saved from,
-  which need not be here.
-  """
+  """The arrays of an item as ShapeDtypeStructs, without their devices, which need not be here."""
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
                       ocp.metadata(path, item).metadata)
 
@@ -71,9 +67,7 @@ def read_meta(directory: str | Path, step: int | None = None) -> dict:
 
 
 def check_tokenizer(meta: dict, digest: str) -> None:
-  """ValueError unless the checkpoint was trained with the tokenizer of this digest
-  (meta["tokenizer"]).
-  """
+  """ValueError unless the checkpoint was trained with the tokenizer of this digest."""
   if meta["tokenizer"] != digest:
     raise ValueError("the tokenizer does not match the checkpoint: it was trained with "
                      f"{meta['tokenizer']}, this one is {digest}; use the tokenizer.model kept "

@@ -11,10 +11,10 @@ from hope_jax.checkpoints import arrays, checkpoint, sidecar, stored
 
 def load(directory: str | Path, like: Any = None, step: int | None = None,
          dtype: Any = None) -> tuple[Any, ConfigDict, dict]:
-  """(params, config, meta) for evaluation and generation; the optimizer is neither read nor hashed.
-  Writes nothing.
+  """(params, config, meta) for evaluation and generation.
 
-  `meta` has the number of the step, too, as "step".
+  The optimizer is neither read nor hashed, and nothing is written. `meta` has the number of the
+  step, too, as "step".
 
   Args:
     like: places and types (arrays or ShapeDtypeStructs); None: as stored, on the first device.
@@ -35,8 +35,7 @@ def load(directory: str | Path, like: Any = None, step: int | None = None,
 
 
 def save(directory: str | Path, step: int, params: Any, meta: dict) -> None:
-  """Saves them for evaluation, generation and --init_from: training does not go on from such a
-  step.
+  """Saves them for evaluation, generation and --init_from; no training goes on from such a step.
 
   `meta`: "config" and "tokenizer". Raises FileExistsError when the directory has a step already.
   """

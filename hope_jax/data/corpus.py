@@ -3,8 +3,7 @@
 A source is data, `ConfigDict(name, kind, path, field, domains, weight)`, one entry of
 `config.data.sources`:
 
-    embedded  pydoc's reference topics, the standard library's sources and its tests: needs no
-              download
+    embedded  pydoc's reference topics, the standard library's sources and its tests: no download
     text      a text file, or every file of a folder: one document a file
     jsonl     a JSON lines file (plain or .gz), or every such file of a folder: one document a line,
               its text in `field`
@@ -37,9 +36,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # those that do no
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """`name` is unique in its source, `text` may hold surrogate escapes,
-  `domain` groups documents for evaluation.
-  """
+  """`name`: unique in its source; `text` may hold surrogate escapes; `domain`: for evaluation."""
 
   name: str
   text: str
@@ -74,9 +71,7 @@ def read(source: ConfigDict) -> Iterator[Document]:
 
 
 def split_of(name: str, val_fraction: float) -> str:
-  """'train' or 'validation', by a hash of the name:
-  adding documents moves none to the other split.
-  """
+  """'train' or 'validation', by a hash of the name: new documents move none to the other split."""
   if not 0 <= val_fraction < 1:
     raise ValueError(f"data.val_fraction {val_fraction} is not in [0, 1); 0.05 keeps one document "
                      "in twenty")
@@ -85,8 +80,7 @@ def split_of(name: str, val_fraction: float) -> str:
 
 
 def _read_embedded(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
-  # Reading the tests takes longer than reading all the rest, so domains nobody wants are not read
-  # at all.
+  # Reading the tests takes longer than all the rest: domains nobody wants are not read at all.
   if not wanted or "reference" in wanted:
     from pydoc_data.topics import topics  # 0.5 MB of literals: loaded only when asked for
     for name, text in sorted(topics.items()):
@@ -104,9 +98,7 @@ def _read_embedded(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
 
 
 def _read_text(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
-  """The domain is the folder below `path` that a file lies in;
-  without one, the last part of `path` itself.
-  """
+  """The domain is the folder below `path` that a file lies in; without one, `path`'s last part."""
   root = _existing(source)
   for path in _files(root):
     relative = path.relative_to(root.parent if root.is_file() else root)
@@ -116,9 +108,7 @@ def _read_text(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
 
 
 def _read_jsonl(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
-  """The domain is the file's name up to `.jsonl`;
-  a document's name is its file's relative path and its line.
-  """
+  """The domain is the file's name up to `.jsonl`; the name is the relative path and the line."""
   root = _existing(source)
   for path in _files(root):
     if not re.search(r"\.jsonl?(\.gz)?$", path.name) and path != root:
@@ -148,8 +138,7 @@ def _field(line: bytes, field: str, where: str) -> str:
     keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
     raise ValueError(f"{where}: no text in field {field!r}; set the source's field to one of: "
                      f"{keys}")
-  # JSON may escape half a surrogate pair, which UTF-8 cannot hold: keep the three bytes it would
-  # take.
+  # JSON may escape half a surrogate pair, which UTF-8 cannot hold: keep the three bytes of it.
   return _LONE_SURROGATE.sub(lambda m: _decode(m.group().encode("utf-8", "surrogatepass")),
                              record[field])
 

@@ -1,6 +1,6 @@
-"""Held-out documents for evaluations: which text no training saw, and a choice of it by a hash, so
-that
-settings can be chosen on other documents than those of the final numbers.
+"""Held-out documents for evaluations: text that no training saw, chosen by a hash.
+
+So settings can be chosen on other documents than those of the final numbers.
 """
 
 import dataclasses
@@ -17,9 +17,7 @@ from hope_jax.data import corpus
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """The start of a document: `ids` with <s>, the bytes of text that they stand for;
-  `whole`: tokens of all of it.
-  """
+  """A document's start: `ids` with <s>, their bytes of text; `whole`: tokens of all of it."""
   source: str
   name: str
   domain: str
@@ -75,9 +73,7 @@ def _is_trained_on(source: ConfigDict, path: Path, trained: tuple[ConfigDict, ..
 
 def choose(found: list[tuple], tokenizer, *, tokens: int, min_tokens: int, skip: int, count: int,
            seed: int) -> list[Sample]:
-  """`count` documents of `min_tokens` or more, cut to `tokens`:
-  after `skip`, those of the smallest hashes.
-  """
+  """`count` documents of `min_tokens` or more, cut to `tokens`: smallest hashes after `skip`."""
   best = []  # a heap of (-hash, Sample), the largest hash on top
   for source, val_fraction in found:
     for document in tqdm(corpus.read(source), desc=f"read {source.name}", unit=" documents",

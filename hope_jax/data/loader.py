@@ -1,6 +1,4 @@
-"""Batches of windows: for training without end and in an order of the seed alone,
-for evaluation always the same.
-"""
+"""Batches of windows: endless, by the seed alone, for training; always the same for evaluation."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,11 +15,11 @@ _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches read
 
 
 def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grain.DatasetIterator:
-  """Endless batches, dicts of int32 [data.batch, data.seq]; sources mixed by weight, each
-  reshuffled every epoch.
+  """Endless batches: dicts of int32 [data.batch, data.seq].
 
-  `rows`: only these of every batch, in this order; nothing else is read. `get_state` and
-  `set_state` resume exactly, with any rows. Raises ValueError if the windows do not fill one batch.
+  Sources are mixed by weight, each reshuffled every epoch. `rows`: only these of every batch, in
+  this order; nothing else is read. `get_state` and `set_state` resume exactly, with any rows.
+  Raises ValueError if the windows do not fill one batch.
   """
   if _task(config) == "recall":
     windows = recall.dataset(config, "train")
@@ -45,12 +43,11 @@ def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grai
 
 def eval_batches(config: ConfigDict,
                  batches: int) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
-  """The first `batches` batches of the validation windows, always the same, in turn from every
-  source and domain.
+  """The first `batches` batches of the validation windows, always the same.
 
-  Yields names [data.batch], "source/domain" of each row, and a batch as in training. There are
-  fewer batches if the windows run out; the last one is then filled up with rows of name "" and
-  nothing but padding.
+  They come in turn from every source and domain. Yields names [data.batch], "source/domain" of each
+  row, and a batch as in training. There are fewer batches if the windows run out; the last one is
+  then filled up with rows of name "" and nothing but padding.
   """
   size = config.data.batch
   rows = _eval_rows(config, batches * size)

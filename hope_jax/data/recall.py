@@ -1,5 +1,4 @@
-"""Multi-query associative recall (MQAR; Arora et al. 2023, "Zoology"): a memory test without
-language.
+"""Multi-query associative recall (MQAR; Arora et al. 2023, "Zoology"): memory without language.
 
     k1 v1 k2 v2 ... kn vn  .  .  k2 .  k1 .  .  .  kn    every key once, in any order, later
                                  v2    v1          vn    labels: its value there, else -1
@@ -60,9 +59,7 @@ def dataset(config: ConfigDict, split: str) -> grain.MapDataset:
 
 def example(rng: np.random.Generator, pairs: int, keys: int, seq: int, gap: int, places: int,
             fillers: int, taught: bool) -> dict[str, np.ndarray]:
-  """One sequence. Keys are distinct, and so are values.
-  Queries lie in the `places` slots after the gap.
-  """
+  """One sequence: distinct keys, distinct values; queries in the `places` slots after the gap."""
   key = 1 + rng.choice(keys, pairs, replace=False)
   value = 1 + keys + rng.choice(keys, pairs, replace=False)
   # unsorted: this is the order of the queries

@@ -1,6 +1,4 @@
-"""A file of tokens that is read for days:
-what cannot be read is tried again, another file in its place is an error.
-"""
+"""A file of tokens that is read for days: retried where unreadable, an error when replaced."""
 
 import errno
 import os
@@ -13,9 +11,7 @@ RETRIES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds to wait before reading again
 
 
 class Shard:
-  """A flat array in a .npy file, read in pieces for as long as it is the file that it was at the
-  start.
-  """
+  """A flat array in a .npy file, read in pieces while it is the file that it was at the start."""
 
   def __init__(self, path: Path):
     array = np.load(path, mmap_mode="r")

@@ -1,9 +1,8 @@
-"""The data folder: text is tokenised once, into shards of tokens that are checked whenever they are
-used.
+"""The data folder: text is tokenised once, into shards of tokens that are checked at every use.
 
 data.dir holds tokenizer.model, manifest.json (what it was built from; size and sha256 of every
-file) and, for each source and split, `tokens` (flat, one document after another, each <s> ...
-</s>), `offsets` and `domains`.
+file) and, for each source and split, `tokens` (flat, one document after another, each
+<s> ... </s>), `offsets` and `domains`.
 """
 
 import hashlib
@@ -30,10 +29,10 @@ _BATCH_CHARS = 4_000_000  # tokenised at a time
 
 
 def build(config: ConfigDict, verify: bool = False) -> Path:
-  """The data folder, built if it is missing, else checked: config, tokenizer digest, file sizes;
-  all bytes if `verify`.
+  """The data folder, built if it is missing, else checked.
 
-  Raises ValueError, naming the fix, when the folder does not fit the config or is damaged.
+  Checked are config, tokenizer digest and file sizes; all bytes if `verify`. Raises ValueError,
+  naming the fix, when the folder does not fit the config or is damaged.
   """
   _check_sources(config)
   folder = Path(config.data.dir)
@@ -62,9 +61,7 @@ def tokenizer(config: ConfigDict) -> Tokenizer:
 
 
 def manifest(folder: Path) -> dict:
-  """What a data folder was built from, and what is in it:
-  config, tokenizer, python, domains, files.
-  """
+  """What a data folder was built from and holds: config, tokenizer, python, domains, files."""
   return json.loads((folder / "manifest.json").read_text())
 
 
@@ -77,9 +74,7 @@ def digest(config: ConfigDict) -> str:
 
 
 def check_unchanged(config: ConfigDict, meta: dict) -> None:
-  """ValueError if data.dir was built anew since the checkpoint with this `meta` was saved:
-  its position fits no more.
-  """
+  """ValueError if data.dir was built anew after `meta` was saved: its position fits no more."""
   mine, folder = digest(config), config.data.dir
   if meta["data"] != mine and json.loads(meta["config"])["data"]["dir"] == folder:
     raise ValueError(f"{folder} holds other shards ({mine}) than those the checkpoint was trained "
@@ -138,9 +133,7 @@ def _measure(config: ConfigDict) -> tuple[dict[tuple[str, str], int], int]:
 
 
 def _sample(config: ConfigDict, sizes: dict[tuple[str, str], int]) -> Iterator[str]:
-  """Lines of the train split, about tokenizer_chars characters:
-  as many from each (source, domain), if it has them.
-  """
+  """Train lines, about tokenizer_chars characters: as many from each (source, domain), if there."""
   share, left = {}, config.data.tokenizer_chars
   for n, key in enumerate(sorted(sizes, key=sizes.get)):
     share[key] = min(1.0, left / (len(sizes) - n) / sizes[key])
@@ -160,9 +153,7 @@ def _sample(config: ConfigDict, sizes: dict[tuple[str, str], int]) -> Iterator[s
 
 def _write_source(folder: Path, source: ConfigDict, val_fraction: float, tok: Tokenizer,
                   bar: tqdm) -> dict:
-  """Writes a source's shards; returns {domain: {split:
-  {documents, tokens, bytes}}}, in the order of their numbers.
-  """
+  """Writes a source's shards; {domain: {split: {documents, tokens, bytes}}}, by their numbers."""
   dtype = np.uint16 if tok.size <= 2**16 else np.uint32
   totals, tokens = {}, {s: [np.zeros(0, dtype)] for s in SPLITS}
   lengths, numbers = {s: [] for s in SPLITS}, {s: [] for s in SPLITS}

@@ -1,9 +1,9 @@
 """A lossless SentencePiece unigram tokenizer: `decode_bytes(encode(x)) == x` for every byte string.
 
 SentencePiece alone is not lossless: it writes a space as U+2581, so it reads U+2581 as a space, and
-it replaces bytes that are not UTF-8. Those few go around it, straight to the byte tokens <0x00> ...
-<0xFF>, and decoding is our own: every id stands for a fixed byte string, so the bytes of a sequence
-are the sum of `token_bytes`, exactly.
+it replaces bytes that are not UTF-8. Those few go around it, straight to the byte tokens
+<0x00> ... <0xFF>, and decoding is our own: every id stands for a fixed byte string, so the bytes of
+a sequence are the sum of `token_bytes`, exactly.
 """
 
 import codecs
@@ -77,9 +77,7 @@ class Tokenizer:
   """
 
   def __init__(self, path: str | Path):
-    """Raises ValueError if the file is missing, is not a SentencePiece model,
-    or is one that loses text.
-    """
+    """ValueError if the file is missing, no SentencePiece model, or one that loses text."""
     try:
       proto = Path(path).read_bytes()
     except OSError as error:
@@ -110,9 +108,7 @@ class Tokenizer:
             else piece.replace(_SPACE, " ").encode())
 
   def encode(self, text: str | bytes) -> list[int]:
-    """Ids of the text, without bos and eos. Raises ValueError on a surrogate that escapes no
-    byte.
-    """
+    """Ids of the text, without bos and eos. ValueError on a surrogate that escapes no byte."""
     return self.encode_batch([text])[0]
 
   def encode_batch(self, texts: Sequence[str | bytes]) -> list[list[int]]:
@@ -143,9 +139,7 @@ class Tokenizer:
     return b"".join(map(self._piece, ids))
 
   def decode(self, ids: Iterable[int], errors: str = "surrogateescape") -> str:
-    """The text; bytes that are not UTF-8 become surrogate escapes,
-    or U+FFFD with errors="replace" (to print it).
-    """
+    """The text; bytes not UTF-8 become surrogate escapes, or U+FFFD with errors="replace"."""
     return self.decode_bytes(ids).decode("utf-8", errors)
 
   def _piece(self, token: int) -> bytes:

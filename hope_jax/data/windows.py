@@ -17,9 +17,7 @@ from hope_jax.data.shard import Shard
 
 
 class Windows:
-  """Random access to the packed windows of one source and split (of one domain,
-  if given its number).
-  """
+  """Random access to packed windows of a source and split (of one domain, if given its number)."""
 
   def __init__(self, folder: Path, source: str, split: str, seq: int, align: int, seed: int,
                domain: int | None = None):
@@ -49,8 +47,7 @@ class Windows:
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     blocks = index * (self._seq // self._align) + np.arange(self._seq // self._align)
-    # Blocks after the last document count as more of it: they lie beyond its length, so they become
-    # padding.
+    # Blocks after the last document count as more of it: beyond its length, they are padding.
     document = np.minimum(np.searchsorted(self._ends, blocks, side="right"), len(self._ends) - 1)
     first = np.where(document > 0, self._ends[document - 1], 0)
     place = ((blocks - first) * self._align)[:, None] + np.arange(self._align)

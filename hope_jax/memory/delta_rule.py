@@ -4,8 +4,11 @@ One sequence, one matrix W (O, I), with layer inputs x_t, forcings f_t, retentio
 
     W_t = W_{t-1} (alpha_t I - step_t x_t x_t^T) - rate_t f_t x_t^T              (NL Eq. 90, 93)
 
-Unrolled, W_C = Gamma_C W_0 - sum_t (Gamma_C / Gamma_t) u_t x_t^T with Gamma_t = prod_{s<=t}
-alpha_s, where u_t = step_t W_{t-1} x_t + rate_t f_t solves the unit lower-triangular system
+Unrolled, with Gamma_t = prod_{s<=t} alpha_s,
+
+    W_C = Gamma_C W_0 - sum_t (Gamma_C / Gamma_t) u_t x_t^T,
+
+where u_t = step_t W_{t-1} x_t + rate_t f_t solves the unit lower-triangular system
 
     (I + L) u = r,   L_ts = step_t (Gamma_{t-1} / Gamma_s) x_s.x_t (s < t),
     r_t = step_t Gamma_{t-1} W_0 x_t + rate_t f_t.
@@ -27,8 +30,7 @@ FORGOTTEN = -30.0  # log of a retention that is as good as 0; sums of lower ones
 
 
 def unit_lower_inverse(lower_CxC: jax.Array) -> jax.Array:
-  """(I + L)^-1 for strictly lower triangular L, by merging neighbouring diagonal blocks, log2 C
-  levels.
+  """(I + L)^-1, L strictly lower triangular: merges neighbouring diagonal blocks, log2 C levels.
 
   Exact to rounding for any L (the Neumann product cancels catastrophically for correlated keys).
   """
@@ -50,17 +52,13 @@ def unit_lower_inverse(lower_CxC: jax.Array) -> jax.Array:
 
 
 def _product(a, b):
-  """Matrix product; very small ones as sums,
-  which XLA fuses instead of calling a kernel for each.
-  """
+  """Matrix product; very small ones as sums, which XLA fuses: no kernel is called for each."""
   return a @ b if a.shape[-1] > 4 else jnp.sum(a[..., :, :, None] * b[..., None, :, :], -2)
 
 
 @jax.custom_vjp
 def solve(lower_CxC: jax.Array, inverse_CxC: jax.Array, right_OxC: jax.Array) -> jax.Array:
-  """U with (I + L) U^T = R^T, given (I + L)^-1.
-  The gradient goes to L and R, by two products with the same inverse.
-  """
+  """U with (I + L) U^T = R^T, given (I + L)^-1, with which two products give the gradient."""
   del lower_CxC
   return right_OxC @ inverse_CxC.T
 
@@ -80,9 +78,9 @@ solve.defvjp(_solve_forward, _solve_backward)
 
 
 def _ratios(later_C, earlier_C, diagonal: int):
-  """exp(later_t - earlier_s), at most 1 but for rounding (2e-4 in float32), where s <= t +
-  diagonal,
-  else 0: masked before exp, which would overflow above.
+  """exp(later_t - earlier_s) where s <= t + diagonal, else 0: masked before exp, to stay finite.
+
+  At most 1 but for rounding, 2e-4 in float32.
   """
   mask = jnp.tril(jnp.ones((later_C.size, earlier_C.size), bool), diagonal)
   return jnp.exp(jnp.where(mask, later_C[:, None] - earlier_C, -jnp.inf))
@@ -111,8 +109,7 @@ def couple(x_IxC, step_C, decay: Decay):
 
 
 def write(w_OxI, x_IxC, seen_OxC, forcing_OxC, step_C, decay: Decay, lower_CxC, inverse_CxC):
-  """W_C of the recurrence above. Rows of several matrices with the same inputs may be stacked along
-  O.
+  """W_C of the recurrence above. Rows of matrices with the same inputs may be stacked along O.
 
   Args:
     seen_OxC: W_0 x_t.

@@ -1,5 +1,4 @@
-"""Inner optimizers: how a CMS level steps its own parameters within a stream (NL s. 4), as optax
-transforms.
+"""Inner optimizers, as optax transforms: how a CMS level steps itself within a stream (NL s. 4).
 
 A level's parameters are those of one stream: kernels (I, O), y = x @ kernel, and vectors; the
 caller vmaps over streams and layers. m <- beta m + (1 - beta) u, and the update, which is added to
@@ -37,18 +36,14 @@ DEAD = 1e-15  # a momentum below this norm is 0: Newton-Schulz would make less t
 
 @struct.dataclass
 class Inputs:
-  """What a rule may need to know of the inputs X_NxI of a kernel W_IxO in a period.
-  A sum over the tokens.
-  """
+  """What a rule may need to know of a kernel W_IxO's inputs X_NxI in a period: sums over tokens."""
   total_I: jax.Array  # sum of x
   square: jax.Array  # sum of ||x||^2
   recall_IxO: jax.Array  # X^T X W, with W the kernel at the start of the period
 
 
 def summarise(x_NxI: jax.Array, kernel_IxO: jax.Array, weight_N: jax.Array | None = None) -> Inputs:
-  """Inputs of N tokens, in the kernel's precision; `weight` 0 leaves a token out.
-  Costs two products of the layer.
-  """
+  """Of N tokens, in the kernel's precision, by two products; `weight` 0 leaves a token out."""
   x_NxI = x_NxI.astype(kernel_IxO.dtype)
   if weight_N is not None:
     x_NxI = jnp.where(weight_N[:, None] > 0, x_NxI, 0)
@@ -103,20 +98,17 @@ def _precondition(beta2, eps):
 
 
 def _delta_gradient(lr):
-  """DGD (NL Eq. 56-57) summed over the period: W <- W - lr' (X^T X W + g), lr' = lr / (1 + lr
-  ||X||_F^2).
+  """DGD (NL Eq. 56-57) summed over the period: W <- W - lr' (X^T X W + g).
 
-  lr' ||X||_F^2 < 1 for every lr, so without a gradient W never grows: the spectral norm of I - lr'
-  X^T X is at most 1.
+  lr' = lr / (1 + lr ||X||_F^2), so lr' ||X||_F^2 < 1 for every lr, and without a gradient W never
+  grows: the spectral norm of I - lr' X^T X is at most 1.
   """
   return _stateless(lambda g, seen: g if seen is None
                     else (g + seen.recall_IxO) / (1 + lr * seen.square))
 
 
 def _project(g, seen):
-  """g - c c^T g, c the sum of the inputs by its norm:
-  the gradient without the inputs' common direction.
-  """
+  """g - c c^T g, c the sum of inputs by its norm: the gradient without their common direction."""
   if seen is None:
     return g
   total = seen.total_I
@@ -124,15 +116,16 @@ def _project(g, seen):
 
 
 def _delta_momentum(beta):
-  """The momentum as a memory written by the delta rule (NL Eq. 49), m <- m (alpha I - G^T G) - eta
-  G, W <- W + m.
+  """The momentum as a memory written by the delta rule (NL Eq. 49).
+
+      m <- m (alpha I - G^T G) - eta G,    W <- W + m
 
   The paper's matrices are (O, I), so G^T G acts on the input axis; here it is g g^T on the left.
   Eq. 49 is a gradient step on ||m G^T - P||^2, without bound for large G. As in DGD the step is
-  proximal, s = 1 / (1 + ||g||_F^2), and it is taken before the average: alpha = beta, a factor beta
-  (I - s g g^T) with eigenvalues in (0, beta]. So ||m||_2 <= beta ||m||_2 + (1 - beta) ||g||_2: m
-  never exceeds the largest gradient. beta = 0 is sgd. A vector is a kernel of one output (a single
-  row in the paper's layout).
+  proximal, s = 1 / (1 + ||g||_F^2), and it is taken before the average: alpha = beta, a factor
+  beta (I - s g g^T) with eigenvalues in (0, beta]. So ||m||_2 <= beta ||m||_2 + (1 - beta) ||g||_2:
+  m never exceeds the largest gradient. beta = 0 is sgd. A vector is a kernel of one output (a
+  single row in the paper's layout).
   """
   def write(m, g):
     m_IxO, g_IxO = m.reshape(m.shape[0], -1), g.reshape(g.shape[0], -1)
@@ -146,9 +139,7 @@ def _delta_momentum(beta):
 
 
 def _orthogonalise(m, _):
-  """optax's Newton-Schulz on a matrix (singular values near 1, no scaling by shape);
-  a vector as it is; 0 at m = 0.
-  """
+  """optax's Newton-Schulz on a matrix (singular values near 1), unscaled, 0 at 0; vectors stay."""
   if m.ndim != 2:
     return m
   alive = jnp.sum(m * m) > DEAD ** 2

@@ -1,5 +1,4 @@
-"""What a level of memory computes (NL Eq. 70): norm, up, activation, down; and its gradient, token
-by token.
+"""What a level of memory computes (NL Eq. 70): norm, up, activation, down; its gradient by token.
 
 A level's parameters are a dict {"norm": {"scale"}, "up": {"kernel"}, "down": {"kernel"}}. "gate"
 beside "up" makes it a gated (SwiGLU) level, a "bias" in a part is added, a bias in the norm makes
@@ -20,9 +19,7 @@ EPSILON = {"rms": 1e-6, "layer": 1e-5}
 
 
 class Force(NamedTuple):
-  """The gradient of one parameter: sum over tokens of input^T force,
-  or of force where there is no input (vectors).
-  """
+  """The gradient of one parameter: sum over tokens of input^T force; without input, of force."""
   input_BxCxI: jax.Array | None
   force_BxCxO: jax.Array
 
@@ -44,9 +41,7 @@ def init(key, width: int, hidden: int, depth: int, norm: str = "rms",
 
 
 def current(params: dict, delta: dict, axis: int = 0, through: bool = True) -> dict:
-  """Weights of each stream; `axis`: where the deltas have their stream axis,
-  1 if layers come first.
-  """
+  """Weights of each stream; `axis`: the deltas' stream axis, 1 if layers come first."""
   data = (lambda p: p) if through else jax.lax.stop_gradient
   return jax.tree.map(lambda p, d: jnp.expand_dims(data(p), axis) + d, params, delta)
 
@@ -112,9 +107,7 @@ def paired(inputs: dict, gradient_of_added: dict) -> dict:
 
 
 def forces(params: dict, weights: dict, x_BxCxD, teach_BxCxD) -> dict:
-  """The gradient of sum(teach * level(x)) for every parameter, token by token,
-  in the structure of params.
-  """
+  """The gradient of sum(teach * level(x)), token by token, in the structure of params."""
   added = zeros(params, *x_BxCxD.shape[:2])
   _, pull, inputs = jax.vjp(lambda more: apply(params, x_BxCxD, weights, more), added, has_aux=True)
   force, = pull(teach_BxCxD.astype(x_BxCxD.dtype))

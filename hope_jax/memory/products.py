@@ -1,5 +1,4 @@
-"""Matrix products whose gradients leave their operands as they lie in memory, and a gelu whose
-gradient is one product.
+"""Products whose gradients leave operands as they lie in memory; a gelu, its gradient one product.
 
 Autodiff puts the cotangent first in every product; where the contraction runs over its first axis,
 XLA then transposes it, and on a CPU recomputes all that leads to it in the other order. These say
@@ -43,9 +42,7 @@ gram.defvjp(lambda x: (gram(x), x), lambda x, grad: (x @ (grad + grad.T),))
 @jax.custom_vjp
 def stream_product(x_BxCxI: jax.Array, kernel_IxO: jax.Array,
                    weights_BxIxO: jax.Array) -> jax.Array:
-  """x weights. The gradient of the weights is also given, summed over streams,
-  to the kernel that they come from.
-  """
+  """x weights. Their gradient, summed over streams, also goes to the kernel they come from."""
   return x_BxCxI @ weights_BxIxO.astype(x_BxCxI.dtype)
 
 

@@ -1,8 +1,8 @@
-"""The teach signal: what a block should have added, as the gradient of the loss at its output; and
-when it is let through.
+"""The teach signal: what a block should have added, as the gradient of the loss at its output.
 
-delta_{l,t} = d (sum over tokens of the stream's next-token loss) / d (output of block l at token
-t), scaled by a schedule, clipped token by token. A chunk writes where its surprise reaches the
+    delta_{l,t} = d (sum over tokens of the stream's next-token loss) / d (output of block l at t)
+
+scaled by a schedule, clipped token by token. A chunk writes where its surprise reaches the
 threshold.
 
 Letters: L layers, B streams, C tokens, D model width, V vocabulary.
@@ -13,9 +13,7 @@ import jax.numpy as jnp
 
 
 def schedule(teach, step):
-  """Factor of config.teach.scale at an optimizer step:
-  linear warm-up, then linear decay to 0 (none where durations are 0).
-  """
+  """Factor of config.teach.scale at a step: linear warm-up, linear decay to 0 (0 steps: none)."""
   step = jnp.asarray(step, jnp.float32)
   factor = jnp.minimum(1.0, step / teach.warmup) if teach.warmup else jnp.ones(())
   if teach.decay_duration:
@@ -30,9 +28,7 @@ def norm(x_D):
 
 
 def factor(signal_xCxD, scale, clip: float):
-  """Of a signal, per token: the scale, less where the signal's norm would then exceed the clip (0:
-  nowhere).
-  """
+  """Of a signal, per token: the scale, less where its norm would exceed the clip (0: nowhere)."""
   size_xC = norm(signal_xCxD)
   scale = jnp.broadcast_to(scale, size_xC.shape).astype(size_xC.dtype)
   return scale * (clip / jnp.maximum(scale * size_xC, clip)) if clip else scale
@@ -44,9 +40,7 @@ def scaled(signal_xCxN, factor_xC):
 
 
 def surprise(metric: str, norm_LxBxC, losses_BxC, logits_BxCxV, labelled_BxC):
-  """(L, B): the mean over the chunk's labelled tokens of the signal's norm (`l2`), the loss,
-  or the prediction's entropy.
-  """
+  """(L, B): mean over labelled tokens of the signal's norm (`l2`), loss or prediction's entropy."""
   if metric == "l2":
     value = norm_LxBxC
   elif metric == "loss":

@@ -1,18 +1,17 @@
-"""The write rule of self-modifying Titans: its options, its step sizes and the bound they guarantee
-(NL Eq. 90-93).
+"""The write rule of self-modifying Titans: options, step sizes, their bound (NL Eq. 90-93).
 
 Per token, for a weight matrix with layer input x and inner gradient g = f x^T taken at the
 chunk-start weights:
 
     W <- W (alpha I - step x x^T) - rate m,    m = momentum * m + g
-    step = eta / (1 + eta ||x||^2)                 the proximal step: step ||x||^2 < 1 for every eta
-    rate = step s / (s + step n),  s = (1 - mu) bound   n >= ||m|| is the running sum of ||f|| ||x||
-    mu = max(alpha, step ||x||^2 - alpha)                    the norm of the factor
+    step = eta / (1 + eta ||x||^2)                      proximal: step ||x||^2 < 1 for every eta
+    rate = step s / (s + step n),  s = (1 - mu) bound   n >= ||m||: running sum of ||f|| ||x||
+    mu = max(alpha, step ||x||^2 - alpha)               the norm of the factor
 
 so ||W||_2 <= mu ||W||_2 + (1 - mu) bound: the spectral norm never exceeds max(bound, its value at
-the start), for any input, any width, any number of tokens. Linear memories share one transition M
-<- M G; there the same rate is relative to M (s = 1 - mu), so ||M_t||_2 never exceeds its value at
-the start.
+the start), for any input, any width, any number of tokens. Linear memories share one transition
+M <- M G; there the same rate is relative to M (s = 1 - mu), so ||M_t||_2 never exceeds its value
+at the start.
 """
 
 import dataclasses
@@ -85,9 +84,7 @@ def step_size(rule: Rule, eta_C, x_IxC):
 
 
 def rate_size(step_C, size_C, x_IxC, alpha_C, forget_C, bound, factored=True):
-  """Rate of the gradient under the bound above;
-  `forget` is 1 - alpha without cancellation, `size` is n.
-  """
+  """The gradient's rate under that bound; `forget`: 1 - alpha without cancellation, `size`: n."""
   slack = forget_C
   if factored:
     slack = jnp.minimum(slack, 1 - step_C * jnp.sum(x_IxC * x_IxC, -2) + alpha_C)

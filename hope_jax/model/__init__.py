@@ -12,8 +12,7 @@
     mlp          gated MLP
     cms          continuum memory system
     titan        the Titan memory of the hybrids and its self-modifier
-    plan         what a configuration writes while it reads: which memories, in which layers, how
-                 often
+    plan         what a configuration writes while it reads: memories, layers, how often
     axes         logical axes, and what a program says of them inside
     sharding     which device holds what: from the table to a mesh of devices
     checks       what values of a configuration make sense together

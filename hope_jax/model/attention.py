@@ -1,8 +1,7 @@
-"""Softmax attention with rotary positions: full or sliding window, packed documents, a ring-buffer
-cache.
+"""Softmax attention with rotary positions: full or sliding window, packed documents, a ring cache.
 
-Letters: B streams, S slots of the call, W cache length (also the window when there is a cache), H
-heads, K head width.
+Letters: B streams, S slots of the call, W cache length (also the window when there is a cache),
+H heads, K head width.
 """
 
 from typing import Any
@@ -102,11 +101,10 @@ attend_after.defvjp(_after_forward, _after_backward)
 
 
 def attend_banded(q_BxSxHxK, k_BxSxHxK, v_BxSxHxK, layout: Layout, window: int):
-  """Sliding window without a cache in O(S * window): blocks of `window` slots see themselves and
-  the block before.
+  """Sliding window without a cache in O(S * window): blocks see themselves and the one before.
 
-  A document's tokens lie in slots next to each other (lm.chunk_grid): across a gap the band would
-  miss some.
+  A block has `window` slots. A document's tokens lie in slots next to each other (lm.chunk_grid):
+  across a gap the band would miss some.
   """
   batch, total = layout.valid_BxS.shape
   blocks = -(-total // window)
@@ -129,9 +127,7 @@ def attend_banded(q_BxSxHxK, k_BxSxHxK, v_BxSxHxK, layout: Layout, window: int):
 
 def visible(position_BxS, document_BxS, key_position_BxL, key_document_BxL, key_valid_BxL,
             window: int):
-  """Which keys each query may see: its own document, not the future, at most `window` back (0:
-  no limit).
-  """
+  """Which keys a query may see: its document's, no later, at most `window` back (0: no limit)."""
   ago = position_BxS[:, :, None] - key_position_BxL[:, None]
   allowed = (ago >= 0) & (document_BxS[:, :, None]
                           == key_document_BxL[:, None]) & key_valid_BxL[:, None]
@@ -156,9 +152,7 @@ def store(cache: Cache, k_BxHxSxK, v_BxHxSxK, layout: Layout) -> Cache:
 
 
 class Heads(nn.Module):
-  """Queries, keys and values: (B, S, D) -> (B, S, 3, H, K), of a kernel (D,
-  3 H K) that devices share by head.
-  """
+  """(B, S, D) -> q, k, v (B, S, 3, H, K); devices share the kernel (D, 3 H K) by head."""
   heads: int
   dtype: Any
 
@@ -197,8 +191,7 @@ class Attention(nn.Module):
     if not length and 0 < 2 * self.window < total:
       y = attend_banded(q, k, v, layout, self.window)
     else:
-      # with a cache, what is cached is what can be seen: cutting a document differently then
-      # changes nothing
+      # with a cache, what is cached can be seen: cutting a document differently changes nothing
       mask = visible(layout.position_BxS, layout.document_BxS,
                      jnp.concatenate([cache.position_BxW, layout.position_BxS], 1),
                      jnp.concatenate([jnp.zeros_like(cache.position_BxW), layout.document_BxS], 1),

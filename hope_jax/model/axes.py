@@ -1,6 +1,4 @@
-"""Logical axes, and what a program says inside about where its arrays lie (sharding.py has the
-rest).
-"""
+"""Logical axes, and what a program says inside of where its arrays lie (the rest: sharding.py)."""
 
 import contextlib
 import math
@@ -14,9 +12,7 @@ AXES = {  # logical axis -> mesh axes
 
 
 def within(devices: Mesh | None):
-  """Context in which a program is traced: `constrain` and its like then speak of these devices;
-  None: of none.
-  """
+  """Context to trace a program in: `constrain` and such speak of these devices; None: of none."""
   return (contextlib.nullcontext() if devices is None
           else jax.sharding.use_abstract_mesh(devices.abstract_mesh))
 
@@ -28,9 +24,7 @@ def parts() -> int:
 
 
 def constrain(array, *axes):
-  """The array with its first axes laid out by these logical axes;
-  as it is where there is no mesh (`within`).
-  """
+  """The array, its first axes laid out by these logical axes; as it is with no mesh (`within`)."""
   sizes = axis_sizes()
   if not sizes:
     return array

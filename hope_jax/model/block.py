@@ -1,7 +1,4 @@
-"""A block: a token mixer (mixers.py), perhaps with a Titan memory, then a channel mixer (gated MLP
-or
-CMS), each pre-normed.
-"""
+"""A block: a token mixer, perhaps with a Titan memory, then a gated MLP or CMS, each pre-normed."""
 
 import flax.linen as nn
 import jax
@@ -16,9 +13,9 @@ from hope_jax.model.titan import Titan
 
 
 class Block(nn.Module):
-  """Token mixer and channel mixer: (x, state or None, layout, dropout key, weights, probes,
-  may_write)
-  -> (x, state, notes, taps).
+  """Token mixer and channel mixer of a layer.
+
+  (x, state or None, layout, dropout key, weights, probes, may_write) -> (x, state, notes, taps)
 
   `weights` are those of levels that a stream has written. `probes` are zeros added inside the
   levels of those names (level.zeros), and "block" at the block's output: their gradients write the

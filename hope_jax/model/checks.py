@@ -1,6 +1,4 @@
-"""What a configuration has to be: the checks that need no data.
-Each error names the field and the fix.
-"""
+"""What a configuration has to be, by checks without data; an error names the field and the fix."""
 
 from ml_collections import ConfigDict
 
@@ -42,9 +40,7 @@ AT_LEAST_ZERO = ("train.keep_best", "train.keep_every")
 
 
 def validate(config: ConfigDict, devices: int | None = None) -> None:
-  """Raises ValueError, naming the field and the fix, for a configuration that cannot run;
-  on so many devices, if given.
-  """
+  """ValueError, naming field and fix, for a configuration that cannot run (on so many devices)."""
   c = config
   used = mixers.of(c)
   for field, allowed in CHOICES.items():

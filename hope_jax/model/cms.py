@@ -15,11 +15,10 @@ from hope_jax.model.contract import Parameter
 
 
 class CMS(nn.Module):
-  """Channel mixer of K levels: (x, {level: weights}, {level: what is added inside}) -> (what it
-  adds to x, inputs).
+  """Channel mixer of K levels: (x, {level: weights}, probes) -> (what it adds to x, inputs).
 
-  inputs: {level: (its input, the inputs of its kernels)}. What is added inside are level.zeros,
-  whose gradients write the levels, where `probes` has them.
+  probes: {level: level.zeros that are added inside}, whose gradients write the levels.
+  inputs: {level: (its input, the inputs of its kernels)}.
 
   sequential (Eq. 73) and nested (Eq. 72, which differs in when a level starts afresh, not in what
   it computes): y = MLP_K(...MLP_1(x)).

@@ -1,5 +1,4 @@
-"""What a token mixer must offer, and what is said of each parameter: the two records that modules
-end with.
+"""What a token mixer must offer, and what is said of each parameter: the records modules end with.
 
 A token mixer is a file with a record, a line in the table (mixers.py) and a section in config.py.
 Everything else follows from the record: training, streams, placement on devices, optimizer, export,
@@ -24,11 +23,9 @@ class Parameter(NamedTuple):
 
 
 class Mixer(NamedTuple):
-  """A token mixer. Letters: B streams, S slots (slots.py), D model width,
-  N layers of this mixer.
-  """
-  # config -> module: (x_BxSxD, state | None, slots.Layout, may_write ()) -> (y_BxSxD, state | None,
-  # notes)
+  """A token mixer. B streams, S slots (slots.py), D model width, N layers of this mixer."""
+  # config -> module: (x_BxSxD, state | None, slots.Layout, may_write ())
+  #   -> (y_BxSxD, state | None, notes)
   build: Callable
   fresh: Callable  # (config, B) -> state of streams that have read nothing, leaves (B, ...)
   # state with leaves (N, B, ...) -> the same without context, with what was learned
@@ -37,8 +34,7 @@ class Mixer(NamedTuple):
   # config -> documents start at multiples of so many slots (1: anywhere, without gaps); 0: anywhere
   grid: Callable
   check: Callable  # config -> None; ValueError naming the field and the fix
-  # memories of its own at every token: teach.paths knows them by the mixer's name, notes have
-  # "moved/..."
+  # memories of its own at every token: teach.paths has the mixer's name, notes have "moved/..."
   writes: bool
   parameters: tuple[Parameter, ...]
   # (pattern of a leaf's path in the state, its axes after N and B)

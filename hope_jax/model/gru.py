@@ -26,9 +26,7 @@ def step(recur_2xHxKxK, h_BxHxK, gate_BxHxK, candidate_BxHxK):
 
 
 class GRU(nn.Module):
-  """(x, h, layout, may_write) -> (y, h, {}).
-  A new document starts from h = 0; padding changes nothing.
-  """
+  """(x, h, layout, may_write) -> (y, h, {}). Documents start at h = 0; padding changes nothing."""
   heads: int
   layers: int
   forget_init: float

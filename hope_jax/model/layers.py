@@ -1,6 +1,4 @@
-"""The small layers that blocks are made of:
-causal convolution, initial values near the identity.
-"""
+"""The small layers of blocks: causal convolution, initial values near the identity."""
 
 import flax.linen as nn
 import jax
@@ -34,16 +32,12 @@ def pass_through(noise: float = 0.02):
 
 
 def scaled_normal(fan_in: int, depth: int = 1):
-  """Initializer N(0, 1 / (fan_in * depth));
-  depth 2 * layers for what is added to the residual stream.
-  """
+  """N(0, 1 / (fan_in * depth)); depth 2 * layers for what is added to the residual stream."""
   return nn.initializers.normal((fan_in * depth) ** -0.5)
 
 
 def extend(tail_Bx3xD, x_BxSxD, first_B):
-  """x with the document's last inputs placed right before each stream's first token:
-  (B, 3 + S, D).
-  """
+  """x with the document's last inputs right before each stream's first token: (B, 3 + S, D)."""
   padded = jnp.pad(x_BxSxD, ((0, 0), (CONV - 1, 0), (0, 0)))
   def place(row, tail, at):
     return jax.lax.dynamic_update_slice(row, tail.astype(row.dtype), (at, 0))
@@ -51,9 +45,7 @@ def extend(tail_Bx3xD, x_BxSxD, first_B):
 
 
 def conv(kernel_CONVxD, extended_BxSxD, position_BxS):
-  """Causal depth-wise convolution that does not look past the start of the document.
-  Tap 0 is the present token.
-  """
+  """Causal depth-wise convolution that stops at a document's start. Tap 0 is the present token."""
   tokens = position_BxS.shape[1]
   out = 0.0
   for tap in range(CONV):
@@ -64,8 +56,7 @@ def conv(kernel_CONVxD, extended_BxSxD, position_BxS):
 
 
 def conv_tail(extended_BxSxD, last_B, position_BxS, tail_Bx3xD):
-  """The inputs that the next call's first tokens will look back at; unchanged where a stream got no
-  token.
+  """What the next call's first tokens will look back at; unchanged where a stream got no token.
 
   Args:
     last_B: slot of each stream's last token, -1 for none.

@@ -1,5 +1,4 @@
-"""The language model: embedding, N blocks scanned over stacked parameters, norm, head tied to the
-embedding.
+"""The language model: embedding, N blocks scanned over stacked parameters, norm, tied head.
 
 The token mixers of successive layers are those of model.pattern, repeated; the scan goes over one
 period of it, so that what is compiled does not grow with depth. Parameters and state that all
@@ -34,9 +33,7 @@ REMAT = {  # what is kept of a block for the backward pass
 
 
 def chunk_grid(config) -> int:
-  """Documents start at multiples of this; 1: anywhere, but without gaps (bands of attention);
-  0: anywhere.
-  """
+  """Documents start at multiples of this; 1: anywhere, no gaps (attention bands); 0: anywhere."""
   grids = [grid for mixer in mixers.of(config).values() if (grid := mixer.grid(config))]
   return math.lcm(*grids) if grids else 0
 
@@ -95,8 +92,7 @@ class HopeLM(nn.Module):
     return constrain(logits, "streams", None, "vocab"), None if fast is None else after, notes
 
   def restart(self, fast, layout, documents: int):
-    """Levels and held tokens of streams, fresh where a document begins; None where there are none.
-    """
+    """Levels and held tokens of streams, fresh where a document begins; None: there are none."""
     if not fast.layers.levels:
       return fast.layers.levels, fast.held_BxC
     if documents > 1:
@@ -167,9 +163,7 @@ class HopeLM(nn.Module):
 
 
 def init_blocks(config, key) -> dict:
-  """Parameters of all blocks, stacked on a leading axis:
-  of all layers, and of those that have a token mixer.
-  """
+  """Parameters of all blocks, stacked on a leading axis: of all layers, or a token mixer's own."""
   c, keys = config, jax.random.split(key, config.model.layers)
   x, ones, zero = (jnp.zeros((1, 1, c.model.dim), compute_dtype(c)), jnp.ones((1, 1), jnp.int32),
                    jnp.zeros(1, jnp.int32))
@@ -206,9 +200,7 @@ def init_params(config, key) -> dict:
 
 
 def context_length(config) -> int:
-  """Tokens that are kept as context while a text is generated;
-  0 where nothing is kept but the memories.
-  """
+  """Tokens kept as context while a text is generated; 0 where only the memories are kept."""
   return max(mixer.context(config) for mixer in mixers.of(config).values())
 
 

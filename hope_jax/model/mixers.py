@@ -1,6 +1,4 @@
-"""The table of token mixers: what model.pattern may name.
-A line each; contract.py says what a record holds.
-"""
+"""The table of token mixers that model.pattern may name, a line each (contract.py: the record)."""
 
 from hope_jax.model import attention, gru, selfmod
 from hope_jax.model.contract import Mixer, complete
@@ -13,9 +11,7 @@ TABLE = {
 
 
 def of(config) -> dict[str, Mixer]:
-  """The mixers of a model's pattern, by name.
-  ValueError for a name that is none, or a record that is not whole.
-  """
+  """The mixers of a pattern, by name. ValueError for a name that is none, or a record not whole."""
   unknown = [name for name in config.model.pattern if name not in TABLE]
   if unknown or not config.model.pattern:
     raise ValueError(f"model.pattern={tuple(config.model.pattern)}: "

@@ -1,5 +1,4 @@
-"""The one table of parameters: logical axes, optimizer group and exported name of each
-(contract.Parameter).
+"""The one table of parameters: logical axes, optimizer group, exported name (contract.Parameter).
 
     row("blocks/attention/qkv/kernel").group        "matrix"
 
@@ -37,9 +36,10 @@ def table() -> tuple[tuple[str, Parameter], ...]:
 
 @functools.cache
 def row(path: str) -> Parameter:
-  """The row of a parameter, or of what an optimizer keeps of it, with its exported name written out
-  but for {layer}
-  and {part}. ValueError if there is none."""
+  """The row of a parameter, or of what an optimizer keeps of it. ValueError if there is none.
+
+  Its exported name is written out but for {layer} and {part}.
+  """
   path = path[path.index("blocks/"):] if "blocks/" in path else "/".join(path.split("/")[-2:])
   for pattern, p in table():
     if match := re.fullmatch(pattern, path):

@@ -1,6 +1,4 @@
-"""What a configuration writes while it reads: which memories, in which layers, how often.
-Computed once, by `of`.
-"""
+"""What a configuration writes while it reads, by `of`: which memories, what layers, how often."""
 
 import dataclasses
 import functools
@@ -15,9 +13,7 @@ from hope_jax.model import mixers
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Of one configuration. A path is a memory's name in config.teach.paths:
-  titan, cms_<level>, selfmod.
-  """
+  """Of one configuration. A path is a memory's name in teach.paths: titan, cms_<level>, selfmod."""
   levels: dict[str, Level]  # what the teach signal writes: CMS levels by name, and "titan"
   chunk: int  # tokens read between two writes
   clocks: dict[str, Clock]  # of each level
@@ -37,9 +33,7 @@ def path(name: str) -> str:
 
 
 def layers_of(config: ConfigDict, statistic: str) -> list[int]:
-  """Layers that a statistic of a step is about:
-  of a level ("moved/titan") all, of a token mixer ("moved/k") its own.
-  """
+  """Layers of a statistic: of a level ("moved/titan") all, of a token mixer ("moved/k") its own."""
   if statistic.partition("/")[2] in of(config).paths:
     return list(range(config.model.layers))
   return sorted(layer for name, mixer in mixers.of(config).items() if mixer.writes

@@ -1,12 +1,11 @@
-"""Which device holds what: from names, by rules, to a mesh of data x fsdp x tensor devices
-(config.mesh).
+"""Which device holds what: from names, by rules, to a data x fsdp x tensor mesh (config.mesh).
 
-    streams     rows of the batch and fast state, over data and fsdp: every device works on its own
-    model       one axis of each matrix, over fsdp: at rest only; gathered, block by block, where it
-                is used
+    streams                 rows of the batch and fast state, over data and fsdp: each its own
+    model                   an axis of each matrix, over fsdp, at rest; where it is used, it is
+                            gathered block by block
     heads, hidden, vocab    over tensor: devices share the work on a stream
-    layers      whole matrices of a stack, over fsdp: only while Muon orthogonalises them
-                (training/optimizer.py)
+    layers                  whole matrices of a stack, over fsdp: only while Muon orthogonalises
+                            them (training/optimizer.py)
 
 What the compiler cannot see from the arguments of a program is said inside it by `constrain`, under
 `within(mesh)`.
@@ -22,8 +21,7 @@ import numpy as np
 from hope_jax.model import mixers, parameters
 from hope_jax.model.axes import AXES, axis_sizes, spec
 
-# of what the teach signal writes, by its path in FastState: all axes but those at the end that are
-# whole
+# what the teach signal writes, by its path in FastState: all axes but whole ones at the end
 LEVELS = (
     (r"layers/levels/.*/(up|gate)/kernel", (None, "streams", None, "hidden")),
     (r"layers/levels/.*/down/kernel", (None, "streams", "hidden")),
@@ -38,9 +36,7 @@ def path_name(path) -> str:
 
 
 def mesh(config, devices: list | None = None) -> Mesh:
-  """The mesh of a configuration, over these devices (default: all).
-  ValueError if it does not fit them.
-  """
+  """The mesh of a configuration on these devices (default: all). ValueError if it does not fit."""
   devices = jax.devices() if devices is None else devices
   shape = mesh_shape(config, len(devices))
   return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3,
@@ -48,9 +44,7 @@ def mesh(config, devices: list | None = None) -> Mesh:
 
 
 def mesh_shape(config, devices: int) -> tuple[int, int, int]:
-  """(data, fsdp, tensor) of config.mesh for so many devices.
-  ValueError, naming the fix, unless they are all used.
-  """
+  """(data, fsdp, tensor) of config.mesh; ValueError, with the fix, unless all devices are used."""
   m = config.mesh
   whole = m.fsdp * m.tensor
   if devices % whole or m.data not in (0, devices // whole):
@@ -100,8 +94,7 @@ def of_params(params, devices: Mesh):
 
 
 def of_state(state, devices: Mesh):
-  """The shardings of a TrainState: what the optimizer keeps of a parameter lies where the parameter
-  lies.
+  """The shardings of a TrainState: what the optimizer keeps of a parameter lies where that lies.
 
   Raises ValueError as `of_params`, and for a matrix of the optimizer that belongs to no parameter.
   """
@@ -139,8 +132,7 @@ def place_fast(fast, devices: Mesh):
 
 
 def apart(fn, devices: Mesh):
-  """fn(batch, params, *same) -> (gradients, sums, means), with every device's part of the batch on
-  its own until the end.
+  """fn(batch, params, *same) -> (gradients, sums, means), each device's part of the batch apart.
 
   What a loop adds up is then summed over devices once, after the loop, and not in each of its
   steps; and parameters are gathered once, so that each device holds them and their gradient whole
@@ -172,9 +164,7 @@ def apart(fn, devices: Mesh):
 
 
 def constrain_params(params, gathered: bool = False, below: str = ""):
-  """Parameters (or their gradients) laid out by the table; `gathered`: whole over fsdp, for use.
-  `below`: before their paths.
-  """
+  """Parameters or gradients by the table. `gathered`: whole over fsdp; `below`: before paths."""
   sizes = axis_sizes()
   if not sizes:
     return params
@@ -187,9 +177,7 @@ def constrain_params(params, gathered: bool = False, below: str = ""):
 
 
 def constrain_layers(params):
-  """Parameters (or what an optimizer keeps of them):
-  over fsdp, stacks are cut between layers, and no matrix is.
-  """
+  """Parameters (or an optimizer's parts of them): over fsdp, stacks are cut between layers only."""
   sizes = axis_sizes()
   if not sizes:
     return params

@@ -1,5 +1,4 @@
-"""What is remembered: between the calls of a stream (FastState), and between optimizer steps
-(TrainState).
+"""What is remembered: between a stream's calls (FastState) and optimizer steps (TrainState).
 
 FastState is laid out for everything that a model keeps per stream: a stream is a document or a
 conversation, and every leaf has a stream axis, so streams can be batched, split, sharded and saved.

@@ -1,8 +1,7 @@
-"""The Titan memory of the hybrid blocks and its self-modifier: a level read from the attention's
-output, with its own loss.
+"""The Titan memory of hybrid blocks and its self-modifier: a level with a loss of its own.
 
-At every period it takes a step of its inner rule on the mean over the period of ||M(a) -
-target||^2, with target = modifier - delta: a the attention's output, delta the teach signal, and
+It reads the attention's output a. At every period it takes a step of its inner rule on the mean
+over the period of ||M(a) - target||^2, with target = modifier - delta, delta the teach signal, and
 
     modifier = skip M(a) + MLP([a, M(a), delta]),    skip = 1 at the start, the MLP's last layer 0.
 
@@ -48,9 +47,7 @@ def signal(modifier: dict | None, period: int, attention_BxCxD, read_BxCxD, teac
 
 
 class Titan(nn.Module):
-  """(a, the streams' weights or None) -> (M(a), inputs of its kernels);
-  holds the self-modifier's parameters.
-  """
+  """(a, streams' weights or None) -> (M(a), inputs of its kernels), with the modifier's weights."""
   hidden: int
   layers: int
   modifier: bool

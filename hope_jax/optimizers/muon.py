@@ -1,6 +1,6 @@
-"""Matrices by Muon (arXiv 2502.16982), one by one: stacked layers, heads and memories are batch
-axes.
-All else by AdamW, with optim.lr and the fields of the section adamw.
+"""Matrices by Muon (arXiv 2502.16982), one by one; all else by AdamW (optim.lr, section adamw).
+
+Stacked layers, heads and memories are batch axes.
 """
 
 FIELDS = {
@@ -10,10 +10,7 @@ WHOLE = True  # cut, they would be sent again in every product, and each compute
 
 
 def make(config, rate, kind):
-  """Inputs are the second axis of kernels (in, out) and the last of memories (out, in):
-  Newton-Schulz
-  is symmetric in them.
-  """
+  """Newton-Schulz is symmetric in its axes: kernels are (in, out), memories (out, in)."""
   import jax
   from optax import contrib
   def by_path(function):

@@ -1,6 +1,4 @@
-"""A conversation on disk: the fast state of its stream,
-which means nothing to another model than its own.
-"""
+"""A conversation on disk: its stream's fast state, which means nothing to any other model."""
 
 import dataclasses
 from pathlib import Path
@@ -23,9 +21,7 @@ def owner(config: ConfigDict, params: Any) -> dict:
 
 
 def steps(directory: str | Path) -> list[int]:
-  """Of what is saved in a folder; ValueError if it holds a run's checkpoints:
-  saving there would delete them.
-  """
+  """Of what is saved in a folder; ValueError for a run's checkpoints, which saving would delete."""
   found = sidecar.steps(directory)
   if not all((Path(directory) / str(step) / "fast").is_dir() for step in found):
     raise ValueError(f"{directory} holds a run's checkpoints, not a conversation: choose another "

@@ -1,5 +1,4 @@
-"""Reading and learning, a chunk at a time: forward, loss, teach signals from the same backward
-pass, writes.
+"""Reading and learning by chunks: forward, loss, teach signals of one backward pass, writes.
 
 Every stream reads C tokens with what its memories hold, is told what came next, and writes.
 Attention sees the past through its cache; the next chunk reads with what this one wrote. What is
@@ -33,9 +32,7 @@ def token_losses(logits_BxTxV, labels_BxT):
 
 
 def strength(config, step=None) -> Strength | None:
-  """As configured, at an optimizer step; None: after all warm-ups, before any decay. None for a
-  model in which the teach signal writes nothing.
-  """
+  """As configured, at a step (None: after warm-ups, before decay); None: nothing to be written."""
   if not plan.of(config).levels:
     return None
   t = config.teach
@@ -47,9 +44,7 @@ def strength(config, step=None) -> Strength | None:
 
 
 def probes(config, params, batch: int) -> dict:
-  """Zeros, added inside the levels and at the outputs of blocks,
-  whose gradients write the memories (block.py).
-  """
+  """Zeros added inside levels and at blocks' outputs; their gradients write memories (block.py)."""
   c, names = config, plan.of(config).levels
   chunk, out = plan.of(c).chunk, {}
   if c.teach.target == "block" or "titan" in names:
@@ -75,8 +70,8 @@ def chunk(config, params, fast: FastState | None, piece: dict, strong: Strength 
     outer: also return the gradient of the summed loss with respect to the parameters.
 
   Returns:
-    ({"nats_BxC", "correct_BxC", "stats"}, FastState or None, gradients or None); stats: {level:
-    {name: (L, B)}, token mixer: {name: (its layers,)}}.
+    ({"nats_BxC", "correct_BxC", "stats"}, FastState or None, gradients or None);
+    stats: {level: {name: (L, B)}, token mixer: {name: (its layers,)}}.
   """
   model, labels_BxC = lm.build(config), piece["labels"]
 
@@ -109,9 +104,7 @@ class _Place(NamedTuple):
   ends_B: jax.Array  # bool: the stream ends here and flushes
 
   def due(self, clock):
-    """(B, G): periods whose last token is in this chunk; where a stream ends also the unfinished
-    one.
-    """
+    """(B, G): periods whose last token is in this chunk; of streams that end, unfinished ones."""
     groups = self.valid_BxC.reshape(len(self.valid_BxC), clock.groups, -1)
     ended_B = (self.begin_B + clock.chunk) % clock.period == 0
     last = jnp.any(groups, -1) | (clock.period > clock.chunk)
@@ -186,9 +179,7 @@ def _pending(clock, place, count_B):
 
 
 def _restart_nested(config, clocks, states, place):
-  """NL Eq. 72: where the period of the next slower level ends, a level starts again from its
-  meta-learned weights.
-  """
+  """NL Eq. 72: at the end of the next slower level's period, back to the meta-learned weights."""
   names = [entry.name for entry in config.channel.levels if entry.name in clocks]
   for fast, slow in zip(names, names[1:]):
     ends = jnp.any(place.due(clocks[slow]), 1)
@@ -203,9 +194,7 @@ def scan_chunks(config, batch: dict) -> dict:
 
 
 def by_layer(config, notes: dict) -> dict:
-  """Notes of token mixers, {mixer: {name: (its layers,)}}, as {name: (L,)}:
-  not-a-number where a layer has another mixer.
-  """
+  """Notes {mixer: {name: (its layers,)}} as {name: (L,)}, not-a-number in other mixers' layers."""
   out = {}
   for mixer, values in notes.items():
     layers = jnp.array(mixers.layers_of(config, mixer))

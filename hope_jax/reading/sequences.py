@@ -1,9 +1,8 @@
-"""A batch of whole sequences from a fresh state, read or learned from: at once, or chunk after
-chunk
-where levels are written by the teach signal.
+"""A batch of whole sequences from a fresh state, read or learned from.
 
-A batch holds int32 (B, T) arrays: tokens, labels (the next token, -1 where there is none) and
-segments (documents of a packed window, 0 for padding).
+At once, or chunk after chunk where levels are written by the teach signal. A batch holds int32
+(B, T) arrays: tokens, labels (the next token, -1 where there is none) and segments (documents of a
+packed window, 0 for padding).
 """
 
 import jax

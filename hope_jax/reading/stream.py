@@ -1,10 +1,9 @@
-"""A text that is written: a prompt is read in one call, then one token at a time, in constant
-memory however long it is.
+"""A text that is written: a prompt is read in one call, then token by token in constant memory.
 
     config, params, tokenizer = opening.load("runs/smoke")
     stream = Stream(config, params, temperature=0.8, seed=1)
-    for token in stream.generate([tokenizer.bos, *tokenizer.encode("import ")], tokens=100,
-    stop=tokenizer.eos): ...
+    ids = [tokenizer.bos, *tokenizer.encode("import ")]
+    for token in stream.generate(ids, tokens=100, stop=tokenizer.eos): ...
 
 All that a model remembers of a text is its fast state: memories, or a ring buffer of keys and
 values. A token's random key is folded from the number of tokens before it, so a conversation that
@@ -45,9 +44,7 @@ def nucleus(logits_V, key, temperature: float, top_p: float):
 
 @functools.lru_cache
 def _step(model, temperature: float, top_p: float, never: tuple[int, ...]):
-  """(params, tokens_T, count, fast, key) -> (the next token (1,), fast).
-  Reads the first `count`; `fast` is donated.
-  """
+  """(params, tokens_T, count, fast, key) -> (next token (1,), fast); reads count, donates fast."""
   choose = functools.partial(nucleus, temperature=temperature,
                              top_p=top_p) if temperature else greedy
   def step(params, tokens_T, count, fast, key):
@@ -59,8 +56,7 @@ def _step(model, temperature: float, top_p: float, never: tuple[int, ...]):
 
 
 class Stream:
-  """One text that a model reads and writes; each `generate` goes on from where the last one was
-  left.
+  """One text that a model reads and writes; each `generate` goes on where the last one was left.
 
   fast: FastState of what the model has read, donated by the next step; pending: the last token
   written, not read yet.
@@ -68,9 +64,7 @@ class Stream:
 
   def __init__(self, config, params, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
                never: Sequence[int] = ()):
-    """temperature: 0 is greedy; top_p: share of the probability that is drawn from;
-    never: ids never chosen.
-    """
+    """temperature: 0 is greedy; top_p: share of probability drawn from; never: ids never chosen."""
     if not temperature >= 0:
       raise ValueError(f"temperature is {temperature}: set it to 0 (the likeliest token) or more")
     if not 0 < top_p <= 1:
@@ -99,8 +93,7 @@ class Stream:
     return int(self.fast.count_B[0]) + len(self._unread) + (self.pending is not None)
 
   def generate(self, ids: Sequence[int], tokens: int, stop: int | None = None) -> Iterator[int]:
-    """Reads `ids`, then writes up to `tokens` ids as they are asked for; ends before `stop`, which
-    is not read.
+    """Reads `ids`, then writes up to `tokens` ids on demand; ends before `stop`, which is not read.
 
     The caller may leave at any token and go on later, without ids as if it had not left. Raises
     ValueError at once.
@@ -149,9 +142,7 @@ class Stream:
     conversation.save(directory, self.fast, self._owner() | {"pending": self.pending})
 
   def load(self, directory: str | Path) -> None:
-    """Goes on from a saved one. Raises FileNotFoundError when there is none,
-    ValueError when it is another model's.
-    """
+    """Goes on from a saved one. FileNotFoundError: there is none; ValueError: another model's."""
     if not conversation.steps(directory):
       raise FileNotFoundError(f"no conversation in {directory}: save one there with /save "
                               f"{directory} (--interactive)")

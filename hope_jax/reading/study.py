@@ -1,5 +1,4 @@
-"""Test-time memorization: a text is read through the same writes as in training, and what was
-learned is kept (spec s. 10).
+"""Test-time memorization: a text is learned through the same writes as in training (spec s. 10).
 
     fast, report = memorize(config, params, lm.init_fast(config, batch), texts)
 
@@ -38,9 +37,7 @@ class Report(NamedTuple):
     return self.nats_BxT.sum(1) / np.maximum(self.labels_BxT.sum(1), 1)
 
   def stream(self, config, b: int, tokens: int) -> "Report":
-    """Of one text of a batch, without the padding after it. Statistics that token mixers make of
-    the whole batch (N, L) stay as they are.
-    """
+    """Of one text of a batch, without its padding; token mixers' (N, L) stay the whole batch's."""
     chunks = -(-tokens // size(config))
     stats = jax.tree.map(lambda a: a[:chunks, :, b:b + 1] if a.ndim == 3 else a, self.stats)
     return Report(self.nats_BxT[b:b + 1, :tokens], self.labels_BxT[b:b + 1, :tokens], stats)
@@ -69,10 +66,10 @@ def size(config) -> int:
 
 
 def pieces(config, fast: FastState, texts: Sequence[Sequence[int]], final: bool):
-  """((N, B, C) int32 arrays tokens, labels, segments; ends (N, B); the tokens that wait, (B, C)):
-  texts after what waits.
+  """((N, B, C) int32 tokens, labels, segments; ends (N, B); the tokens that wait, (B, C)).
 
-  A chunk is whole when the token after it is known: it is the last one's label.
+  The texts follow what waits. A chunk is whole when the token after it is known: it is the last
+  one's label.
   """
   width, batch = size(config), len(texts)
   waiting = np.full((batch, width), -1) if fast.held_BxC is None else np.asarray(fast.held_BxC)
@@ -102,9 +99,7 @@ def pieces(config, fast: FastState, texts: Sequence[Sequence[int]], final: bool)
 
 @functools.lru_cache
 def _program(config, write: bool):
-  """(params, fast, one chunk of every stream) -> (fast, {"nats_BxC", "stats"});
-  `fast` is donated.
-  """
+  """(params, fast, a chunk of every stream) -> (fast, {"nats_BxC", "stats"}); `fast` is donated."""
   def read(params, fast, piece):
     out, fast, _ = reader.chunk(config, params, fast, piece,
                                 reader.strength(config) if write else None)
@@ -164,8 +159,7 @@ def memorize(config, params, fast: FastState, texts: Sequence[Sequence[int]], *,
 
 def replay(config, params, fast: FastState, texts: Sequence[Sequence[int]], steps: int = 1,
            progress: bool = False) -> tuple[FastState, list[Report]]:
-  """One text per stream, read `steps` times, each time without the context that attention kept of
-  the time before.
+  """One text per stream, read `steps` times, each time without what attention kept of the last.
 
   `fast` is donated: lm.init_fast for every sample (reset), or what an earlier call returned
   (carried).
@@ -196,9 +190,7 @@ def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = T
 
 
 def describe(config, reports: dict[str, Report]) -> dict:
-  """A study of one text as JSON, by the chunks of the first reading:
-  losses summed over a chunk, memories by layer.
-  """
+  """A study of a text as JSON, by the first reading's chunks: losses summed, memories by layer."""
   first, entries = reports["read"], plan.of(config).levels
   chunks = first.nats_BxT.shape[1] // size(config)
   # token by token, not column by column: a text that is read again starts inside a chunk
@@ -225,9 +217,7 @@ def mean_totals(totals: Sequence[dict]) -> dict:
 
 
 def check(config, readings: Sequence[Report]) -> None:
-  """RuntimeError, with the reason, if an enabled memory was written in none of a text's
-  readings.
-  """
+  """RuntimeError, with the reason, if an enabled memory was written in none of the readings."""
   enabled = plan.of(config).enabled
   check_updates(mean_totals([report.totals(enabled) for report in readings]))
   for mixer in [name for name in mixers.of(config) if name in enabled]:
@@ -235,9 +225,7 @@ def check(config, readings: Sequence[Report]) -> None:
 
 
 def check_moved(stats: dict) -> None:
-  """RuntimeError if self-modifying memories are where they started:
-  `stats` of a report, or means of them.
-  """
+  """RuntimeError if self-modifying memories have not moved: `stats` of a report, or their means."""
   if not any(np.any(value) for name, value in stats.items() if name.startswith("moved/")):
     raise RuntimeError("the self-modifying memories have not moved: their step size is 0 (see "
                        "selfmod.eta_init), or restrict teach.paths to the memories you want")

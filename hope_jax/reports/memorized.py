@@ -62,9 +62,7 @@ def draw(data: dict):
 
 
 def _draw_memory(axis, middle_N, name, memory, chunk, threshold):
-  """Bars: what a chunk changed. Line: its surprise,
-  with a dot where the gate was open in any layer.
-  """
+  """Bars: what a chunk changed. Line: its surprise; a dot: the gate was open in any layer."""
   def mean(key):
     return np.mean(memory[key], 1)
   axis.bar(middle_N, mean("moved"), width=0.9 * chunk, color="tab:orange")

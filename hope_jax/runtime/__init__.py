@@ -1,5 +1,4 @@
-"""How programs run: beginning and ending them, processes, signals, time, and what is written down
-meanwhile.
+"""How programs run: beginning and end, processes, signals, time, and what is written down.
 
     program    flags, how a result was made, errors of one line
     startup    what programs that use jax share: devices, kept compilations, talking to a person

@@ -1,11 +1,9 @@
-"""Where a run's time went, over all its restarts: the share of steps that stayed, and what took the
-rest.
+"""Where a run's time went, over all its restarts: the share of steps that stayed, and the rest.
 
     goodput = Goodput(workdir / "goodput.json")
     goodput.resume(step)                 of the checkpoint; 0 without one
     with goodput.span("save"): ...       the time in here is saving; outside, what `enter` said last
-    goodput.write(step)                  on disk at once, so that a kill loses at most what came
-                                         after
+    goodput.write(step)                  on disk at once: a kill loses at most what came after
 
 Every second of a process, from the Goodput's creation, is in exactly one of KINDS. `data` and
 `save` are what the loop waits for, not what goes on behind it. `lost` is the time of steps that
@@ -26,9 +24,7 @@ KINDS = ("steps", "start", "compile", "data", "save", "restore", "evaluation", "
 
 
 class Goodput:
-  """A run's account, kept in the file `path`.
-  One that cannot be read is set aside (.damaged), and a new one begins.
-  """
+  """A run's account in the file `path`; a broken one is set aside (.damaged), a new one begins."""
 
   def __init__(self, path: str | Path, clock: Callable[[], float] = time.perf_counter):
     self.path, self._clock = Path(path), clock
@@ -76,9 +72,7 @@ class Goodput:
       self.enter(before)
 
   def write(self, step: int) -> None:
-    """Everything until now, in which the run has come to `step`;
-    the file is replaced as a whole.
-    """
+    """Everything until now, the run being at `step`; the file is replaced as a whole."""
     self.enter(self._kind)
     self._kept["steps"] += step - self._kept["step"]
     self._kept["step"] = step

@@ -24,9 +24,7 @@ DEAD = 30  # seconds without a sign of life, or without coming to the end when o
 
 
 def connect() -> None:
-  """Joins the other processes, if the environment names any.
-  Call before jax is used; ValueError, naming what is missing.
-  """
+  """Joins the processes the environment names, before jax is used; ValueError: what is missing."""
   given = {name: os.environ[name] for name in NAMES if os.environ.get(name)}
   for name in NAMES[1:]:
     if not given.get(name, "0").isdecimal():
@@ -51,16 +49,12 @@ def connect() -> None:
 
 
 def highest(number: int) -> int:
-  """The largest of the numbers that the processes give;
-  all of them call this, and wait for each other.
-  """
+  """The largest of the processes' numbers; all of them call this, and wait for each other."""
   return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
 def fail(error: Exception) -> NoReturn:
-  """Ends the program with one line. Of many processes this one ends at once:
-  the others may be waiting for it in a step.
-  """
+  """Ends the program with one line; one of many at once: the others may wait for it in a step."""
   text = f"{type(error).__name__}: {error}"
   if not jax.distributed.is_initialized():
     sys.exit(text)

@@ -1,5 +1,4 @@
-"""What a run writes down: JSON lines and TensorBoard events, its speed, one console line per
-interval, tables.
+"""What a run writes down: JSON lines, TensorBoard events, its speed, lines of the console, tables.
 
     with Metrics(workdir, resume_step) as metrics:
       metrics.write(step, {"train": {"loss": 3.2}, "lr": 1e-3})
@@ -46,9 +45,7 @@ class Metrics:
     self._board = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resume_step + 1)
 
   def write(self, step: int, values: dict) -> None:
-    """One line. `values`: numbers or scalar arrays, in dicts of any depth.
-    ValueError for anything larger.
-    """
+    """One line. `values`: numbers or scalar arrays, in nested dicts; ValueError for larger ones."""
     if not self._writes:
       return
     row = {name: _number(name, x) for name, x in _flatten(jax.device_get(values)).items()}
@@ -69,8 +66,7 @@ class Metrics:
 
 
 class Meter:
-  """Tokens per second of training proper. Read it after fetching a step's metrics: a dispatched
-  step is not a done one.
+  """Tokens per second of training proper. Read it after fetching a step's metrics, when it is done.
 
   `tokens`: tokens per step.  `flops`: per token, forward and backward.
   `peak`: FLOP/s of all devices together.
@@ -83,9 +79,7 @@ class Meter:
     self.start(0)
 
   def start(self, step: int) -> None:
-    """An interval begins at `step`. Called after the first step as well,
-    its time is compilation.
-    """
+    """An interval begins at `step`; also called after the first step, whose time is compilation."""
     self._step, self._since, self._paused = step, self._clock(), 0.0
 
   @contextlib.contextmanager
@@ -98,9 +92,7 @@ class Meter:
       self._paused += self._clock() - began
 
   def read(self, step: int) -> dict[str, float]:
-    """Rates since the last read or start: tokens_per_s, mfu (0 to 1),
-    eta_s (evaluations and saves left out).
-    """
+    """Since the last read or start: tokens_per_s, mfu (0 to 1), eta_s (no evaluations or saves)."""
     done, seconds = step - self._step, self._clock() - self._since - self._paused
     if done <= 0 or seconds <= 0:
       raise ValueError(f"no training between steps {self._step} and {step}; call Meter.read once "
@@ -113,9 +105,7 @@ class Meter:
 
 def format_line(step: int, steps: int, *, loss: float, bpb: float | None, rates: dict[str, float],
                 grad_norm: float, lr: float, memory: Sequence[float] = ()) -> str:
-  """The console line of an interval. `rates` from Meter.read;
-  `memory`: update norm of each layer's memory.
-  """
+  """An interval's console line. `rates`: Meter.read's; `memory`: each layer's update norm."""
   eta = datetime.timedelta(seconds=round(rates["eta_s"]))
   line = (f"step {step:{len(str(steps))}d}/{steps}  loss {loss:7.4f}  "
           f"{'' if bpb is None else f'bpb {bpb:6.4f}  '}"
@@ -156,9 +146,7 @@ def _seconds(f: Callable, x: jax.Array) -> float:
 
 
 def _drop_after(path: Path, step: int, write: bool) -> set[str]:
-  """Drops the lines beyond a step, where they may be written;
-  returns the names in its own lines.
-  """
+  """Drops lines beyond a step, where they may be written; returns the names in its own lines."""
   lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
   # one without its end was cut by the interruption
   whole = [line for line in lines if line.endswith("\n")]

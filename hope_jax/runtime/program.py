@@ -1,6 +1,4 @@
-"""How a program begins with its flags, and ends with one line where a person can mend what is
-wrong.
-"""
+"""How a program begins with its flags, and ends with one line where a person can mend it."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -17,9 +15,7 @@ def start(main: Callable, define_flags: Callable) -> None:
 
 @contextlib.contextmanager
 def one_line(*kinds: type[Exception]) -> Iterator[None]:
-  """An error of these kinds in here ends the program with its name and text,
-  not with a traceback.
-  """
+  """An error of these kinds in here ends the program with its name and text, no traceback."""
   try:
     yield
   except kinds as error:
@@ -27,9 +23,7 @@ def one_line(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """For `app.run`: an unknown field or a value of another type ends the program with one line,
-  not a traceback.
-  """
+  """For `app.run`: an unknown field or a wrong type ends the program with a line, no traceback."""
   try:
     return flags.FLAGS(argv)
   except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:

@@ -10,9 +10,7 @@ import signal
 
 
 class Signals(contextlib.AbstractContextManager):
-  """`caught`: the number of the first signal within, or 0.
-  More are ignored, but for another SIGINT: it acts as usual.
-  """
+  """`caught`: number of the first signal within, or 0. Of later ones only another SIGINT acts."""
 
   def __enter__(self):
     self.caught, self.before = 0, {}

@@ -1,6 +1,4 @@
-"""What every program that uses jax shares:
-quiet libraries, devices for the cores, kept compilations, talking to a person.
-"""
+"""What programs that use jax share: quiet libraries, devices, kept compilations, messages."""
 
 import os
 from pathlib import Path
@@ -11,13 +9,12 @@ import jax
 
 
 def prepare(rows: int = 1, data: int = 0, fsdp: int = 1, tensor: int = 1) -> None:
-  """Call before jax is used. Compiled programs go to JAX_COMPILATION_CACHE_DIR or the user's cache
-  folder.
+  """Call before jax is used. Programs are kept in JAX_COMPILATION_CACHE_DIR or the user's cache.
 
   Args:
     rows: sequences that may be shared out. Without an accelerator, every core is then a device of
       its own, as far as the rows divide: small products use one core each. JAX_NUM_CPU_DEVICES
-        overrides it.
+      overrides it.
     data, fsdp, tensor: config.mesh. Without an accelerator there are as many devices as it names;
       of many processes, each has its share of them, one or more.
   """
@@ -36,8 +33,6 @@ def prepare(rows: int = 1, data: int = 0, fsdp: int = 1, tensor: int = 1) -> Non
 
 
 def say(text: str) -> None:
-  """One line for the person who watches, from the first process;
-  stdout is left to what a program writes.
-  """
+  """One line for the person who watches, from the first process, not to stdout."""
   if not jax.distributed.is_initialized() or jax.process_index() == 0:
     print(text, file=sys.stderr, flush=True)

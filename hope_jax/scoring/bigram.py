@@ -1,5 +1,4 @@
-"""The baseline that a language model must beat: an interpolated bigram model (Kneser-Ney, one
-discount).
+"""The baseline a language model must beat: an interpolated bigram model (Kneser-Ney, one discount).
 
     P(w | v) = max(c(v, w) - d, 0) / c(v) + d N(v, .) / c(v) P(w)
     P(w) from N(., w), the number of contexts of w
@@ -27,9 +26,7 @@ class Bigram:
     self._counts = np.bincount(where, counts).astype(np.int64)
 
   def nats(self, tokens: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """-log P(label | token) of every pair, 0 where there is no label;
-    ValueError before anything was counted.
-    """
+    """-log P(label | token) of every pair, 0 without a label; ValueError before any counting."""
     if not len(self._keys):
       raise ValueError("the bigram model has seen no pair: call add with training batches first")
     once, twice = (self._counts == 1).sum(), (self._counts == 2).sum()

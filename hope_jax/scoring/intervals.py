@@ -1,6 +1,4 @@
-"""Intervals: bootstrap, of scores over documents or samples and of paired differences; Wilson's, of
-shares.
-"""
+"""Intervals: bootstrap, of scores over documents and of paired differences; Wilson's, of shares."""
 
 import math
 
@@ -11,9 +9,7 @@ Z = 1.959964  # 95 % of a normal distribution
 
 
 def interval(top_D, bottom_D, seed: int) -> dict:
-  """sum(top) / sum(bottom) over documents, with its 95 % bootstrap interval;
-  None for fewer than 2 documents.
-  """
+  """sum(top) / sum(bottom) over documents, its 95 % bootstrap interval; None for fewer than 2."""
   used_D = np.asarray(bottom_D) > 0
   top_D, bottom_D = np.asarray(top_D, float)[used_D], np.asarray(bottom_D, float)[used_D]
   count = len(bottom_D)

@@ -1,5 +1,4 @@
-"""Files of results: when and how each was made, of which model, with what, and what the memories
-did.
+"""Files of results: when, how, with what and of which model, and what the memories did.
 
     results.ready("out.json")                                              # before the work
     results.write("out.json", results.stamp("evals/questions.py"), results.of_model(...), numbers)
@@ -39,9 +38,7 @@ def stamp(*program: str) -> dict[str, str]:
 
 
 def of_model(config, params, tokenizer: str) -> dict:
-  """Which model was read with: digests of its parameters and its tokenizer,
-  and its configuration.
-  """
+  """Which model was read with: its configuration, digests of its parameters and its tokenizer."""
   return {"fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer,
           "chunk": study.size(config), "config": json.loads(configs.to_json(config))}
 
@@ -76,9 +73,7 @@ def write(path: str | Path, *facts: dict) -> None:
 
 
 class Partial:
-  """Rows of the batches scored so far, in a file beside the output: a run that was interrupted goes
-  on from them; one with other settings starts anew.
-  """
+  """Rows scored so far, in a file beside the output, for an interrupted run of equal settings."""
 
   def __init__(self, path: str | Path, settings: dict):
     self._path, head = Path(path), json.dumps(settings) + "\n"

@@ -1,6 +1,4 @@
-"""What a model makes of the validation windows:
-loss, bits per byte and accuracy, at the end beside a bigram model.
-"""
+"""What a model makes of validation windows: loss, bits per byte, accuracy, beside a bigram."""
 
 import itertools
 import math
@@ -71,9 +69,7 @@ def count_bytes(token_bytes, labels) -> int:
 
 
 def bigram(config, count: int, stopped: Callable = lambda: False) -> Bigram:
-  """The bigram model of the batches of the first `count` steps,
-  or of those that come before `stopped`.
-  """
+  """The bigram model of the first `count` steps' batches, or of those before `stopped`."""
   model, batches = Bigram(config.model.vocab), iter(loader.train_batches(config))
   for batch in itertools.takewhile(lambda _: not stopped(), itertools.islice(batches, count)):
     model.add(batch["tokens"], batch["labels"])
@@ -81,9 +77,7 @@ def bigram(config, count: int, stopped: Callable = lambda: False) -> Bigram:
 
 
 def check_updates(moved: list[dict]) -> None:
-  """RuntimeError if a memory did not move in any batch of an evaluation;
-  `moved`: name -> distance, for each batch.
-  """
+  """RuntimeError if a memory moved in no batch of an evaluation; `moved`: {name: distance} each."""
   for name in moved[0]:
     if not any(m[name] > 0 for m in moved):
       raise RuntimeError(f"memory {name.split('/')[-1]} made no update in the whole evaluation: "

@@ -1,5 +1,4 @@
-"""What one device does in a compiled program, read from its HLO text: bytes it sends to others,
-FLOPs of its dots.
+"""What one device does in a compiled program, by its HLO text: bytes it sends, FLOPs of its dots.
 
     collectives.count(compiled.as_text())  ->  {"all-gather": 1.2e6, ..., "flops": ...}
 
@@ -115,9 +114,7 @@ def _sent(kind, given, n) -> float:
 
 
 def _group(rest, devices) -> int:
-  """Devices that a collective goes over: replica_groups={{0,1},{2,3}},
-  [2,2]<=[4] or mesh['a'=2,'b'=2], ... {'b'}.
-  """
+  """Devices of one: replica_groups={{0,1},{2,3}}, [2,2]<=[4] or mesh['a'=2,'b'=2], ... {'b'}."""
   if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
     return len(_dims(found[1]))
   if found := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):

@@ -1,5 +1,4 @@
-"""What a model costs, before it is trained: parameters, fast state, FLOPs per token, memory and
-time to compile.
+"""What a model costs, untrained: parameters, fast state, FLOPs per token, memory, time to compile.
 
     print(costs.dry_run(config))
     python -m hope_jax.launch --config=configs/smoke.py --dry_run
@@ -24,8 +23,7 @@ UNCOUNTED = ("conv_general_dilated", "ragged_dot_general", "triangular_solve", "
 
 
 def count_flops(fn, *args) -> float:
-  """FLOPs of the matrix products in fn(*args); args are arrays or ShapeDtypeStructs, and nothing is
-  computed.
+  """FLOPs of the matrix products in fn(*args), arrays or ShapeDtypeStructs; nothing is computed.
 
   A scan counts its body once a step, a conditional its dearest branch; what no output needs is left
   out, as by the compiler. ValueError where the count is unknown: a while loop around products, or a
@@ -86,16 +84,12 @@ def forward_flops(config) -> float:
 
 
 def model_flops(config) -> float:
-  """FLOPs per token that MFU is measured in: three forward passes.
-  By convention recomputation does not count.
-  """
+  """FLOPs per token of MFU: three forward passes; by convention recomputation does not count."""
   return 3 * forward_flops(config)
 
 
 def training_flops(config) -> float:
-  """FLOPs per token of the training step as it runs:
-  forward, backward, recomputation and optimizer.
-  """
+  """FLOPs per token of a training step as it runs: forward, backward, recomputation, optimizer."""
   return count_flops(*train_program(config)) / (config.data.batch * config.data.seq)
 
 
@@ -107,9 +101,7 @@ def optimizer_flops(config) -> float:
 
 
 def reading_flops(config, tokens: int) -> float:
-  """FLOPs per token of a stream with fast state that reads this many in one call.
-  1: decoding, at any position.
-  """
+  """FLOPs per token of a stream that reads so many in one call. 1: decoding, at any position."""
   def read(params, tokens_1xT, fast):
     return lm.build(config).apply({"params": params}, tokens_1xT, fast)[:2]
   fast = jax.eval_shape(lambda: lm.init_fast(config, 1))
@@ -117,8 +109,7 @@ def reading_flops(config, tokens: int) -> float:
 
 
 def train_program(config, devices=None):
-  """(train step, TrainState, batch), the last two as ShapeDtypeStructs, placed as training places
-  them.
+  """(train step, TrainState, batch), the last two as ShapeDtypeStructs, placed as for training.
 
   Args:
     devices: a list of them, instead of all.
@@ -180,17 +171,13 @@ def parameter_table(config) -> str:
 
 
 def devices_of(config) -> list:
-  """The devices that are here; if config.mesh names another number of them,
-  as many of the CPU's (startup.prepare).
-  """
+  """The devices here; if config.mesh has another number, so many of the CPU's (startup.prepare)."""
   named, here = config.mesh.data * config.mesh.fsdp * config.mesh.tensor, jax.devices()
   return here if named in (0, len(here)) else jax.devices("cpu")
 
 
 def dry_run(config) -> str:
-  """All costs of a configuration as one text.
-  The training step is compiled for its mesh, whether or not that is here.
-  """
+  """All costs of a configuration as a text; the step is compiled for its mesh, here or not."""
   devices = devices_of(config)
   checks.validate(config, len(devices))
   c, tokens = config, config.data.batch * config.data.seq

@@ -42,8 +42,7 @@ CLOSED_STEPS = 100  # without an open gate, after which it is said
 
 
 def train(config, workdir: str | Path, init_from: str | Path | None = None) -> dict:
-  """Trains until config.train.steps, from the workdir's last checkpoint if it has one; returns the
-  last evaluation.
+  """Trains until config.train.steps, from the last checkpoint if any; returns the last evaluation.
 
   Args:
     init_from: workdir of another run; without a checkpoint of its own this one starts at its
@@ -198,16 +197,15 @@ class _Run:
       yield
 
   def bytes_and_signal(self, labels_BxT, caught_N):
-    """(bytes of text that the labels of each row stand for (B,),
-    the signal that some process has caught, or 0).
-    """
+    """(bytes of text of each row's labels (B,), a signal that some process caught, or 0)."""
     table = jnp.zeros(1, jnp.int32) if self.token_bytes is None else jnp.asarray(self.token_bytes)
     return jnp.sum(jnp.where(labels_BxT >= 0, table[labels_BxT], 0), 1), jnp.max(caught_N)
 
   def draw(self, i: int, before: Taken | None) -> dict:
-    """The next batch. Data that cannot be read end the run, and what it has learned is saved; not
-    where other processes
-    may have read theirs, and be in the next step: that goes on from the last checkpoint."""
+    """The next batch. Data that cannot be read end the run, and what it has learned is saved.
+
+    Not where other processes may have read theirs: that run goes on from the last checkpoint.
+    """
     try:
       with self.goodput.span("data"):
         return next(self.batches)
@@ -248,9 +246,7 @@ class _Run:
                                if guard.skipped else ""))
 
   def log(self, finished: Taken) -> bool:
-    """Reads a finished step, and at the end of an interval writes its means;
-    whether there were too many bad ones.
-    """
+    """Reads a finished step, writes means at an interval's end; whether too many were bad."""
     i, out, size, told = jax.device_get(finished)
     self.told = self.told or int(told)
     if out["guard"].in_a_row:
@@ -278,9 +274,7 @@ class _Run:
         "all")
 
   def roll_back(self, finished: Taken):
-    """After a finished step, the newest checkpoint that has fewer applied steps:
-    the data go on where they are.
-    """
+    """To the newest checkpoint with fewer applied steps; the data go on where they are."""
     i, guard = finished.step, jax.device_get(finished.out["guard"])
     with self.pause("restore"):
       self.saved.wait()

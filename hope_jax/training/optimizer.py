@@ -1,9 +1,7 @@
-"""The outer optimizer as an optax chain: clipping, then the rule of optim.name
-(hope_jax/optimizers),
-one partition for each CMS level with a clock of its own.
+"""The outer optimizer as an optax chain: clipping, then optim.name's rule (hope_jax/optimizers).
 
-A CMS level with a period longer than the sequence accumulates its gradient and is stepped once per
-period (NL Eq. 71).
+Each CMS level with a clock of its own is a partition: with a period longer than the sequence it
+accumulates its gradient and is stepped once per period (NL Eq. 71).
 """
 
 import importlib
@@ -60,9 +58,7 @@ def make(config) -> optax.GradientTransformation:
 
 
 def by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-  """The same, where a device of a mesh has the whole matrices of some layers while it works on
-  them.
-  """
+  """The same, where a device of a mesh has whole matrices of some layers while it works on them."""
   def update(gradients, state, params):
     updates, state = tx.update(constrain_layers(gradients), constrain_layers(state), params)
     return constrain_params(updates), constrain_layers(state)

@@ -1,12 +1,10 @@
-"""Ad-hoc level stacking (NL s. 7.3): a trained model gets a channel mixer of K levels, and computes
-the same as before.
+"""Ad-hoc level stacking (NL s. 7.3): a trained model gets K levels of CMS and computes the same.
 
     python -m hope_jax.launch --config=... --workdir=runs/levels --init_from=runs/transformer
 
     params = stack(config, params_old, config_old)
 
-A run of any kind may also start at parameters of its own model, which are taken as they are
-(`load`).
+A run of any kind may also start at its own model's parameters, taken as they are (`load`).
 
 A transformer's norm and SwiGLU MLP f are one level of activation "swiglu" (level.apply). Of the new
 model's levels,
@@ -69,8 +67,7 @@ def _with_down(level: dict, change) -> dict:
 
 
 def check(config, config_old) -> None:
-  """Raises ValueError, naming the field, both values and the fix, unless a model of config_old can
-  become config's.
+  """ValueError, naming field, values and fix, unless a model of config_old can become config's.
 
   attention.context and model.dtype may change: they decide how long generation looks back, and the
   rounding.

@@ -30,8 +30,7 @@ def state_shardings(config, devices):
 
 
 def _reduces_once(config, devices) -> bool:
-  """Whether devices work apart: where there are no dropout masks, which are drawn for the whole
-  batch, nor tensor axis.
+  """Whether devices work apart: no dropout masks, which are of the whole batch, and no tensor axis.
 
   Fast state is as large as parameters, for each stream: where it is written, parameters may well be
   whole. Otherwise fsdp is there to keep them cut.
@@ -63,8 +62,7 @@ def _sums(config, batch, params, rng, step):
 
 
 def make_train_step(config, devices=None):
-  """(TrainState, batch) -> (TrainState, metrics): loss in nats per label, norms, gates, as device
-  arrays.
+  """(TrainState, batch) -> (TrainState, metrics): loss in nats per label, norms, gates, on device.
 
   On a mesh of devices: the state stays where sharding.py says, the metrics are on all of them.
   None: one device. With train.rollback_after, a bad step (spikes.py) changes nothing but the
@@ -98,9 +96,7 @@ def make_train_step(config, devices=None):
 
 
 def make_eval_step(config, devices=None):
-  """(params, batch) -> per-row sums (B,): nats, labels, correct;
-  and the memories' statistics, on all devices of the mesh.
-  """
+  """(params, batch) -> row sums (B,): nats, labels, correct; memories' statistics; replicated."""
   def eval_step(params, batch):
     with axes.within(devices):
       out, stats = sequences.read(config, params, batch)

@@ -1,5 +1,4 @@
-"""What version 0.1.0 computed and wrote: golden numbers, runs, exports and saved conversations of
-three tiny models.
+"""What version 0.1.0 computed and wrote: golden numbers and files of three tiny models.
 
     git clone --branch 0.1.0 <this repository> /elsewhere
     cd /elsewhere && PYTHONPATH=/elsewhere python <here>/make.py [folder]
@@ -58,9 +57,7 @@ def tiny(c):
 
 
 def selfmod():
-  """configs/smoke.py: self-modifying linear memories;
-  Muon, which steps one CMS level every second step.
-  """
+  """configs/smoke.py: self-modifying linear memories; Muon steps one level every second step."""
   c = tiny(smoke.get_config())
   c.mixer.levels = (configs.Level("fast", 0), configs.Level("slow", 128))
   c.selfmod.update(dict(chunk_generators=8, chunk_memory=16))
@@ -80,9 +77,7 @@ def attention():
 
 
 def hybrid():
-  """Attention with a Titan memory, a self-modifier trained through its writes,
-  and levels that write in context; AdamW.
-  """
+  """Attention, a Titan memory, a self-modifier trained through writes, in-context levels; AdamW."""
   c = tiny(configs.base())
   c.model.kind = "hope_hybrid"
   c.mixer.in_context = True
@@ -186,8 +181,7 @@ def reloaded(folder):
                      generate.Stream(c, params, temperature=1.0, top_p=0.9, seed=3))
     stream.load(folder / kind)
     other.load(folder / kind)
-    # what the next token written depends on: the token that was written and not read, then the ids
-    # that are read
+    # what the next token written depends on: the one that was written and not read, then ids
     ids = ([] if stream.pending is None else [stream.pending]) + ints(INPUTS["prompt"])
     gold[f"{kind}/count"], gold[f"{kind}/ids"] = np.array(stream.count), np.array(ids)
     gold[f"{kind}/logits"] = logits(c, params, ids, stream.fast)
