@@ -1,10 +1,12 @@
 """Random parameters, inputs and options for the tests of self-modifying Titans, in both layouts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 import reference_selfmod as reference
-from hope_jax.memory import linear_memory, mlp_memory
+from hope_jax.memory import linear_memory, mlp_memory, self_modifying
 from hope_jax.memory.write_rule import Rule
 
 OPTIONS = {
@@ -61,15 +63,13 @@ def named(rule: Rule, weights: dict) -> dict:
 
 def to_reference(rule: Rule, params: dict) -> dict:
   """The reference's parameters."""
-  from hope_jax.model import selfmod
-  memory = selfmod.memories(rule)
+  memory = self_modifying.memories(rule)
   out = named(rule, memory.weights(rule, params, memory.fresh(rule, params)))
   return out | {name: params[name] for name in ("w_q", "b_eta", "b_alpha") if name in params}
 
 
 def reference_rule(rule: Rule) -> reference.Rule:
   """The same options for the reference."""
-  import dataclasses
   return reference.Rule(**dataclasses.asdict(rule))
 
 

@@ -1,6 +1,4 @@
-"""Who may import whom: arrows between folders go one way, and the memories know nothing of models,
-data or files.
-"""
+"""Arrows between folders go one way; the memories know nothing of models, data or files."""
 
 import ast
 from pathlib import Path
@@ -17,8 +15,8 @@ WITHOUT_JAX = (
     "runtime.goodput", "runtime.signals", "checkpoints.sidecar", "data.corpus",
     "data.tokenizer", "data.shard", "data.windows", "data.tokenized", "scoring.bigram",
     "scoring.intervals", "reports.tables", "reports.memorized")
-SELF_MODIFYING = [f"memory.{name}" for name in ("products", "delta_rule", "write_rule",
-                                                "linear_memory", "mlp_memory")]
+SELF_MODIFYING = [f"memory.{name}" for name in (
+    "products", "delta_rule", "write_rule", "linear_memory", "mlp_memory", "self_modifying")]
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
            for path in PACKAGE.rglob("*.py")
            if path.name != "__init__.py"}
@@ -45,9 +43,7 @@ def imports(name):
 
 
 def reached(name, seen=()):
-  """All modules that a file imports, directly or through others of its folder.
-  AssertionError for a circle.
-  """
+  """What a file imports, directly or through its folder. AssertionError for a circle."""
   assert name not in seen, f"a circle of imports: {' -> '.join([*seen, name])}"
   own = imports(name)[0] & MODULES.keys()
   return own.union(*(reached(other, (*seen, name)) for other in own
@@ -63,9 +59,8 @@ def test_imports_go_one_way(name):
     allowed = FOLDERS[:FOLDERS.index(folder(name)) + 1]
     assert {folder(other) for other in inside} <= set(allowed)
   if folder(name) == "memory":
-    assert outside <= {"jax", "dataclasses", "itertools",
-                       "typing"} | (set() if name in SELF_MODIFYING
-                                                   else {"optax", "flax", "collections"})
+    more = set() if name in SELF_MODIFYING else {"optax", "flax", "collections"}
+    assert outside <= {"jax", "dataclasses", "itertools", "typing"} | more
   if name in WITHOUT_JAX:
     assert not outside & {"jax", "flax", "optax"}
 

@@ -1,5 +1,4 @@
-"""Where tokens lie: slots congruent to positions, in order, none shared; against a loop over
-tokens.
+"""Where tokens lie, against a loop over them: slots congruent to positions, in order, none shared.
 
     python -m pytest tests/test_layout.py
 """
@@ -26,9 +25,7 @@ def arranged(segments, segment, count, grid, documents, aligned=False):
 
 
 def patterns(seed, most):
-  """Random rows of at most `most` documents, padding anywhere,
-  and the states that they continue.
-  """
+  """Random rows of at most `most` documents, padding anywhere, and the states they continue."""
   rng = np.random.default_rng(seed)
   segments, segment = np.zeros((STREAMS, TOKENS), int), rng.integers(0, 4, STREAMS)
   for row in range(STREAMS):
@@ -60,6 +57,19 @@ def walk(segments, segment, count):
   return np.array(position), np.array(document), segment, count
 
 
+def test_the_example_of_arrange():
+  segments, segment, count = np.array([[7, 7, 0, 8, 8, 8]]), np.array([7]), np.array([5])
+  layout = arranged(segments, segment, count, 4, 2)[0]
+  want = slots.Layout(
+      valid_BxS=[[0, 1, 1, 0, 1, 1, 1, 0, 0, 0, 0, 0]],
+      position_BxS=[[0, 5, 6, 0, 0, 1, 2, 0, 0, 0, 0, 0]],
+      document_BxS=[[0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0]],
+      first_B=[1], last_B=[6], segment_B=[8], count_B=[3],
+      source_BxS=[[6, 0, 1, 6, 3, 4, 5, 6, 6, 6, 6, 6]], slot_BxT=[[1, 2, 12, 4, 5, 6]])
+  for got, expected in zip(layout, want):
+    np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize("grid", [1, 3, 4, 8])
 @pytest.mark.parametrize("most", [1, 4])
 def test_slots_are_congruent_to_positions_in_order_and_their_own(grid, most):
@@ -79,8 +89,8 @@ def test_slots_are_congruent_to_positions_in_order_and_their_own(grid, most):
       np.testing.assert_array_equal(layout.document_BxS[row, slot], document[tokens])
       np.testing.assert_array_equal(there[row, slot], 1 + tokens)
       np.testing.assert_array_equal(back[row, tokens], 1 + tokens)
-      assert not there[row,
-                       ~layout.valid_BxS[row]].any() and np.isnan(back[row, position < 0]).all()
+      assert not there[row, ~layout.valid_BxS[row]].any()
+      assert np.isnan(back[row, position < 0]).all()
       assert (layout.segment_B[row], layout.count_B[row]) == (segment_after, count_after)
       ends = (slot[0], slot[-1]) if len(tokens) else (0, -1)
       assert (layout.first_B[row], layout.last_B[row]) == ends
@@ -108,8 +118,8 @@ def test_without_a_grid_or_aligned_tokens_stay_where_they_are(grid, aligned):
 def test_one_token_needs_no_slots_anywhere_in_its_document():
   segments, segment, count = np.array([[3], [3], [0]]), np.array([3, 2, 2]), np.array([5, 7, 7])
   layout, there, _ = arranged(segments, segment, count, 8, 1, False)
-  assert there.tolist() == [[1], [1],
-                            [1]] and layout.valid_BxS[:, 0].tolist() == [True, True, False]
+  assert there.tolist() == [[1]] * 3
+  assert layout.valid_BxS[:, 0].tolist() == [True, True, False]
   assert layout.position_BxS[:2, 0].tolist() == [5, 0]
   assert layout.segment_B.tolist() == [3, 3, 2] and layout.count_B.tolist() == [6, 1, 7]
 

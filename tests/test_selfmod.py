@@ -13,8 +13,8 @@ import pytest
 
 import reference_selfmod as reference
 import selfmod_cases as cases
+from hope_jax.memory import self_modifying
 from hope_jax.memory.write_rule import Rule
-from hope_jax.model import selfmod
 
 TOKENS = 21
 # Each option at one pair of chunk sizes (M_mem, generators): all sizes with each kind of memory;
@@ -38,17 +38,14 @@ def make(name, sizes, tokens=TOKENS, dtype=jnp.float64):
 def chunked(rule, params, x, from_start=False, **options):
   """Output and every memory's final weights, in the reference's layout."""
   tokens = x[0].shape[0]
-  state = None if from_start else selfmod.fresh(rule, params)
-  x_DxT = (a.T for a in x)
-  y, state, _ = selfmod.run(rule, params, state, *x_DxT, jnp.ones(tokens, bool), jnp.arange(tokens),
-                            **options)
-  return y.T, cases.named(rule, selfmod.memories(rule).weights(rule, params, state))
+  state = None if from_start else self_modifying.fresh(rule, params)
+  y, state, _ = self_modifying.run(rule, params, state, *(a.T for a in x), jnp.ones(tokens, bool),
+                                   jnp.arange(tokens), **options)
+  return y.T, cases.named(rule, self_modifying.memories(rule).weights(rule, params, state))
 
 
 def token_loop(rule, params, x, sizes=None):
-  """The same by the definition: `reference.run`, as a scan over its `step`;
-  `sizes` may be traced.
-  """
+  """By the definition: `reference.run` as a scan over its `step`; `sizes` may be traced."""
   there, their_rule = cases.to_reference(rule, params), cases.reference_rule(rule)
   if sizes is not None:
     their_rule = dataclasses.replace(their_rule, chunk_memory=sizes[0], chunk_generators=sizes[1])
@@ -61,11 +58,11 @@ def token_loop(rule, params, x, sizes=None):
 
 def differentiated(function):
   """(f(...), gradient of a fixed linear functional of all that f returns), jitted."""
+  def weight(a):
+    return jnp.asarray(np.cos(1 + np.arange(a.size)).reshape(a.shape), a.dtype)
   def both(rule, params, x):
     out, pull = jax.vjp(functools.partial(function, rule), params, x)
-    return (out,
-            pull(jax.tree.map(lambda a: jnp.asarray(np.cos(1 + np.arange(a.size)).reshape(a.shape),
-                                                    a.dtype), out)))
+    return out, pull(jax.tree.map(weight, out))
   return jit(both)
 
 
@@ -134,8 +131,9 @@ def check_through_writes(name, truncate, remat):
   rule, args = make(name, (4, 4), 14)  # four chunks
   def run(**options):
     return differentiated(functools.partial(chunked, **options))(rule, *args)
-  (values,
-   whole), values_equal = run(), lambda a: jax.tree.all(jax.tree.map(np.array_equal, a, values))
+  def values_equal(got):
+    return jax.tree.all(jax.tree.map(np.array_equal, got, values))
+  values, whole = run()
   got, gradient = run(truncate=4)
   assert values_equal(got) and error(gradient, whole) < 1e-14
   gradients = [whole]
@@ -180,8 +178,9 @@ def test_padding_writes_nothing_wherever_it_lies(x64):
   keep = np.array([0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1], bool)
   def run(rule, junk):
     filled = jax.tree.map(lambda a: jnp.where(keep, a.T, junk), x)
-    y, state, _ = selfmod.run(rule, params, selfmod.fresh(rule, params), *filled, jnp.asarray(keep),
-                              jnp.arange(13))
-    return y[:, keep], selfmod.memories(rule).weights(rule, params, state)
+    state = self_modifying.fresh(rule, params)
+    y, state, _ = self_modifying.run(rule, params, state, *filled, jnp.asarray(keep),
+                                     jnp.arange(13))
+    return y[:, keep], self_modifying.memories(rule).weights(rule, params, state)
   run = jit(run)
   assert error(run(rule, 7.0), run(rule, 0.0)) == 0

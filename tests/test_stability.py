@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import selfmod_cases as cases
+from hope_jax.memory import self_modifying
 from hope_jax.memory.write_rule import Rule
-from hope_jax.model import selfmod
 
 BOUND, CHUNK = 3.0, 32
 GATES = ((-1.0, 2.0), (20.0, 20.0), (20.0, -20.0), (-20.0, 20.0), (20.0, 2.0))  # b_eta, b_alpha
@@ -39,12 +39,12 @@ def spectral(w):
 
 def norms(rule, params, state):
   """{memory: {matrix: spectral norm}}, the open chunk's writes included."""
-  weights = cases.named(rule, selfmod.memories(rule).weights(rule, params, state))
+  weights = cases.named(rule, self_modifying.memories(rule).weights(rule, params, state))
   return jax.tree.map(spectral, weights)
 
 
 def initial_norms(rule, params):
-  return norms(rule, params, selfmod.fresh(rule, params))
+  return norms(rule, params, self_modifying.fresh(rule, params))
 
 
 def run(rule, params, state, kind, first, chunks, every):
@@ -52,8 +52,8 @@ def run(rule, params, state, kind, first, chunks, every):
   width, chunk = params["w" if rule.memory == "linear" else "v_in"].shape[-1], rule.chunk
   def one(state, i):
     position = i * chunk + jnp.arange(chunk)
-    return selfmod.run(rule, params, state, *tokens(kind, i, width, chunk), position >= 0,
-                       position)[1], None
+    return self_modifying.run(rule, params, state, *tokens(kind, i, width, chunk), position >= 0,
+                              position)[1], None
   def some(state, i):
     state, _ = jax.lax.scan(one, state, i)
     return state, norms(rule, params, state)
@@ -61,16 +61,15 @@ def run(rule, params, state, kind, first, chunks, every):
 
 
 def extremes(rule, total):
-  """Largest norm of every matrix over `total` tokens, of every pair of inputs and gates:
-  leaves (pairs,).
-  """
+  """Largest norms over `total` tokens, of every pair of inputs and gates: leaves (pairs,)."""
   params = cases.parameters(rule, jax.random.key(0))
   kinds, gates = zip(*itertools.product(range(len(INPUTS)), GATES))
   @jax.jit
   @jax.vmap
   def largest(kind, gate):
     p = params | {"b_eta": gate[0], "b_alpha": gate[1]}
-    _, seen = run(rule, p, selfmod.fresh(rule, p), kind, 0, total // (5 * rule.chunk) * 5, every=5)
+    state, chunks = self_modifying.fresh(rule, p), total // (5 * rule.chunk) * 5
+    _, seen = run(rule, p, state, kind, 0, chunks, every=5)
     return jax.tree.map(lambda a: jnp.max(jnp.where(jnp.isfinite(a), a, jnp.inf)), seen)
   return initial_norms(rule, params), largest(jnp.array(kinds), jnp.array(gates))
 
@@ -135,7 +134,7 @@ def test_norms_stay_below_the_bound_at_width_1024(memory, chunk):
   params = {name: p * scale.get(name, 1.0) for name, p in params.items()}
   parts = ((0, 0), (1, 0), (2, 1), (3, 4), (4, 4), (5, 0), (3, 1), (1, 2))  # inputs, gates
   each = 100_000 // len(parts) // chunk + 1
-  state, before = selfmod.fresh(rule, params), initial_norms(rule, params)
+  state, before = self_modifying.fresh(rule, params), initial_norms(rule, params)
   # optimised code: the run time counts here
   advance = jax.jit(lambda p, state, kind, first: run(rule, p, state, kind, first, each, each))
   for part, (kind, gate) in enumerate(parts):

@@ -6,6 +6,7 @@ data or file.
     write_rule       options, step sizes and the bound of self-modifying memories
     linear_memory    memories M(z) = W z: read and write one chunk
     mlp_memory       memories M(z) = z + W1 gelu(W2 z): the same
+    self_modifying   the operator on either kind: reads and writes a call chunk by chunk
     inner_rules      inner optimizers, as optax transforms that see a layer's inputs
     level            what a level computes, and its gradient token by token
     level_write      when and how a level is written in a stream

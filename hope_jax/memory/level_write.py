@@ -29,9 +29,7 @@ from hope_jax.memory.level import Force
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-  """A level's period and inner rule; the fields of its entry in config.channel.levels,
-  and the chunk it is read in.
-  """
+  """A level's fields in config.channel.levels, and the chunk it is read in."""
   period: int
   chunk: int
   rule: str = "sgd"
@@ -76,26 +74,32 @@ class LevelState:
 
 def fresh(clock: Clock, params: dict, batch: int, dtype) -> LevelState:
   """The state of B streams at the start of a document: zeros.
+
   `params` of one level; `dtype` of the activations.
   """
-  zeros = jax.tree.map(lambda p: jnp.zeros((batch, *p.shape), p.dtype), params)
+  zeros = _zeros(params, batch)
   rule = jax.vmap(inner_rules.make(clock.rule, 0.0, clock.beta).init)(zeros)
-  width, size = params["up"]["kernel"].shape[0], sum(p.size for p in jax.tree.leaves(params))
-  held = None
-  if clock.period > clock.chunk:
-    if clock.hold == "tokens" or clock.hold == "smaller" and 2 * clock.period * width < size:
-      shape = (batch, clock.period)
-      held = Tokens(jnp.zeros((*shape, width), dtype), jnp.zeros((*shape, width), dtype),
-                    jnp.zeros(shape, bool))
-    else:
-      def one(p):
-        return inner_rules.summarise(jnp.zeros((1, p.shape[0]), p.dtype),
-                                     p) if p.ndim == 2 else None
-      zero_inputs = jax.tree.map(lambda a: jnp.zeros((batch, *a.shape), a.dtype),
-                                 jax.tree.map(one, params))
-      held = Sums(zeros, zero_inputs if inner_rules.RULES[clock.rule].needs_inputs else None,
-                  jnp.zeros(batch, bool))
+  held = _fresh_held(clock, params, batch, dtype) if clock.period > clock.chunk else None
   return LevelState(zeros, rule, held, jnp.zeros(batch, jnp.int32))
+
+
+def _zeros(tree, batch: int):
+  return jax.tree.map(lambda a: jnp.zeros((batch, *a.shape), a.dtype), tree)
+
+
+def _fresh_held(clock, params, batch, dtype) -> Tokens | Sums:
+  """Room for what a period's chunks taught, in the smaller form if the clock asks for it."""
+  width, size = params["up"]["kernel"].shape[0], sum(p.size for p in jax.tree.leaves(params))
+  if clock.hold == "tokens" or clock.hold == "smaller" and 2 * clock.period * width < size:
+    shape = (batch, clock.period)
+    return Tokens(jnp.zeros((*shape, width), dtype), jnp.zeros((*shape, width), dtype),
+                  jnp.zeros(shape, bool))
+  def nothing_read(p):
+    return inner_rules.summarise(jnp.zeros((1, len(p)), p.dtype), p) if p.ndim == 2 else None
+  inputs = None
+  if inner_rules.RULES[clock.rule].needs_inputs:
+    inputs = _zeros(jax.tree.map(nothing_read, params), batch)
+  return Sums(_zeros(params, batch), inputs, jnp.zeros(batch, bool))
 
 
 def restart(levels: dict, begins_B):
@@ -117,74 +121,87 @@ def write(clock: Clock, lr, params: dict, state: LevelState, x_BxCxD, teach_BxCx
     at_B: position of the chunk's first token in its period, for periods longer than the chunk.
     force: level.forces of all this, where a backward pass has given it; else it is computed.
   """
-  if force is None and not isinstance(state.held, Tokens):
+  if isinstance(state.held, Tokens):
+    return _hold_tokens(clock, lr, params, state, x_BxCxD, teach_BxCxD, open_BxC, due_BxG[:, 0],
+                        at_B)
+  if force is None:
     force = level.forces(params, _weights(params, state), x_BxCxD, teach_BxCxD)
-  if clock.period > clock.chunk:
-    return _write_later(clock, lr, params, state, x_BxCxD, teach_BxCxD, force, open_BxC,
-                        due_BxG[:, 0], at_B)
+  if isinstance(state.held, Sums):
+    return _hold_sums(clock, lr, params, state, force, open_BxC, due_BxG[:, 0])
   happens_BxG = due_BxG & jnp.any(open_BxC.reshape(*due_BxG.shape, -1), -1)
-  if clock.parallel:
-    changed = _parallel(clock, lr, params, state, force, open_BxC, happens_BxG)
-  else:
-    def group(state, xs):
-      force, is_open, happens = xs
-      return _update(clock, lr, params, state, *_sums(clock, params, state, force, is_open),
-                     happens), None
-    def split(a):
-      return jnp.moveaxis(a.reshape(a.shape[0], clock.groups, -1, *a.shape[2:]), 1, 0)
-    if clock.groups == 1:
-      changed, _ = group(state, (force, open_BxC, happens_BxG[:, 0]))
-    else:
-      changed, _ = jax.lax.scan(group, state,
-                                (*jax.tree.map(split, (force, open_BxC)), happens_BxG.T))
+  updated = _parallel if clock.parallel else _one_by_one
+  changed = updated(clock, lr, params, state, force, open_BxC, happens_BxG)
   return _settle(state, changed, jnp.sum(happens_BxG, 1, dtype=jnp.int32))
 
 
-def _write_later(clock, lr, params, state, x, teach, force, is_open, due_B, at_B):
-  """A period longer than the chunk: hold what was learned, use it when the period ends."""
-  held = state.held
-  if isinstance(held, Tokens):
-    def put(row_PxD, new_CxD, open_C, at):  # a chunk may come in parts: what is not open now stays
-      old_CxD = jax.lax.dynamic_slice_in_dim(row_PxD, at, clock.chunk)
-      kept_CxD = jnp.where(open_C.reshape(-1, *[1] * (old_CxD.ndim - 1)),
-                           new_CxD.astype(row_PxD.dtype), old_CxD)
-      return jax.lax.dynamic_update_slice_in_dim(row_PxD, kept_CxD, at, 0)
+def _one_by_one(clock, lr, params, state, force, open_BxC, happens_BxG) -> LevelState:
+  """The updates of a chunk, one period after the other."""
+  def update(state, period):
+    force, open_BxP, happens_B = period
+    gradients, inputs = _sums(clock, params, state, force, open_BxP)
+    return _update(clock, lr, params, state, gradients, inputs, happens_B), None
 
-    def hold(rows, new):
-      return jax.vmap(put)(rows, new, is_open, at_B)
-    tokens = Tokens(hold(held.x_BxPxD, x), hold(held.teach_BxPxD, teach),
-                    hold(held.open_BxP, is_open))
-    happens_B = due_B & jnp.any(tokens.open_BxP, 1)
-    rest = tokens.replace(open_BxP=tokens.open_BxP & ~due_B[:, None])
+  def split(a_BxCx):
+    return jnp.moveaxis(a_BxCx.reshape(len(a_BxCx), clock.groups, -1, *a_BxCx.shape[2:]), 1, 0)
 
-    def learned():
-      force = level.forces(params, _weights(params, state), tokens.x_BxPxD, tokens.teach_BxPxD)
-      return _sums(clock, params, state, force, tokens.open_BxP)
-  else:
-    writes_B = jnp.any(is_open, 1)
-    new = _sums(clock, params, state, force, is_open)
-    gradient, inputs = jax.tree.map(
-        lambda old, more: jnp.where(_along(writes_B, old), old + more, old),
-        (held.gradient, held.inputs), new)
-    open_B = held.open_B | writes_B
-    happens_B = due_B & open_B
-    cleared = jax.tree.map(lambda a: jnp.where(_along(due_B, a), jnp.zeros_like(a), a),
-                           (gradient, inputs))
-    rest = Sums(*cleared, open_B & ~due_B)
-    def learned():
-      return (gradient, inputs)
+  if clock.groups == 1:
+    return update(state, (force, open_BxC, happens_BxG[:, 0]))[0]
+  periods = (*jax.tree.map(split, (force, open_BxC)), happens_BxG.T)
+  return jax.lax.scan(update, state, periods)[0]
 
-  changed = jax.lax.cond(jnp.any(happens_B),
-                         lambda: _update(clock, lr, params, state, *learned(),
-                                         happens_B), lambda: state)
+
+def _hold_tokens(clock, lr, params, state, x_BxCxD, teach_BxCxD, open_BxC, due_B, at_B):
+  """A chunk of a longer period: its tokens are kept, and read again when the period ends."""
+  def put(row_Px, new_Cx, open_C, at):  # a chunk may come in parts: what is not open now stays
+    old_Cx = jax.lax.dynamic_slice_in_dim(row_Px, at, clock.chunk)
+    kept_Cx = jnp.where(_along(open_C, old_Cx), new_Cx.astype(row_Px.dtype), old_Cx)
+    return jax.lax.dynamic_update_slice_in_dim(row_Px, kept_Cx, at, 0)
+
+  def hold(rows_BxPx, new_BxCx):
+    return jax.vmap(put)(rows_BxPx, new_BxCx, open_BxC, at_B)
+
+  held = Tokens(hold(state.held.x_BxPxD, x_BxCxD), hold(state.held.teach_BxPxD, teach_BxCxD),
+                hold(state.held.open_BxP, open_BxC))
+
+  def learned():
+    force = level.forces(params, _weights(params, state), held.x_BxPxD, held.teach_BxPxD)
+    return _sums(clock, params, state, force, held.open_BxP)
+
+  happens_B = due_B & jnp.any(held.open_BxP, 1)
+  rest = held.replace(open_BxP=held.open_BxP & ~due_B[:, None])
+  return _use_held(clock, lr, params, state, learned, rest, happens_B)
+
+
+def _hold_sums(clock, lr, params, state, force, open_BxC, due_B):
+  """A chunk of a longer period: its sums are added to those held, and used when the period ends."""
+  def add(old, more):
+    return jnp.where(_along(writes_B, old), old + more, old)
+
+  def clear(a):
+    return jnp.where(_along(due_B, a), jnp.zeros_like(a), a)
+
+  writes_B = jnp.any(open_BxC, 1)
+  new = _sums(clock, params, state, force, open_BxC)
+  sums = jax.tree.map(add, (state.held.gradient, state.held.inputs), new)
+  open_B = state.held.open_B | writes_B
+  happens_B = due_B & open_B
+  rest = Sums(*jax.tree.map(clear, sums), open_B & ~due_B)
+  return _use_held(clock, lr, params, state, lambda: sums, rest, happens_B)
+
+
+def _use_held(clock, lr, params, state, learned, rest: Tokens | Sums, happens_B):
+  """One update, with what `learned()` says of the period, where it ends; `rest` stays held."""
+  def update():
+    return _update(clock, lr, params, state, *learned(), happens_B)
+  changed = jax.lax.cond(jnp.any(happens_B), update, lambda: state)
   return _settle(state, changed.replace(held=rest), happens_B.astype(jnp.int32))
 
 
 def _settle(before: LevelState, after: LevelState, updates_B):
+  """What `write` returns, after so many updates."""
   def change():
-    return jnp.sqrt(sum(jnp.sum(jnp.square(a - b), range(1, a.ndim))
-                                  for a, b in zip(jax.tree.leaves(after.delta),
-                                                  jax.tree.leaves(before.delta))))
+    pairs = zip(jax.tree.leaves(after.delta), jax.tree.leaves(before.delta))
+    return jnp.sqrt(sum(jnp.sum(jnp.square(a - b), range(1, a.ndim)) for a, b in pairs))
   def still():
     return jnp.zeros(updates_B.shape, jax.tree.leaves(before.delta)[0].dtype)
   moved_B = jax.lax.cond(jnp.any(updates_B > 0), change, still)
@@ -193,6 +210,7 @@ def _settle(before: LevelState, after: LevelState, updates_B):
 
 
 def _along(flag_B, array):
+  """The flags, to choose along the array's first axis."""
   return flag_B.reshape(-1, *[1] * (array.ndim - 1))
 
 
@@ -214,40 +232,55 @@ def _sums(clock, params, state, force, open_BxN):
 
 def _update(clock, lr, params, state, gradients, inputs, happens_B) -> LevelState:
   """One step of the inner rule, in the streams where it happens."""
+  def choose(new, old):
+    return jnp.where(_along(happens_B, old), new, old)
+
   tx = inner_rules.make(clock.rule, lr, clock.beta)
   update = jax.vmap(lambda g, s, p, i: tx.update(g, s, p, inputs=i))
   change, rule = update(gradients, state.rule, _weights(params, state), inputs)
-  def keep(new, old):
-    return jnp.where(_along(happens_B, old), new, old)
-  return state.replace(delta=jax.tree.map(lambda d, c: keep(d + c, d), state.delta, change),
-                       rule=jax.tree.map(keep, rule, state.rule))
+  return state.replace(delta=jax.tree.map(lambda d, c: choose(d + c, d), state.delta, change),
+                       rule=jax.tree.map(choose, rule, state.rule))
 
 
 def _parallel(clock, lr, params, state, force, open_BxC, happens_BxG) -> LevelState:
-  """All updates of a chunk at once."""
-  def spread(a_BxG):
-    return jnp.repeat(a_BxG, clock.period, 1)  # to the tokens of each period
+  """All updates of a chunk at once, for the rules that have a closed form."""
   wide = jax.tree.leaves(params)[0].dtype
-  writes_BxC = (open_BxC & spread(happens_BxG)).astype(wide)
+  writes_BxC = (open_BxC & _to_tokens(clock, happens_BxG)).astype(wide)
   if clock.rule == "nl_l2_precond":
     change = jax.tree.map(lambda f, w: _l2_change(clock, lr, f, w, writes_BxC), force,
                           _weights(params, state), is_leaf=level.is_force)
     return state.replace(delta=jax.tree.map(jnp.add, state.delta, change))
-
   if clock.rule == "nl_l2_projector":
     force = jax.tree.map(lambda f: _projected(clock, f, writes_BxC), force, is_leaf=level.is_force)
+  return _averaged(clock, lr, state, force, writes_BxC, happens_BxG)
+
+
+def _to_tokens(clock, a_BxG):
+  """(B, C): to each token what its period has."""
+  return jnp.repeat(a_BxG, clock.period, 1)
+
+
+def _averaged(clock, lr, state, force, writes_BxC, happens_BxG) -> LevelState:
+  """Updates with a moving average m of the gradients, added up over the chunk's periods.
+
+  Each gradient enters delta and m with a weight that depends on the updates still to come
+  (`inner_rules.ema_weights`): two weighted sums over the tokens are all that is needed.
+  """
   beta = 0.0 if clock.rule == "sgd" else clock.beta
-  weights = jax.vmap(lambda h: inner_rules.ema_weights(beta, h))(happens_BxG)
-  weight, keep, carry, decay = (a.astype(wide) for a in weights)
-  def total(a_BxG):
-    return jax.tree.map(lambda f: level.gradient(f, spread(a_BxG) * writes_BxC), force,
-                                       is_leaf=level.is_force)
+  weights = jax.vmap(lambda happens_G: inner_rules.ema_weights(beta, happens_G))(happens_BxG)
+  weight_BxG, keep_BxG, carry_B, decay_B = (a.astype(writes_BxC.dtype) for a in weights)
+
+  def total(of_period_BxG):
+    weight_BxC = _to_tokens(clock, of_period_BxG) * writes_BxC
+    return jax.tree.map(lambda f: level.gradient(f, weight_BxC), force, is_leaf=level.is_force)
+
   if clock.rule == "sgd":
-    return state.replace(delta=jax.tree.map(lambda d, g: d - lr * g, state.delta, total(weight)))
+    return state.replace(
+        delta=jax.tree.map(lambda d, g: d - lr * g, state.delta, total(weight_BxG)))
   m = optax.tree.get(state.rule, "trace")
-  delta = jax.tree.map(lambda d, m, g: d - lr * (_along(carry, m) * m + g), state.delta, m,
-                       total(weight))
-  m = jax.tree.map(lambda m, g: _along(decay, m) * m + g, m, total(keep))
+  delta = jax.tree.map(lambda d, m, g: d - lr * (_along(carry_B, m) * m + g), state.delta, m,
+                       total(weight_BxG))
+  m = jax.tree.map(lambda m, g: _along(decay_B, m) * m + g, m, total(keep_BxG))
   return state.replace(delta=delta, rule=optax.tree.set(state.rule, trace=m))
 
 
@@ -255,20 +288,20 @@ def _projected(clock, force: Force, writes_BxC) -> Force:
   """Inputs without their component along the period's mean input."""
   if force.input_BxCxI is None:
     return force
-  x = force.input_BxCxI.astype(force.force_BxCxO.dtype)
-  x = x.reshape(x.shape[0], clock.groups, clock.period, -1)
+  x_BxCxI = force.input_BxCxI.astype(force.force_BxCxO.dtype)
+  x = x_BxCxI.reshape(len(x_BxCxI), clock.groups, clock.period, -1)
   total = jnp.sum(x * writes_BxC.reshape(*x.shape[:3], 1), 2, keepdims=True)
-  size = jnp.maximum(jnp.sum(total * total, -1, keepdims=True), inner_rules.NORM_FLOOR ** 2)
-  return force._replace(input_BxCxI=(x - total * jnp.sum(total * x, -1, keepdims=True)
-                                     / size).reshape(force.input_BxCxI.shape))
+  square = jnp.maximum(jnp.sum(total * total, -1, keepdims=True), inner_rules.NORM_FLOOR ** 2)
+  along = total * jnp.sum(total * x, -1, keepdims=True) / square
+  return force._replace(input_BxCxI=(x - along).reshape(x_BxCxI.shape))
 
 
 def _l2_change(clock, lr, force: Force, weights, writes_BxC):
-  """W_G - W_0 of W_g = W_{g-1} - step_g (X_g^T X_g W_{g-1} + X_g^T F_g), step_g = lr / (1 + lr
-  ||X_g||^2), solved at once.
+  """W_G - W_0 of the L2 rule's updates, solved at once.
 
-  The tokens' writes X^T U obey (I + L) U = step (X W_0 + F), L_ts = step_t x_t.x_s for s in an
-  earlier period than t.
+  W_g = W_{g-1} - step_g (X_g^T X_g W_{g-1} + X_g^T F_g), step_g = lr / (1 + lr ||X_g||^2): the
+  tokens' writes X^T U obey (I + L) U = step (X W_0 + F), L_ts = step_t x_t.x_s for s in an earlier
+  period than t.
   """
   if force.input_BxCxI is None:
     return -lr * level.gradient(force, writes_BxC)

@@ -1,12 +1,12 @@
 """Linear memories M(z) = W z of one stream and head: they all share one transition.
 
 The inner gradient of ||M k - M v||^2 at the chunk-start weights M_c is 2 M_c (k - v) k^T: M_c times
-something that is the same for every memory. So M = M_c G with one D x D transition G per head,
-written token by token from the identity. With momentum m = M_c G' + m_c K' as well: the transition
-then acts on [M_c | m_c] and has 2D rows.
+something that is the same for every memory. So M = M_c turn, with one D x D matrix `turn` a head,
+written token by token from the identity. With momentum m, M = [M_c | m_c] turn and m = [M_c | m_c]
+push: both have 2D rows, and start from [I; 0] and [0; I].
 
 Rows of the stacked weights: k, v, (q), eta, alpha, mem. Letters: C tokens, D head width, R rows, S
-= D or 2D.
+= D or 2D, G groups of memories (1 or 2), N = G S.
 """
 
 import jax.numpy as jnp
@@ -28,14 +28,12 @@ def rows(rule: Rule, width: int) -> dict[str, slice]:
 
 
 def _groups(rule: Rule) -> int:
+  """2 where the generators and M_mem have chunks of their own."""
   return 1 if rule.chunk_memory == rule.chunk_generators else 2
 
 
 def fresh(rule: Rule, params: dict) -> dict:
-  """The state at the start of a document: `start_RxS` is read, `turn_GxSxD` has moved on since.
-
-  G is 2 where the generators and M_mem have chunks of their own, else 1.
-  """
+  """The state at the start of a document: start_RxS = [M_c | m_c], turn_GxSxD, push_GxSxD."""
   w = params["w"]
   width = w.shape[-1]
   one, none = jnp.eye(width, dtype=w.dtype), jnp.zeros((width, width), w.dtype)
@@ -96,42 +94,54 @@ def read(rule: Rule, state: dict, q_DxC):
   return state["start"][rows(rule, width)["mem"], :width] @ q_DxC
 
 
-def write(rule: Rule, state: dict, token) -> dict:
-  """All memories take the chunk's tokens; `token` is selfmod.Token."""
-  k, v = token.k, token.v
+def _gradients(rule: Rule, k_DxC, v_DxC) -> list:
+  """The inner gradients as outer products M_c f z^T: pairs (f_DxC, z_DxC)."""
   if rule.objective == "l2":
-    pairs = [(2 * (k - v), k)] + ([(2 * (v - k), v)] if rule.target_gradient else [])
-  else:
-    pairs = [(-v, k)] + ([(-k, v)] if rule.target_gradient else [])
+    return [(2 * (k_DxC - v_DxC), k_DxC)] + (
+        [(2 * (v_DxC - k_DxC), v_DxC)] if rule.target_gradient else [])
+  return [(-v_DxC, k_DxC)] + ([(-k_DxC, v_DxC)] if rule.target_gradient else [])
+
+
+def _forcing(rule: Rule, f_DxC):
+  """f for `turn`: (N, C), nothing in the rows of m_c, every group the same."""
+  f_SxC = jnp.concatenate([f_DxC, jnp.zeros_like(f_DxC) if rule.momentum else f_DxC[:0]])
+  return jnp.tile(f_SxC, (_groups(rule), 1))
+
+
+def write(rule: Rule, state: dict, token) -> dict:
+  """All memories take the chunk's tokens; `token` is self_modifying.Token."""
+  pairs = _gradients(rule, token.k, token.v)
   out = dict(state)
-  step = rate = step_size(rule, token.eta, k)
+  step = rate = step_size(rule, token.eta, token.k)
   if rule.bound:
     size = sum(length(f) * length(z) for f, z in pairs)
     size = running_size(rule, state.get("size"), size, token.valid)
-    rate = rate_size(step, size, k, token.alpha, token.forget, 1.0, rule.rank_one)
+    rate = rate_size(step, size, token.k, token.alpha, token.forget, 1.0, rule.rank_one)
     if rule.momentum:
       out["size"] = size[-1]
+  moved = {name: state[name].reshape(-1, len(token.k))
+           for name in ("turn", "push") if name in state}
+  moved = (_write_general if rule.general else _write)(rule, moved, token, pairs, step, rate)
+  return out | {name: a_NxD.reshape(state[name].shape) for name, a_NxD in moved.items()}
 
-  shape = state["turn"].shape
-  turn = state["turn"].reshape(-1, shape[-1])  # both groups' rows: the same tokens write them
-  def spread(f):
-    rest = jnp.zeros_like(f) if rule.momentum else f[:0]
-    return jnp.tile(jnp.concatenate([f, rest]), (_groups(rule), 1))
-  if rule.general:
-    kept = jnp.where(token.valid, 1.0, 0.0)
-    push = state["push"].reshape(turn.shape) if rule.momentum else jnp.zeros_like(turn)
-    turn, push = delta_rule.write_momentum(
-        turn, push, k, [(spread(f * kept), z) for f, z in pairs], step if rule.rank_one else None,
-        rate, token.log_alpha, log_momentum(rule, token.valid, k.dtype))
-    if rule.momentum:
-      out["push"] = push.reshape(shape)
-  else:
-    decay, forcing = delta_rule.decay(token.log_alpha), rate * spread(pairs[0][0])
-    if rule.rank_one:
-      lower = delta_rule.couple(k, step, decay)
-      turn = delta_rule.write(turn, k, turn @ k, forcing, step, decay, lower,
-                              delta_rule.unit_lower_inverse(lower))
-    else:
-      turn = delta_rule.write_decayed(turn, k, forcing, decay)
-  out["turn"] = turn.reshape(shape)
-  return out
+
+def _write(rule: Rule, moved, token, pairs, step_C, rate_C) -> dict:
+  """`moved` (turn_NxD) after the chunk, with one outer product a token."""
+  turn_NxD, decay = moved["turn"], delta_rule.decay(token.log_alpha)
+  forcing_NxC = rate_C * _forcing(rule, pairs[0][0])
+  if not rule.rank_one:
+    return {"turn": delta_rule.write_decayed(turn_NxD, token.k, forcing_NxC, decay)}
+  lower = delta_rule.couple(token.k, step_C, decay)
+  return {"turn": delta_rule.write(turn_NxD, token.k, turn_NxD @ token.k, forcing_NxC, step_C,
+                                   decay, lower, delta_rule.unit_lower_inverse(lower))}
+
+
+def _write_general(rule: Rule, moved, token, pairs, step_C, rate_C) -> dict:
+  """The same with momentum (push_NxD), or gradients of two outer products."""
+  turn_NxD, kept_C = moved["turn"], jnp.where(token.valid, 1.0, 0.0)
+  push_NxD = moved["push"] if rule.momentum else jnp.zeros_like(turn_NxD)
+  turn_NxD, push_NxD = delta_rule.write_momentum(
+      turn_NxD, push_NxD, token.k, [(_forcing(rule, f * kept_C), z) for f, z in pairs],
+      step_C if rule.rank_one else None, rate_C, token.log_alpha,
+      log_momentum(rule, token.valid, token.k.dtype))
+  return {"turn": turn_NxD} | ({"push": push_NxD} if rule.momentum else {})

@@ -11,6 +11,7 @@ width, M hidden width, O outputs, P memories.
 """
 
 import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +54,7 @@ def settle(rule: Rule, params: dict, state: dict, at_generators, at_memory) -> d
 
 
 def weights(rule: Rule, params: dict, state: dict) -> dict:
-  """Every memory's current weights, the open chunk's writes included:
-  name -> {"in", "out", perhaps "skip"}.
-  """
+  """Current weights, the open chunk's writes included: name -> {"in", "out", perhaps "skip"}."""
   del params
   out = {}
   for group, names in (("v", vectors(rule)), ("g", GATES)):
@@ -70,9 +69,7 @@ def _one(w, i, z_DxC):
 
 
 def _stack(w: dict, group: str, z_DxC) -> dict:
-  """A stack of memories on the same z: what every layer sees (W x), the outputs,
-  hidden activations and their slope.
-  """
+  """A stack of memories on the same z; "seen": W x of every layer."""
   count, hidden, width = w[f"{group}_in"].shape
   a_PxMxC = apply(w[f"{group}_in"].reshape(-1, width), z_DxC).reshape(count, hidden, -1)
   h_PxMxC, slope_PxMxC = gelu_and_slope(a_PxMxC)
@@ -99,9 +96,7 @@ def read(rule: Rule, state: dict, q_DxC):
 
 
 def _products(w: dict, group: str, stack: dict, e_PxOxC) -> dict:
-  """Outer products (forcing, input) that make up each layer's gradient,
-  for the error e at the outputs.
-  """
+  """Each layer's gradient as an outer product (forcing, input), for the error e at the outputs."""
   d_PxMxC = jax.vmap(apply_transposed)(w[f"{group}_out"], e_PxOxC) * stack["slope"]
   z_PxDxC = jnp.broadcast_to(stack["input"], (len(e_PxOxC), *stack["input"].shape))
   out = {f"{group}_in": (d_PxMxC, z_PxDxC), f"{group}_out": (e_PxOxC, stack["hidden"])}
@@ -132,31 +127,43 @@ def gradients(rule: Rule, w: dict, k_DxC, v_DxC):
   return products, seen
 
 
+def _reads_k(layer: str) -> bool:
+  """Whether the layer's input is k; else it is the hidden activations."""
+  return not layer.endswith("out")
+
+
 def _factored(rule: Rule, layer: str) -> bool:
-  return rule.rank_one and (rule.factor == "layer" or not layer.endswith("out"))
+  """Whether writes of the layer have the rank-one factor."""
+  return rule.rank_one and (rule.factor == "layer" or _reads_k(layer))
 
 
-def _steps(rule: Rule, layer: str, products, token, size_before):
-  """Step, rate and running size of one matrix."""
+class Steps(NamedTuple):
+  """Of the tokens of a chunk, for one memory's layer or the stack."""
+  step_PxC: jax.Array  # of the rank-one factor
+  rate_PxC: jax.Array  # of the gradient
+  size_P: jax.Array  # running size of the gradients, after the chunk
+
+
+def _steps(rule: Rule, layer: str, products, token, size_before) -> Steps:
+  """Of one memory's layer, without P."""
   x_IxC = products[0][1]
   step = step_size(rule, token.eta, x_IxC)
   if not rule.bound:
-    return step, step, size_before
-  size = running_size(rule, size_before, sum(length(f) * length(z) for f, z in products),
-                      token.valid)
+    return Steps(step, step, size_before)
+  size = sum(length(f) * length(z) for f, z in products)
+  size = running_size(rule, size_before, size, token.valid)
   rate = rate_size(step, size, x_IxC, token.alpha, token.forget, rule.bound, _factored(rule, layer))
-  return step, rate, size[-1]
+  return Steps(step, rate, size[-1])
 
 
 def write(rule: Rule, state: dict, token) -> dict:
-  """All memories take the chunk's tokens; `token` is selfmod.Token."""
+  """All memories take the chunk's tokens; `token` is self_modifying.Token."""
   products, seen = gradients(rule, state["start"], token.k, token.v)
   run = state["run"]
-  before = state["size"] if rule.momentum else {layer: jnp.zeros(len(w), w.dtype)
-                                                for layer, w in run.items()}
-  steps = {layer: jax.vmap(lambda p, n: _steps(rule, layer, p, token,
-                                               n))(products[layer], before[layer])
-           for layer in run}
+  sizes = state["size"] if rule.momentum else {layer: jnp.zeros(len(w), w.dtype)
+                                               for layer, w in run.items()}
+  steps = {layer: jax.vmap(lambda p, size: _steps(rule, layer, p, token, size))(
+      products[layer], sizes[layer]) for layer in run}
   if rule.general:
     written = _write_general(rule, state, token, products, steps)
   else:
@@ -165,59 +172,70 @@ def write(rule: Rule, state: dict, token) -> dict:
               for layer, w in run.items()}
     written = {"run": _write(rule, run, token, products, steps, seen)}
   if not rule.alpha:  # nothing reads M_alpha, which keeps its initial weights
-    gates = {layer: w.at[GATES.index("alpha")].set(run[layer][GATES.index("alpha")])
-             for layer, w in written["run"].items() if layer.startswith("g_")}
-    written["run"] = written["run"] | gates
+    alpha = GATES.index("alpha")
+    written["run"] |= {layer: w.at[alpha].set(run[layer][alpha])
+                       for layer, w in written["run"].items() if layer.startswith("g_")}
   return state | written
 
 
 def _write_general(rule: Rule, state, token, products, steps) -> dict:
   """With momentum, or gradients of two outer products: every matrix by itself."""
   kept, log_beta = jnp.where(token.valid, 1.0, 0.0), log_momentum(rule, token.valid, token.k.dtype)
-  out = {"run": {}, "momentum": {}, "size": {}}
+  run, momentum = {}, {}
   for layer, w in state["run"].items():
     def one(w, m, products, step, rate):
       pairs = [(f * kept, z) for f, z in products]
-      return delta_rule.write_momentum(w, m, products[0][1], pairs,
-                                       step if _factored(rule, layer) else None, rate,
-                                  token.log_alpha, log_beta)
+      return delta_rule.write_momentum(
+          w, m, products[0][1], pairs, step if _factored(rule, layer) else None, rate,
+          token.log_alpha, log_beta)
     m = state["momentum"][layer] if rule.momentum else jnp.zeros_like(w)
-    step, rate, out["size"][layer] = steps[layer]
-    out["run"][layer], out["momentum"][layer] = jax.vmap(one)(w, m, products[layer], step, rate)
-  return out if rule.momentum else {"run": out["run"]}
+    run[layer], momentum[layer] = jax.vmap(one)(w, m, products[layer], *steps[layer][:2])
+  if not rule.momentum:
+    return {"run": run}
+  return {"run": run, "momentum": momentum, "size": {layer: steps[layer].size_P for layer in run}}
 
 
 def _write(rule: Rule, run, token, products, steps, seen) -> dict:
-  """One outer product a token: all triangular systems are inverted together."""
-  forcing = {layer: steps[layer][1][:, None] * products[layer][0][0] for layer in run}
+  """One outer product a token."""
   decay = delta_rule.decay(token.log_alpha)
-  out, lowers = {}, {}
-  for layer, w in run.items():
-    x, step = products[layer][0][1], steps[layer][0]
+  forcing, x = {}, {}
+  for layer in run:
+    f_PxOxC, x[layer] = products[layer][0]
+    forcing[layer] = steps[layer].rate_PxC[:, None] * f_PxOxC
+  systems = _systems(rule, run, token, x, steps, decay)
+
+  def one(layer, w_PxOxI):
     if not _factored(rule, layer):
-      out[layer] = jax.vmap(delta_rule.write_decayed, (0, 0, 0, None))(w, x, forcing[layer], decay)
-    elif layer.endswith("out"):
-      lowers[layer] = jax.vmap(delta_rule.couple, (0, 0, None))(x, step, decay)
-    # the layers that read k share one system: their input and step are the same
-    elif "in" not in lowers:
-      lowers["in"] = delta_rule.couple(token.k, step[0], decay)[None]
+      return jax.vmap(delta_rule.write_decayed, (0, 0, 0, None))(w_PxOxI, x[layer], forcing[layer],
+                                                                 decay)
+    step_PxC = steps[layer].step_PxC
+    if not _reads_k(layer):
+      return jax.vmap(delta_rule.write, (0, 0, 0, 0, 0, None, 0, 0))(
+          w_PxOxI, x[layer], seen[layer], forcing[layer], step_PxC, decay, *systems[layer])
+    w, seen_w, forcing_w = (a.reshape(-1, a.shape[-1])  # memories' rows: they share the system
+                            for a in (w_PxOxI, seen[layer], forcing[layer]))
+    return delta_rule.write(w, token.k, seen_w, forcing_w, step_PxC[0], decay,
+                            *(a[0] for a in systems["k"])).reshape(w_PxOxI.shape)
+
+  return {layer: one(layer, w) for layer, w in run.items()}
+
+
+def _systems(rule: Rule, run, token, x, steps, decay) -> dict:
+  """(L_PxCxC, inverse_PxCxC) of each layer with the factor, all inverted together.
+
+  Layers that read k have the same input and step: they share the system "k", of P = 1.
+  """
+  lowers = {}
+  for layer in run:
+    if not _factored(rule, layer):
+      continue
+    step_PxC = steps[layer].step_PxC
+    if not _reads_k(layer):
+      lowers[layer] = jax.vmap(delta_rule.couple, (0, 0, None))(x[layer], step_PxC, decay)
+    elif "k" not in lowers:
+      lowers["k"] = delta_rule.couple(token.k, step_PxC[0], decay)[None]
   if not lowers:
-    return out
+    return {}
   ends = list(itertools.accumulate(len(lower) for lower in lowers.values()))
   inverses = jax.vmap(delta_rule.unit_lower_inverse)(jnp.concatenate(list(lowers.values())))
-  inverses = dict(zip(lowers, jnp.split(inverses, ends[:-1])))
-  # in order: every process builds the same program
-  for layer in [layer for layer in run if layer not in out]:
-    arguments = run[layer], products[layer][0][1], seen[layer], forcing[layer], steps[layer][0]
-    if layer.endswith("out"):
-      out[layer] = jax.vmap(delta_rule.write,
-                            (0, 0, 0, 0, 0, None, 0, 0))(*arguments, decay, lowers[layer],
-                                                         inverses[layer])
-    else:
-      def rows(a):
-        return a.reshape(-1, a.shape[-1])
-      w, _, seen_here, forcing_here, step = arguments
-      out[layer] = delta_rule.write(rows(w), token.k, rows(seen_here), rows(forcing_here), step[0],
-                                    decay, lowers["in"][0],
-                               inverses["in"][0]).reshape(w.shape)
-  return out
+  return dict(zip(lowers, zip(lowers.values(), jnp.split(inverses, ends[:-1]))))

@@ -7,7 +7,7 @@
     slots        where a call's tokens go: documents, positions, chunks, padding
     layers       convolution, initial values
     attention    softmax attention, its cache
-    selfmod      self-modifying Titans: the scan over chunks, and the module
+    selfmod      self-modifying Titans
     gru          gated recurrent unit
     mlp          gated MLP
     cms          continuum memory system
