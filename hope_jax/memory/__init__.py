@@ -1,5 +1,4 @@
-"""Memories that are written while a stream is read: pure functions of arrays, which know no model,
-data or file.
+"""Memories that are written while a stream is read: pure functions, which know no model or file.
 
     products         matrix products with tidy gradients
     delta_rule       chunk-parallel writes of rank-one updates
@@ -10,5 +9,6 @@ data or file.
     inner_rules      inner optimizers, as optax transforms that see a layer's inputs
     level            what a level computes, and its gradient token by token
     level_write      when and how a level is written in a stream
+    closed_form      several updates of a level in a chunk at once
     teach_signal     the teach signal, its schedule and the surprise
 """

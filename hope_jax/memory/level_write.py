@@ -21,10 +21,9 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
-import optax
 
-from hope_jax.memory import delta_rule, inner_rules, level
-from hope_jax.memory.level import Force
+from hope_jax.memory import closed_form, inner_rules, level
+from hope_jax.memory.closed_form import along
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +104,7 @@ def _fresh_held(clock, params, batch, dtype) -> Tokens | Sums:
 def restart(levels: dict, begins_B):
   """Fresh states (layers first, then streams) for the streams that begin a document."""
   def clear():
-    return jax.tree.map(lambda a: jnp.where(_along(begins_B, a[0]), jnp.zeros_like(a), a), levels)
+    return jax.tree.map(lambda a: jnp.where(along(begins_B, a[0]), jnp.zeros_like(a), a), levels)
   return jax.lax.cond(jnp.any(begins_B), clear, lambda: levels)
 
 
@@ -129,8 +128,11 @@ def write(clock: Clock, lr, params: dict, state: LevelState, x_BxCxD, teach_BxCx
   if isinstance(state.held, Sums):
     return _hold_sums(clock, lr, params, state, force, open_BxC, due_BxG[:, 0])
   happens_BxG = due_BxG & jnp.any(open_BxC.reshape(*due_BxG.shape, -1), -1)
-  updated = _parallel if clock.parallel else _one_by_one
-  changed = updated(clock, lr, params, state, force, open_BxC, happens_BxG)
+  if clock.parallel:
+    changed = closed_form.update(clock, lr, _weights(params, state), state, force, open_BxC,
+                                 happens_BxG)
+  else:
+    changed = _one_by_one(clock, lr, params, state, force, open_BxC, happens_BxG)
   return _settle(state, changed, jnp.sum(happens_BxG, 1, dtype=jnp.int32))
 
 
@@ -154,7 +156,7 @@ def _hold_tokens(clock, lr, params, state, x_BxCxD, teach_BxCxD, open_BxC, due_B
   """A chunk of a longer period: its tokens are kept, and read again when the period ends."""
   def put(row_Px, new_Cx, open_C, at):  # a chunk may come in parts: what is not open now stays
     old_Cx = jax.lax.dynamic_slice_in_dim(row_Px, at, clock.chunk)
-    kept_Cx = jnp.where(_along(open_C, old_Cx), new_Cx.astype(row_Px.dtype), old_Cx)
+    kept_Cx = jnp.where(along(open_C, old_Cx), new_Cx.astype(row_Px.dtype), old_Cx)
     return jax.lax.dynamic_update_slice_in_dim(row_Px, kept_Cx, at, 0)
 
   def hold(rows_BxPx, new_BxCx):
@@ -175,10 +177,10 @@ def _hold_tokens(clock, lr, params, state, x_BxCxD, teach_BxCxD, open_BxC, due_B
 def _hold_sums(clock, lr, params, state, force, open_BxC, due_B):
   """A chunk of a longer period: its sums are added to those held, and used when the period ends."""
   def add(old, more):
-    return jnp.where(_along(writes_B, old), old + more, old)
+    return jnp.where(along(writes_B, old), old + more, old)
 
   def clear(a):
-    return jnp.where(_along(due_B, a), jnp.zeros_like(a), a)
+    return jnp.where(along(due_B, a), jnp.zeros_like(a), a)
 
   writes_B = jnp.any(open_BxC, 1)
   new = _sums(clock, params, state, force, open_BxC)
@@ -209,11 +211,6 @@ def _settle(before: LevelState, after: LevelState, updates_B):
           {"updates": updates_B, "moved": jax.lax.stop_gradient(moved_B)})
 
 
-def _along(flag_B, array):
-  """The flags, to choose along the array's first axis."""
-  return flag_B.reshape(-1, *[1] * (array.ndim - 1))
-
-
 def _weights(params, state):
   return level.current(params, state.delta)
 
@@ -233,87 +230,10 @@ def _sums(clock, params, state, force, open_BxN):
 def _update(clock, lr, params, state, gradients, inputs, happens_B) -> LevelState:
   """One step of the inner rule, in the streams where it happens."""
   def choose(new, old):
-    return jnp.where(_along(happens_B, old), new, old)
+    return jnp.where(along(happens_B, old), new, old)
 
   tx = inner_rules.make(clock.rule, lr, clock.beta)
   update = jax.vmap(lambda g, s, p, i: tx.update(g, s, p, inputs=i))
   change, rule = update(gradients, state.rule, _weights(params, state), inputs)
   return state.replace(delta=jax.tree.map(lambda d, c: choose(d + c, d), state.delta, change),
                        rule=jax.tree.map(choose, rule, state.rule))
-
-
-def _parallel(clock, lr, params, state, force, open_BxC, happens_BxG) -> LevelState:
-  """All updates of a chunk at once, for the rules that have a closed form."""
-  wide = jax.tree.leaves(params)[0].dtype
-  writes_BxC = (open_BxC & _to_tokens(clock, happens_BxG)).astype(wide)
-  if clock.rule == "nl_l2_precond":
-    change = jax.tree.map(lambda f, w: _l2_change(clock, lr, f, w, writes_BxC), force,
-                          _weights(params, state), is_leaf=level.is_force)
-    return state.replace(delta=jax.tree.map(jnp.add, state.delta, change))
-  if clock.rule == "nl_l2_projector":
-    force = jax.tree.map(lambda f: _projected(clock, f, writes_BxC), force, is_leaf=level.is_force)
-  return _averaged(clock, lr, state, force, writes_BxC, happens_BxG)
-
-
-def _to_tokens(clock, a_BxG):
-  """(B, C): to each token what its period has."""
-  return jnp.repeat(a_BxG, clock.period, 1)
-
-
-def _averaged(clock, lr, state, force, writes_BxC, happens_BxG) -> LevelState:
-  """Updates with a moving average m of the gradients, added up over the chunk's periods.
-
-  Each gradient enters delta and m with a weight that depends on the updates still to come
-  (`inner_rules.ema_weights`): two weighted sums over the tokens are all that is needed.
-  """
-  beta = 0.0 if clock.rule == "sgd" else clock.beta
-  weights = jax.vmap(lambda happens_G: inner_rules.ema_weights(beta, happens_G))(happens_BxG)
-  weight_BxG, keep_BxG, carry_B, decay_B = (a.astype(writes_BxC.dtype) for a in weights)
-
-  def total(of_period_BxG):
-    weight_BxC = _to_tokens(clock, of_period_BxG) * writes_BxC
-    return jax.tree.map(lambda f: level.gradient(f, weight_BxC), force, is_leaf=level.is_force)
-
-  if clock.rule == "sgd":
-    return state.replace(
-        delta=jax.tree.map(lambda d, g: d - lr * g, state.delta, total(weight_BxG)))
-  m = optax.tree.get(state.rule, "trace")
-  delta = jax.tree.map(lambda d, m, g: d - lr * (_along(carry_B, m) * m + g), state.delta, m,
-                       total(weight_BxG))
-  m = jax.tree.map(lambda m, g: _along(decay_B, m) * m + g, m, total(keep_BxG))
-  return state.replace(delta=delta, rule=optax.tree.set(state.rule, trace=m))
-
-
-def _projected(clock, force: Force, writes_BxC) -> Force:
-  """Inputs without their component along the period's mean input."""
-  if force.input_BxCxI is None:
-    return force
-  x_BxCxI = force.input_BxCxI.astype(force.force_BxCxO.dtype)
-  x = x_BxCxI.reshape(len(x_BxCxI), clock.groups, clock.period, -1)
-  total = jnp.sum(x * writes_BxC.reshape(*x.shape[:3], 1), 2, keepdims=True)
-  square = jnp.maximum(jnp.sum(total * total, -1, keepdims=True), inner_rules.NORM_FLOOR ** 2)
-  along = total * jnp.sum(total * x, -1, keepdims=True) / square
-  return force._replace(input_BxCxI=(x - along).reshape(x_BxCxI.shape))
-
-
-def _l2_change(clock, lr, force: Force, weights, writes_BxC):
-  """W_G - W_0 of the L2 rule's updates, solved at once.
-
-  W_g = W_{g-1} - step_g (X_g^T X_g W_{g-1} + X_g^T F_g), step_g = lr / (1 + lr ||X_g||^2): the
-  tokens' writes X^T U obey (I + L) U = step (X W_0 + F), L_ts = step_t x_t.x_s for s in an earlier
-  period than t.
-  """
-  if force.input_BxCxI is None:
-    return -lr * level.gradient(force, writes_BxC)
-  group_C = jnp.arange(clock.chunk) // clock.period
-  earlier_CxC = group_C[:, None] > group_C
-
-  def one(x_CxI, f_CxO, w_IxO, writes_C):
-    x_CxI = x_CxI.astype(w_IxO.dtype)
-    square_G = jnp.sum((jnp.sum(x_CxI * x_CxI, -1) * writes_C).reshape(clock.groups, -1), -1)
-    step_C = writes_C * jnp.repeat(lr / (1 + lr * square_G), clock.period)
-    lower = jnp.where(earlier_CxC, step_C[:, None] * (x_CxI @ x_CxI.T), 0.0)
-    right_OxC = (step_C[:, None] * (x_CxI @ w_IxO + f_CxO)).T
-    return -x_CxI.T @ delta_rule.solve(lower, delta_rule.unit_lower_inverse(lower), right_OxC).T
-
-  return jax.vmap(one)(force.input_BxCxI, force.force_BxCxO, weights, writes_BxC)

@@ -1,5 +1,4 @@
-"""The outer optimizer as an optax chain: clipping, then optim.name's rule, a CMS level on its
-clock.
+"""The outer optimizer as an optax chain: clipping, then the rule of optim.name, on each clock.
 
 A CMS level with a period longer than the sequence accumulates its gradient and is stepped once per
 period (NL Eq. 71), by the mean of the steps' clipped gradients: the loss is a mean over labels, so
