@@ -1,5 +1,6 @@
-"""The token mixer of self-modifying Titans: projections and convolutions around one set of memories
-a head (memory/self_modifying.py).
+"""The token mixer of self-modifying Titans: projections, convolutions, each head's memories.
+
+The memories and how they are read and written: memory/self_modifying.py.
 """
 
 import functools
