@@ -1,7 +1,7 @@
 """What version 0.1.0 computed and wrote (tests/v010): the same numbers, and its files load."""
 
 import functools
-import importlib.metadata
+import hashlib
 import itertools
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import shutil
 
 import jax
+import jaxlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -43,14 +44,27 @@ def saved(request, tmp_path_factory):
   return request.param, folder, c, steps.make_train_step(c)
 
 
+@functools.cache
+def is_the_machine() -> bool:
+  """Whether processor, library and flags are those that wrote the files."""
+  try:
+    about = {line for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith(("cpu family", "model", "stepping", "flags"))}
+  except OSError:
+    return False
+  own = [*sorted(about), f"{os.cpu_count()} {jaxlib.__version__} {os.environ.get('XLA_FLAGS')}"]
+  digest = hashlib.sha256("\n".join(own).encode()).hexdigest()
+  return digest == (HERE / "machine.sha256").read_text().strip()
+
+
 def same(got, name, key):
-  """To rounding: other flags or another CPU change the last bits (5e-6 was seen); more with another
-  library. HOPE_EXACT=1, on the machine that wrote the files: to the last bit.
+  """To the last bit on the machine that wrote the files. Elsewhere to rounding: other flags or
+  another CPU change last bits (5e-6 was seen), another library more.
   """
   want = gold(name)[key]
-  if os.environ.get("HOPE_EXACT"):
+  if is_the_machine():
     np.testing.assert_array_equal(got, want)
-  elif (importlib.metadata.version("jaxlib") == str(gold(name)["environment/jaxlib"])
+  elif (jaxlib.__version__ == str(gold(name)["environment/jaxlib"])
         and key.split("/")[0] != "run"):
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
   else:
