@@ -197,6 +197,8 @@ def base() -> ConfigDict:
   c.train.keep_every = 0  # each whose step is a multiple of this; 0: none
   # stop | warn: train on; the last save has to succeed, and all of many processes
   c.train.on_save_error = "stop"
+  # stop | warn: train on, all that was learned is saved before; of many processes all stop
+  c.train.on_evaluation_error = "warn"
   # bad steps are skipped; after so many in a row back to a checkpoint, on to new data; 0: stop
   c.train.rollback_after = 0
   return c.lock()

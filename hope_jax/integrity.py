@@ -62,6 +62,8 @@ def main(argv):
       total = sum(file["bytes"] for file in newest["files"].values())
       print(f"{folder}: good, {len(newest['files'])} files, {total / 1e6:,.1f} MB, code "
             f"{newest['code'][:12]}")
+      for name in sidecar.strays(folder):
+        print(f"  {name}: was not written with the step, and is ignored")
   if newest and (path / "checkpoints").is_dir():
     faults, notes = _beside(path, newest)
     if faults or notes:

@@ -61,7 +61,8 @@ def run(tmp_path_factory):
   (workdir / "tokenizer.model").write_bytes(TOKENIZER)
   with Checkpoints(workdir / "checkpoints", keep=2) as saved:
     for step in (1, 2):
-      saved.save(step, state(step), {"next": step}, META, metric=3 / step)
+      saved.save(step, state(step), {"next": step}, META)
+      saved.rate(step, 3 / step)
   return workdir
 
 
@@ -177,11 +178,10 @@ def test_verify_reads_a_run_its_checkpoints_or_one_step_and_names_every_file(cop
   with open(steps / "2" / "iterator" / "data.json", "a") as file:
     file.write(" ")
   assert verify(steps / "2", capsys) == (1, [
-      f"{steps}/2: DAMAGED, 4 file(s)", f"  _CHECKPOINT_METADATA: is truncated: {size - 1} of "
+      f"{steps}/2: DAMAGED, 3 file(s)", f"  _CHECKPOINT_METADATA: is truncated: {size - 1} of "
                                         f"{size} bytes",
       "  iterator/data.json: has grown: 12 of 11 bytes",
-      "  meta/data.json: differs from what was written",
-      "  params/more: is extra, it was not written with the step"])
+      "  meta/data.json: differs from what was written"])
   (steps / "1" / "integrity.json").unlink()
   code, lines = verify(steps / "1", capsys)
   assert code == 1 and "integrity.json: is missing" in lines[1]

@@ -75,12 +75,11 @@ class Checkpoints:
     self._clear()
 
   def save(self, step: int, state: Any, iterator_state: Any, meta: dict,
-           metric: float | None = None, on_error: str = "stop") -> bool:
+           on_error: str = "stop") -> bool:
     """Copies the state to the host; the write goes on behind. False: that step is there and kept.
 
     Args:
       meta: holds at least "config" and "tokenizer".
-      metric: validation loss at this step, if it is known; what `keep_best` compares.
       on_error: when this save fails, now or behind: "stop" raises, now or at the next call; "warn"
         says it and counts it, but raises where there are many processes.
     """
@@ -90,9 +89,16 @@ class Checkpoints:
     items = {"params": state.params, "train": state.replace(params=None),
              "iterator": iterator_state, "meta": meta}
     facts = digests(meta) | {"rng": fingerprint({"rng": jax.random.key_data(state.rng)}),
-                             "metric": metric if metric is not None and np.isfinite(metric)
-                             else None}
+                             "metric": None}
     return self.write(step, items, facts, on_error)
+
+  def rate(self, step: int, loss: float) -> None:
+    """Tells a step's validation loss, by which `keep_best` chooses; no such step: nothing."""
+    self.wait()
+    path = self.directory / str(step)
+    if jax.process_index() == 0 and path.is_dir() and np.isfinite(loss):
+      sidecar.rate(path, loss)
+      self._retire()
 
   def write(self, step: int, items: dict, facts: dict, on_error: str = "stop") -> bool:
     """As `save`, of other items (trees of arrays by name, and JSON), with other sidecar facts."""
@@ -148,7 +154,7 @@ class Checkpoints:
     """Removes what interrupted or failed saves left."""
     if jax.process_index() == 0:
       for leftover in self.directory.glob(f"*{PARTIAL}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover, ignore_errors=True)
 
   def wait(self) -> None:
     """Blocks until the last save is whole and hashed, and steps beyond what is kept are deleted.
@@ -202,6 +208,7 @@ class Checkpoints:
           aside = sidecar.set_aside(self.directory / str(later))
           say(f"{self.directory}: step {later} is damaged ({sidecar.brief(damaged[later])}): kept "
               f"as {aside.name}, going on from step {step}")
+        stored.tell_strays(self.directory / str(step))
       except ValueError as found:
         step, error = NONE_GOOD, found
     step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))

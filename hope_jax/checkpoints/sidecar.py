@@ -76,18 +76,31 @@ def check(folder: str | Path, parts: Collection[str] | None = None) -> list[str]
   """What is wrong with a step, as "file: what", relative to its folder; nothing: it is as written.
 
   parts: look only into these subfolders, and at the files beside them; None: all. Reads every byte
-  of what it looks at.
+  of what it looks at. Files that were not written with the step are no fault: `strays`.
   """
   folder = Path(folder)
   try:
     files = read(folder)["files"]
   except ValueError as error:
     return [str(error)]
-  names = sorted(name for name in files.keys() | set(_names(folder)) - {SIDECAR}
+  names = sorted(name for name in files
                  if parts is None or "/" not in name or name.split("/")[0] in parts)
   with ThreadPoolExecutor(THREADS) as pool:
-    found = pool.map(lambda name: _fault(folder / name, files.get(name)), names)
+    found = pool.map(lambda name: _fault(folder / name, files[name]), names)
     return [f"{name}: {fault}" for name, fault in zip(names, found) if fault]
+
+
+def strays(folder: str | Path) -> list[str]:
+  """Files in a good step that others have put there (.DS_Store, Thumbs.db): nothing reads them."""
+  return sorted(set(_names(Path(folder))) - read(folder)["files"].keys() - {SIDECAR})
+
+
+def rate(folder: str | Path, metric: float) -> None:
+  """Writes a step's validation loss into its sidecar, which is whole at any moment."""
+  new = Path(f"{folder}.partial-rated")  # swept away with other leftovers
+  new.write_text(_text(read(folder) | {"metric": metric}))
+  sync(new)
+  os.replace(new, Path(folder) / SIDECAR)
 
 
 def newest_good(directory: Path,
@@ -156,9 +169,7 @@ def _text(record: dict) -> str:
   return dump(record | {"sha256": hashlib.sha256(dump(record).encode()).hexdigest()})
 
 
-def _fault(path: Path, record: dict | None) -> str:
-  if record is None:
-    return "is extra, it was not written with the step"
+def _fault(path: Path, record: dict) -> str:
   try:
     size = path.stat().st_size
     if size != record["bytes"]:

@@ -43,11 +43,19 @@ def good(directory: str | Path, step: int | None = None,
     for later in damaged:
       say(f"{path.parent}: step {later} is damaged ({sidecar.brief(damaged[later])}): reading step "
           f"{newest}")
-    return path.parent / str(newest)
-  if faults := sidecar.check(path, parts):
+    path = path.parent / str(newest)
+  elif faults := sidecar.check(path, parts):
     raise ValueError(f"{path} is damaged ({sidecar.brief(faults)}): bring it back from a copy or "
                      "choose another step")
+  tell_strays(path)
   return path
+
+
+def tell_strays(path: Path) -> None:
+  """Says which files in a good step others have put there."""
+  if found := sidecar.strays(path):
+    say(f"{path}: {', '.join(found[:3])}{' ...' if len(found) > 3 else ''}: not written with the "
+        "step, and ignored")
 
 
 def shapes(path: Path, item: str) -> Any:

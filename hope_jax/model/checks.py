@@ -29,6 +29,7 @@ CHOICES = {
     "data.task": ("text", "recall"),
     "optim.name": OPTIMIZERS,
     "train.on_save_error": ("stop", "warn"),
+    "train.on_evaluation_error": ("stop", "warn"),
 }
 AT_LEAST_ONE = ("model.dim", "model.layers", "model.heads", "model.vocab",
                 "selfmod.chunk_generators",

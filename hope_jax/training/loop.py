@@ -121,6 +121,12 @@ class _Run:
     self.eval_step = steps.make_eval_step(config, self.devices)
     self.tally = jax.jit(self.bytes_and_signal, out_shardings=sharding.replicated(self.devices))
     self.told = 0  # the signal that all processes know of
+    self.evaluates = True
+    try:
+      loader.eval_batches(config, 1)
+    except ValueError as error:
+      self.evaluates = False
+      self.forgive(f"there will be no evaluation: {error}", error)
 
   def train(self) -> dict:
     c = self.config.train
@@ -170,10 +176,13 @@ class _Run:
         if self.log(before):  # nothing is evaluated or saved before its loss is known
           self.state = self.roll_back(before)
         before = None
+      save = due(c.save_every) or (done and fresh)
+      if save:  # before the evaluation, which may fail
+        self.save(i, "stop" if done or self.stop else c.on_save_error)
       result = self.evaluate(i) if evaluate and not self.stop else {}
-      if due(c.save_every) or (done and fresh) or self.stop:
-        self.save(i, result.get("loss"), "stop" if done or self.stop else c.on_save_error)
       if self.stop:
+        if not save:
+          self.save(i)
         with self.pause("save"):
           self.saved.wait()
         self.account(i)
@@ -215,10 +224,10 @@ class _Run:
         say(f"step {i} is saved; the same command resumes once the data are back")
       raise
 
-  def save(self, i: int, loss: float | None = None, on_error: str = "stop"):
+  def save(self, i: int, on_error: str = "stop"):
     with self.pause("save"):
       rest = {"applied": int(self.state.guard.applied), "interval": self.interval}
-      self.saved.save(i, self.state, self.batches.get_state(), self.meta | rest, loss, on_error)
+      self.saved.save(i, self.state, self.batches.get_state(), self.meta | rest, on_error)
     self.record(i)
 
   def record(self, i: int, values: dict | None = None):
@@ -339,23 +348,39 @@ class _Run:
               f"{self.config.teach.threshold:.3g}")
 
   def evaluate(self, i: int) -> dict:
-    """The scores at step i, at the end beside the bigram model's; {} when a signal comes."""
+    """The scores at step i, at the end beside the bigram model's; {} when a signal comes, or where
+    it fails and train.on_evaluation_error is warn.
+    """
     def stopped():
       self.told = hosts.highest(self.signals.caught)
       return self.told
 
     def place(batch):
       return sharding.place_batch(jax.tree.map(lambda a: a[self.rows], batch), self.devices)
-    with self.pause("evaluation"):
-      last = i == self.config.train.steps and self.tokenizer
-      result = validation.evaluate(self.config,
-                                   functools.partial(self.eval_step, self.state.params), place,
-                                   self.token_bytes,
-                                   validation.bigram(self.config, i, lambda: self.signals.caught)
-                                   if last else None, stopped)
+
+    if not self.evaluates:
+      return {}
+    last = i == self.config.train.steps and self.tokenizer
+    try:
+      with self.pause("evaluation"):
+        bigram = validation.bigram(self.config, i, lambda: self.signals.caught) if last else None
+        result = validation.evaluate(
+            self.config, functools.partial(self.eval_step, self.state.params), place,
+            self.token_bytes, bigram, stopped)
+    except (ValueError, RuntimeError, OSError) as error:
+      self.forgive(f"the evaluation of step {i} failed: {type(error).__name__}: {error}", error)
+      return {}
     if result is None:
       return {}
     if i > self.start or "validation/loss" not in self.metrics.resumed:
       self.record(i, {"validation": result})
+    with self.pause("save"):
+      self.saved.rate(i, result["loss"])
     validation.tell(i, result)
     return result
+
+  def forgive(self, what: str, error: Exception):
+    """Says what is wrong with an evaluation; raises it where training is to stop."""
+    if self.config.train.on_evaluation_error == "stop" or jax.process_count() > 1:
+      raise error
+    say(f"{what}; training goes on (train.on_evaluation_error=warn)")

@@ -1,0 +1,86 @@
+"""What fails beside the training loses nothing,
+and what others put beside our files is no damage.
+"""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from hope_jax import integrity
+from hope_jax.checkpoints import checkpoint, sidecar, weights
+from hope_jax.scoring import validation
+from hope_jax.training import loop
+from tests.test_train import losses, small
+
+STRAYS = (".DS_Store", "Thumbs.db", "params/._manifest.ocdbt")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """(configuration, workdir) of three steps."""
+  folder = tmp_path_factory.mktemp("run")
+  c = small(folder, train__steps=3, train__eval_every=3)
+  loop.train(c, folder / "run")
+  return c, folder / "run"
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("memory mem made no update in the whole evaluation"),
+    RuntimeError("RESOURCE_EXHAUSTED: out of memory"), OSError(5, "Input/output error")])
+def test_an_evaluation_that_fails_costs_no_step(run, tmp_path, monkeypatch, capsys, error):
+  def fail(*_):
+    raise error
+
+  monkeypatch.setattr(validation, "evaluate", fail)
+  c = run[0].copy_and_resolve_references()
+  assert loop.train(c, tmp_path / "run") == {}
+  said = capsys.readouterr().err
+  assert f"the evaluation of step 3 failed: {type(error).__name__}" in said
+  assert losses(tmp_path / "run") == losses(run[1])
+  assert sidecar.steps(tmp_path / "run" / "checkpoints") == [3]
+  c.train.on_evaluation_error = "stop"
+  with pytest.raises(type(error)):
+    loop.train(c, tmp_path / "stops")
+  assert sidecar.steps(tmp_path / "stops" / "checkpoints") == [3]  # saved before
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1e-9])
+def test_a_run_without_validation_documents_says_so_at_the_start(tmp_path, capsys, fraction):
+  c = small(tmp_path, train__steps=3, train__eval_every=1)
+  c.data.val_fraction = fraction
+  loop.train(c, tmp_path / "run")
+  said = capsys.readouterr().err
+  assert "there will be no evaluation" in said and "raise data.val_fraction" in said
+  assert said.index("there will be no evaluation") < said.index("step 1/3")
+  assert sidecar.steps(tmp_path / "run" / "checkpoints") == [3]
+  c.train.on_evaluation_error = "stop"
+  with pytest.raises(ValueError, match="no validation document"):
+    loop.train(c, tmp_path / "stops")
+  assert not sidecar.steps(tmp_path / "stops" / "checkpoints")
+
+
+def test_a_step_has_its_loss_although_it_was_saved_before(run):
+  step = run[1] / "checkpoints" / "3"
+  assert sidecar.metric(step) > 0 and not sidecar.check(step)
+
+
+@pytest.mark.parametrize("name", STRAYS)
+def test_stray_files_are_ignored_and_said(run, tmp_path, capsys, name):
+  c, workdir = run
+  shutil.copytree(workdir, tmp_path / "run")
+  (tmp_path / "run" / "checkpoints" / "3" / name).write_bytes(b"\0\1")
+  (tmp_path / "run" / "checkpoints" / "._3").write_bytes(b"\0")
+  params, _, _ = weights.load(tmp_path / "run" / "checkpoints")
+  jax.tree.map(np.testing.assert_array_equal, params,
+               weights.load(workdir / "checkpoints")[0])
+  assert f"{name}: not written with the step, and ignored" in capsys.readouterr().err
+  with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as saved:
+    assert saved.newest_good() == 3
+  assert name in capsys.readouterr().err
+  with pytest.raises(SystemExit, match="0"):
+    integrity.main(["", "verify", str(tmp_path / "run")])
+  assert f"  {name}: was not written with the step, and is ignored" in capsys.readouterr().out
+  loop.train(c, tmp_path / "run")  # goes on, and finds nothing to do
+  assert not list((tmp_path / "run" / "checkpoints").glob("*.damaged*"))
