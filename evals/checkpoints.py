@@ -32,7 +32,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Model whose training s
 GIB = flags.DEFINE_float("gib", 1.0, "Without --config: size of the state, a third each for "
                                      "parameters and two moments.",
                          lower_bound=0.01)
-FOLDER = flags.DEFINE_string("folder", None, "Where to write: on the disk to be measured.",
+FOLDER = program.define_path("folder", "Where to write: on the disk to be measured.",
                              required=True)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "The median of so many is shown.", lower_bound=1)
 ARRAY = 1024 * 4096  # numbers in each array of --gib: 16 MiB

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from hope_jax.model import checks
 from hope_jax.reports.tables import markdown
+from hope_jax.runtime import program
 from hope_jax.scoring import results
 from hope_jax.training import collectives, costs
 
@@ -53,7 +54,7 @@ LENGTHS = (2048, 8192, 32_768, 131_072)
 SIZES = ("pilot", "mid", "target")
 TABLES = flags.DEFINE_list("tables", ["remat"], "Of meshes, remat, depths, lengths.")
 MINUTES = flags.DEFINE_float("minutes", 8.0, "A program that takes longer to compile is left out.")
-OUTPUT = flags.DEFINE_string("output", None, "All numbers, as JSON.")
+OUTPUT = program.define_path("output", "All numbers, as JSON.")
 CASE = flags.DEFINE_string("case", None, "One program, as JSON; prints its numbers. The other "
                                          "flags are for a list of them.")
 

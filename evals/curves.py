@@ -14,9 +14,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from hope_jax.runtime import program
+
 RUNS = flags.DEFINE_list("runs", None, "Workdirs.", required=True)
 KEY = flags.DEFINE_string("key", "validation/accuracy", "Which number.")
-OUTPUT = flags.DEFINE_string("output", None, "Picture to write.", required=True)
+OUTPUT = program.define_path("output", "Picture to write.", required=True)
 EVERY = flags.DEFINE_integer("every", 1, "Points between rows of the table.", lower_bound=1)
 
 

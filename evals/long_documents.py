@@ -222,8 +222,9 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues) -> tuple[dict, resu
 def define_flags(values: flags.FlagValues) -> None:
   string, whole, several, yes = (functools.partial(define, flag_values=values) for define in (
       flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_list, flags.DEFINE_bool))
-  string("checkpoint", None, "Folder of a run.", required=True)
-  string("output", None, "All numbers, as JSON; the picture lies next to it.", required=True)
+  for name, about in (("checkpoint", "Folder of a run."),
+                      ("output", "All numbers, as JSON; the picture lies next to it.")):
+    program.define_path(name, about, flag_values=values, required=True)
   several("documents", ["own"], "JSON lines (plain or .gz), text files, folders of either; "
           "embedded: the text that every Python carries; own: the checkpoint's sources.")
   string("field", "text", "Of JSON lines: where the text is.")
@@ -247,8 +248,8 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, "
                          "--documents=a.jsonl,b.jsonl")
-  startup.prepare()
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
+    startup.prepare()
     output = results.ready(f.output)
     result, partial = evaluate(*opening.load(f.checkpoint), f)
     results.write(output, results.stamp("evals/long_documents.py"), result)

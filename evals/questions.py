@@ -97,10 +97,10 @@ def score(config, params, samples: list[Sample], *, steps: int, batch: int, rese
 
 
 def define_flags(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("checkpoint", None, "Folder of a run.", flag_values=values, required=True)
-  flags.DEFINE_string("questions", None, "JSON lines with prompt, answer and text.",
+  program.define_path("checkpoint", "Folder of a run.", flag_values=values, required=True)
+  program.define_path("questions", "JSON lines with prompt, answer and text.",
                       flag_values=values, required=True)
-  flags.DEFINE_string("output", None, "All numbers, as JSON.", flag_values=values)
+  program.define_path("output", "All numbers, as JSON.", flag_values=values)
   flags.DEFINE_integer("steps", 1, "Times a text is read.", lower_bound=1, flag_values=values)
   flags.DEFINE_integer("batch", 8, "Samples at once; with --noreset it is 1.", lower_bound=1,
                        flag_values=values)
@@ -115,8 +115,8 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(argv, f: flags.FlagValues = flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: name the file with --questions=...")
-  startup.prepare()
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
+    startup.prepare()
     config, params, tokenizer = memorization.load(f)
     if not plan.of(config).enabled:
       raise ValueError("nothing is memorized: correct --paths (known: "

@@ -27,7 +27,7 @@ from hope_jax.reports.tables import markdown
 from hope_jax.runtime import program, startup
 from hope_jax.scoring import intervals, results, validation
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run with data.task=recall.",
+CHECKPOINT = program.define_path("checkpoint", "Workdir of a run with data.task=recall.",
                                  required=True)
 STEP = flags.DEFINE_integer("step", None, "Which of its checkpoints; default: the last.")
 GAPS = flags.DEFINE_list("gaps", ["0", "500", "1000", "2000", "4000"],
@@ -35,7 +35,7 @@ GAPS = flags.DEFINE_list("gaps", ["0", "500", "1000", "2000", "4000"],
 SEQUENCES = flags.DEFINE_integer("sequences", 256, "Sequences for each gap; a multiple of --batch.",
                                  lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 16, "Sequences at once.", lower_bound=1)
-OUTPUT = flags.DEFINE_string("output", None, "All numbers, as JSON.")
+OUTPUT = program.define_path("output", "All numbers, as JSON.")
 
 
 def at_gap(config, gap: int, write: bool):
@@ -114,8 +114,8 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, "
                          "--gaps=0,2000")
-  startup.prepare(BATCH.value)
   with program.one_line(ValueError, OSError, RuntimeError):
+    startup.prepare(BATCH.value)
     if SEQUENCES.value % BATCH.value:
       raise ValueError(f"--sequences={SEQUENCES.value} is no multiple of --batch={BATCH.value}: "
                        f"set it to {-(-SEQUENCES.value // BATCH.value) * BATCH.value}")

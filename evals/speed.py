@@ -28,7 +28,7 @@ from hope_jax import config as configs
 from hope_jax.model import checks, lm, plan, sharding
 from hope_jax.reading import reader
 from hope_jax.reports.tables import markdown
-from hope_jax.runtime import metrics
+from hope_jax.runtime import metrics, program
 from hope_jax.scoring import results
 from hope_jax.training import costs, steps
 
@@ -69,7 +69,7 @@ LENGTH_BATCH = flags.DEFINE_integer("length_batch", 4, "Sequences in every batch
 DEPTHS = flags.DEFINE_list("depths", [], "Time to compile at these numbers of layers.")
 ROUNDS = flags.DEFINE_integer("rounds", 8, "Turns of each model.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 2, "Training steps a turn.", lower_bound=1)
-OUTPUT = flags.DEFINE_string("output", None, "All numbers, as JSON.")
+OUTPUT = program.define_path("output", "All numbers, as JSON.")
 
 
 def configuration(name: str, **changes):

@@ -195,16 +195,16 @@ def _safetensors():
 
 
 def define_flags(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("checkpoint", None, "Folder of the run whose parameters are exported to "
+  program.define_path("checkpoint", "Folder of the run whose parameters are exported to "
                                           "--output.", flag_values=values)
-  flags.DEFINE_string("output", None, "The safetensors file to write.", flag_values=values)
+  program.define_path("output", "The safetensors file to write.", flag_values=values)
   flags.DEFINE_integer("step", None, "Step to export. Default: the newest good one.",
                        flag_values=values)
   flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the exported numbers.",
                     flag_values=values)
-  flags.DEFINE_string("input", None, "The safetensors file to import into --workdir.",
+  program.define_path("input", "The safetensors file to import into --workdir.",
                       flag_values=values)
-  flags.DEFINE_string("workdir", None, "Folder to make for the imported run.", flag_values=values)
+  program.define_path("workdir", "Folder to make for the imported run.", flag_values=values)
 
 
 def main(argv, f: flags.FlagValues = flags.FLAGS):
@@ -213,8 +213,8 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   if len(argv) > 1 or given not in (["checkpoint", "output"], ["input", "workdir"]):
     raise app.UsageError("give --checkpoint and --output to export, or --input and --workdir to "
                          "import")
-  startup.prepare()
-  with program.one_line(ValueError, OSError, ImportError):
+  with program.one_line(ValueError, OSError, ImportError, RuntimeError):
+    startup.prepare()
     if f.output is not None:
       step = write(f.checkpoint, f.output, f.step, f.dtype)
       say(f"{f.output}: step {step} of {f.checkpoint}, {Path(f.output).stat().st_size:,} bytes")

@@ -41,9 +41,9 @@ def obey(stream: Stream, command: str) -> None:
     case ["/reset"]:
       stream.reset()
     case ["/save", directory]:
-      stream.save(directory)
+      stream.save(program.path(directory))
     case ["/load", directory]:
-      stream.load(directory)
+      stream.load(program.path(directory))
     case _:
       raise ValueError(f"{command!r} is not a command: use one of {COMMANDS}")
   say(f"[{command}: {stream.count} tokens in this conversation]")
@@ -66,7 +66,7 @@ def converse(stream: Stream, tokenizer: Tokenizer, tokens: int) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
   """Not at import: programs that use this module have flags of the same names."""
-  flags.DEFINE_string("checkpoint", None, "Folder of a run.", flag_values=values, required=True)
+  program.define_path("checkpoint", "Folder of a run.", flag_values=values, required=True)
   flags.DEFINE_string("prompt", "", "What the text starts with, or goes on with (--state).",
                       flag_values=values)
   flags.DEFINE_integer("tokens", 200, "Write at most this many tokens (a turn).", lower_bound=1,
@@ -74,19 +74,23 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_float("temperature", 0.8, "0: always the likeliest token.", flag_values=values)
   flags.DEFINE_float("top_p", 0.95, "Draw from the likeliest tokens with this much probability.",
                      flag_values=values)
-  flags.DEFINE_integer("seed", 0, "The same seed gives the same text.", flag_values=values)
+  flags.DEFINE_integer("seed", 0, "The same seed gives the same text.", lower_bound=0,
+                       upper_bound=2**32 - 1, flag_values=values)
   flags.DEFINE_bool("endless", False, "Never end the document before --tokens.", flag_values=values)
   flags.DEFINE_bool("interactive", False, f"Answer lines from stdin. Commands: {COMMANDS}.",
                     flag_values=values)
-  flags.DEFINE_string("state", None, "Go on with the conversation saved here.", flag_values=values)
+  program.define_path("state", "Go on with the conversation saved here.", flag_values=values)
 
 
 def main(argv, f: flags.FlagValues = flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: put the prompt in quotes, "
                          "--prompt=\"...\"")
-  startup.prepare()
-  with program.one_line(ValueError, OSError):
+  for pipe, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+    if hasattr(pipe, "reconfigure"):  # bytes that are no text are read as bytes, and never fatal
+      pipe.reconfigure(errors=errors)
+  with program.one_line(ValueError, OSError, RuntimeError):
+    startup.prepare()
     config, params, tokenizer = opening.load(f.checkpoint)
     never = [tokenizer.eos] if f.endless else []
     stream = Stream(config, params, temperature=f.temperature, top_p=f.top_p, seed=f.seed,

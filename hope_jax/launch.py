@@ -21,8 +21,8 @@ from hope_jax.training import costs, loop
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; "
                                                          "--config.any.field=value changes one "
                                                          "field.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-INIT_FROM = flags.DEFINE_string("init_from", None, "Folder of a run: its parameters are where a "
+WORKDIR = program.define_path("workdir", "Folder of the run.")
+INIT_FROM = program.define_path("init_from", "Folder of a run: its parameters are where a "
                                 "new run starts; the same model's, or a transformer's or "
                                 "hope_attention's with the levels of this configuration.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, fast state, FLOPs and memory; "

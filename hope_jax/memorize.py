@@ -16,11 +16,11 @@ from hope_jax.scoring import memorization, results
 
 
 def define_flags(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("checkpoint", None, "Folder of a run.", flag_values=values, required=True)
-  flags.DEFINE_string("text", None, "File to read.", flag_values=values, required=True)
-  flags.DEFINE_string("state", None, "Folder for what was learned; generate --state=... goes on "
+  program.define_path("checkpoint", "Folder of a run.", flag_values=values, required=True)
+  program.define_path("text", "File to read.", flag_values=values, required=True)
+  program.define_path("state", "Folder for what was learned; generate --state=... goes on "
                                      "from it.", flag_values=values)
-  flags.DEFINE_string("output", None, "All numbers, chunk by chunk, as JSON; report.py draws them.",
+  program.define_path("output", "All numbers, chunk by chunk, as JSON; report.py draws them.",
                       flag_values=values)
   flags.DEFINE_integer("steps", 1, "Times the text is read.", lower_bound=1, flag_values=values)
   memorization.define_flags(values)
@@ -29,8 +29,8 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(argv, f: flags.FlagValues = flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: name the file with --text=...")
-  startup.prepare()
   with program.one_line(ValueError, OSError, RuntimeError, FloatingPointError):
+    startup.prepare()
     config, params, tokenizer = memorization.load(f)
     if f.state is not None:
       conversation.steps(f.state)  # before the work, not after it

@@ -13,9 +13,9 @@ from hope_jax.runtime import program
 
 
 def define_flags(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("memorized", None, "JSON of memorize --output.", flag_values=values,
+  program.define_path("memorized", "JSON of memorize --output.", flag_values=values,
                       required=True)
-  flags.DEFINE_string("output", None, "Picture to write: .png, .pdf or .svg.", flag_values=values,
+  program.define_path("output", "Picture to write: .png, .pdf or .svg.", flag_values=values,
                       required=True)
 
 

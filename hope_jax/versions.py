@@ -37,6 +37,15 @@ def config(stored: dict) -> dict:
   return stored
 
 
+def hint(error: str) -> str:
+  """What a field of an earlier version that an error names is called now, or nothing."""
+  now = {"kind": "model.kind is now model.pattern and model.titan: "
+                 "c.model.update(config.PRESETS[...])", "mixer": "mixer is now channel"}
+  now |= {field: f"{section}.{field} is now {'.'.join(new)}"
+          for (section, field), new in MOVED_2.items()}
+  return "".join(f"; {text}" for field, text in now.items() if re.search(rf"\b{field}\b", error))
+
+
 def fast_path(path: str, version: int) -> str:
   """What the state at this path was called in a version."""
   if version == 1:

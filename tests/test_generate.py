@@ -188,6 +188,8 @@ def test_refusals(tmp_path):
   for kwargs, message in (
       (dict(temperature=-0.1), "temperature is -0.1: set it to 0 .* or more"),
       (dict(temperature=float("nan")), "temperature is nan"),
+      (dict(temperature=float("inf")), "temperature is inf"),
+      (dict(seed=-1), "seed is -1: set it to 0 or more"), (dict(seed=2**40), "and below 2.32"),
       (dict(top_p=0.0), "top_p is 0.0: set it above 0 and to at most 1"),
       (dict(top_p=1.01), "top_p is 1.01"),
       (dict(never=[VOCAB]), f"token {VOCAB} is not in the vocabulary")):
@@ -281,6 +283,23 @@ def test_a_run_is_loaded_with_its_tokenizer(run, tmp_path):
                      match="was not trained on text and has no tokenizer: choose a run with "
                            "data.task"):
     opening.load(other)
+
+
+def test_a_run_its_checkpoints_and_a_step_are_the_same(run, monkeypatch):
+  _, params, _ = opening.load(run)
+  monkeypatch.chdir(run / "checkpoints")
+  for where in (run / "checkpoints", run / "checkpoints" / "7", "7", "."):
+    chex.assert_trees_all_equal(opening.load(where)[1], params)
+  with pytest.raises(FileNotFoundError, match="no checkpoint of step 8"):
+    opening.load(run / "checkpoints" / "8")
+
+
+def test_a_line_that_is_no_text_is_answered(cli, monkeypatch):
+  out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+  monkeypatch.setattr("sys.stdout", out)
+  lines = ["value\udcff", "\x00", "日"]
+  _, said = cli("--interactive", "--tokens=6", "--endless", "--temperature=0", lines=lines)
+  assert said.count("tokens read") == 3 and "Error" not in said
 
 
 @pytest.mark.slow

@@ -1,5 +1,4 @@
-"""MLP memories M(z) = z + W1 gelu(W2 z) of one stream and head (NL Eq. 91), layer by layer (Eq.
-90).
+"""MLP memories M(z) = z + W1 gelu(W2 z) of one stream and head (NL Eq. 90, 91), layer by layer.
 
 Both layers are matrices with an input and a forcing: W2 with input k and the error sent back to its
 output, W1 with input h = gelu(W2 k) and the error itself. The gates (eta and alpha) have one output

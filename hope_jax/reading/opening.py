@@ -6,18 +6,27 @@ from hope_jax.checkpoints import stored, weights
 from hope_jax.data.tokenizer import Tokenizer
 
 
-def load(workdir: str | Path):
-  """(config, params, tokenizer) of a run's last checkpoint, on the first device.
+def find(checkpoint: str | Path) -> tuple[Path, int | None]:
+  """(folder of the run, step or None: the newest) of a run, its checkpoints or one of its steps."""
+  path, step = Path(checkpoint), None
+  if path.name.isdecimal() and path.absolute().parent.name == "checkpoints":
+    path, step = path.absolute().parent, int(path.name)
+  return (path.absolute().parent if path.absolute().name == "checkpoints" else path), step
+
+
+def load(checkpoint: str | Path):
+  """(config, params, tokenizer) of what `find` finds, on the first device.
 
   Raises FileNotFoundError without a checkpoint, ValueError when the tokenizer is missing or not the
   checkpoint's own.
   """
-  steps = Path(workdir) / "checkpoints"
-  meta = stored.read_meta(steps)
+  workdir, step = find(checkpoint)
+  steps = workdir / "checkpoints"
+  meta = stored.read_meta(steps, step)
   if meta["tokenizer"] == "none":
     raise ValueError(f"{workdir} was not trained on text and has no tokenizer: choose a run with "
                      "data.task=text")
-  tokenizer = Tokenizer(Path(workdir) / "tokenizer.model")
+  tokenizer = Tokenizer(workdir / "tokenizer.model")
   stored.check_tokenizer(meta, tokenizer.digest)
-  params, config, _ = weights.load(steps)
+  params, config, _ = weights.load(steps, step=step)
   return config, params, tokenizer

@@ -12,6 +12,7 @@ was saved goes on as if it had not stopped.
 
 from collections.abc import Iterator, Sequence
 import functools
+import math
 import operator
 from pathlib import Path
 
@@ -65,8 +66,10 @@ class Stream:
   def __init__(self, config, params, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
                never: Sequence[int] = ()):
     """temperature: 0 is greedy; top_p: share of probability drawn from; never: ids never chosen."""
-    if not temperature >= 0:
+    if not 0 <= temperature < math.inf:
       raise ValueError(f"temperature is {temperature}: set it to 0 (the likeliest token) or more")
+    if not 0 <= seed < 2**32:
+      raise ValueError(f"seed is {seed}: set it to 0 or more and below 2^32")
     if not 0 < top_p <= 1:
       raise ValueError(f"top_p is {top_p}: set it above 0 and to at most 1 (draw from all tokens)")
     self.config, self.params = config, params

@@ -1,7 +1,6 @@
 """What programs that use jax share: quiet libraries, devices, kept compilations, messages."""
 
 import os
-from pathlib import Path
 import sys
 
 from absl import logging
@@ -28,8 +27,15 @@ def prepare(rows: int = 1, data: int = 0, fsdp: int = 1, tensor: int = 1) -> Non
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     fitting = [n for n in range(1, cores // (fsdp * tensor) + 1) if rows % (n * fsdp) == 0]
     jax.config.update("jax_num_cpu_devices", (data or max(fitting, default=1)) * fsdp * tensor)
-  folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", Path.home() / ".cache" / "hope_jax" / "xla")
-  jax.config.update("jax_compilation_cache_dir", str(folder))
+  home = os.path.expanduser("~/.cache/hope_jax/xla")
+  folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", "" if home.startswith("~") else home)
+  jax.config.update("jax_compilation_cache_dir", folder or None)  # without a home none is kept
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    raise RuntimeError(f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: no such device "
+                       f"is here{f' ({error})' if str(error) else ''}; unset it, or set it to "
+                       "cpu") from None
 
 
 def say(text: str) -> None:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from hope_jax import config as configs
 from hope_jax.checkpoints import weights
 from hope_jax.model import mixers
+from hope_jax.reading import opening
 
 SAME = ("model.pattern", "model.titan", "model.dim", "model.layers", "model.heads", "model.vocab",
         "model.embed_std", "attention.window",
@@ -108,6 +109,7 @@ def load(config, workdir: str | Path) -> tuple[dict, dict]:
   A model of any kind that is described as it was (MODEL) has its parameters as they are.
   Raises FileNotFoundError when there is no checkpoint, ValueError as `check` does.
   """
-  params, config_old, meta = weights.load(Path(workdir) / "checkpoints")
+  workdir, step = opening.find(workdir)
+  params, config_old, meta = weights.load(workdir / "checkpoints", step=step)
   same = all(config[section] == config_old[section] for section in MODEL)
   return params if same else stack(config, params, config_old), meta

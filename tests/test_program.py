@@ -1,0 +1,53 @@
+"""What a person may write on a command line."""
+
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+from absl import flags
+import pytest
+
+from hope_jax import versions
+from hope_jax.runtime import program, startup
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_paths_are_those_of_a_person(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/me")
+  assert program.path("~/runs/a") == "/home/me/runs/a" and program.path("runs/~a") == "runs/~a"
+  values = flags.FlagValues()
+  program.define_path("workdir", "Folder.", flag_values=values)
+  values(["program", "--workdir=~"])
+  assert values.workdir == "/home/me"
+  for wrong, why in (("", "it is empty"), ("~nobody_of_this_name/x", "there is no home folder")):
+    with pytest.raises(flags.IllegalFlagValueError, match=why):
+      values(["program", f"--workdir={wrong}"])
+
+
+@pytest.mark.parametrize("field, now", [("kind", "config.PRESETS"), ("mixer", "channel"),
+                                        ("muon_lr", "muon.lr"), ("dim", "")])
+def test_a_field_of_an_earlier_version_is_told_by_its_new_name(field, now):
+  hint = versions.hint(f'Key "{field}" does not exist')
+  assert now in hint if now else not hint
+
+
+@pytest.mark.parametrize("environment, told", [
+    ({"JAX_PLATFORMS": "cuda"}, "JAX_PLATFORMS=cuda: no such device is here"),
+    ({"JAX_PLATFORMS": "cpu", "HOME": ""}, "no checkpoint in")])
+def test_a_missing_device_or_home_is_one_line(tmp_path, environment, told):
+  done = subprocess.run(
+      [sys.executable, "-m", "hope_jax.generate", "--checkpoint=none"], cwd=tmp_path,
+      capture_output=True, text=True, env=os.environ | environment | {"PYTHONPATH": str(ROOT)})
+  assert done.returncode == 1 and "Traceback" not in done.stderr
+  assert told in done.stderr.splitlines()[-1]
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch):
+  monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  kept = []
+  monkeypatch.setattr(startup.jax.config, "update", lambda name, value: kept.append((name, value)))
+  startup.prepare()
+  assert ("jax_compilation_cache_dir", None) in kept
