@@ -1,8 +1,7 @@
 """The outer optimizer as an optax chain: clipping, then the rule of optim.name, on each clock.
 
-A CMS level with a period longer than the sequence accumulates its gradient and is stepped once per
-period (NL Eq. 71), by the mean of the steps' clipped gradients: the loss is a mean over labels, so
-a rate means the same for every period. A period that is unfinished when the run ends is dropped.
+Each CMS level with a clock of its own is a partition: with a period longer than the sequence it
+accumulates its gradient and is stepped once per period (NL Eq. 71).
 """
 
 import importlib
@@ -42,10 +41,8 @@ def make(config) -> optax.GradientTransformation:
   module = importlib.import_module(f"{optimizers.__name__}.{config.optim.name}")
 
   def rule(every: int):
-    """All parameters on one clock, stepped once in `every` steps, at the last one's rate."""
-    def rate(peak):
-      return lambda count: peak * factor(count * every + every - 1)
-    inner = module.make(config, rate, kind)
+    """All parameters on one clock, stepped once in `every` steps."""
+    inner = module.make(config, lambda peak: lambda count: peak * factor(count * every), kind)
     inner = by_layer(inner) if module.WHOLE else inner
     return inner if every == 1 else optax.MultiSteps(inner, every).gradient_transformation()
 
