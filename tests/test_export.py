@@ -201,7 +201,7 @@ def test_an_imported_run(tmp_path):
   chex.assert_trees_all_equal(start, params)
   c.selfmod.eta_init = 0.2
   with pytest.raises(ValueError,
-                     match="without new levels, give its own model, mixer, titan, attention, "
+                     match="without new levels, give its own model, channel, titan, attention, "
                            "selfmod, gru"):
     stack.load(c, imported)
   with pytest.raises(FileExistsError,

@@ -129,11 +129,11 @@ def test_a_model_whose_memories_are_not_written_has_a_finite_gradient():
   c = config.base()
   c.model.update(dict(dim=16, layers=2, heads=1, vocab=8))
   c.selfmod.memory, c.teach.paths = "linear", ("none",)
-  c.data.update(dict(seq=512, batch=1))
+  c.data.update(dict(seq=128, batch=1))
   params = lm.init_params(c, jax.random.key(0))
-  tokens = jax.random.randint(jax.random.key(1), (1, 512), 0, 8)
+  tokens = jax.random.randint(jax.random.key(1), (1, 128), 0, 8)
   batch = {"tokens": tokens, "labels": jnp.roll(tokens, -1), "segments": jnp.ones_like(tokens)}
-  scaled = jax.tree.map(lambda p: 30 * p, params)
-  for p in (params, scaled):
-    loss, _, gradient = jax.jit(lambda p: sequences.learn(c, p, batch, None, 0))(p)
+  learn = jax.jit(lambda p: sequences.learn(c, p, batch, None, 0))
+  for size in (1, 30):
+    loss, _, gradient = learn(jax.tree.map(lambda p: size * p, params))
     assert jnp.isfinite(loss) and all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))

@@ -5,13 +5,15 @@ and what others put beside our files is no damage.
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import integrity
+from hope_jax import config, integrity
 from hope_jax.checkpoints import checkpoint, sidecar, weights
+from hope_jax.data import loader
 from hope_jax.scoring import validation
-from hope_jax.training import loop
+from hope_jax.training import loop, steps
 from tests.test_train import losses, small
 
 STRAYS = (".DS_Store", "Thumbs.db", "params/._manifest.ocdbt")
@@ -59,6 +61,51 @@ def test_a_run_without_validation_documents_says_so_at_the_start(tmp_path, capsy
   with pytest.raises(ValueError, match="no validation document"):
     loop.train(c, tmp_path / "stops")
   assert not sidecar.steps(tmp_path / "stops" / "checkpoints")
+
+
+@pytest.mark.parametrize("rollback_after, name", [(0, "adamw"), (3, "muon")])
+def test_a_batch_without_labels_is_an_empty_step(rollback_after, name):
+  c = config.base()
+  c.model.update(dict(pattern=("gru",), dim=8, layers=1, heads=1, vocab=9))
+  c.data.update(dict(seq=16, align=16, batch=2))
+  c.train.rollback_after, c.optim.name, c.optim.warmup = rollback_after, name, 0
+  step = steps.make_train_step(c)
+  tokens = jnp.ones((2, 16), jnp.int32)
+  batch = {"tokens": tokens, "labels": tokens, "segments": tokens}
+  state, _ = step(steps.init_state(c, jax.random.key(0)), batch)
+  before = jax.device_get(state.replace(rng=None))
+  state, out = step(state, batch | {"labels": -tokens})
+  assert out["loss"] == out["labels"] == out["grad_norm"] == 0
+  after = jax.device_get(state.replace(rng=None))
+  jax.tree.map(np.testing.assert_array_equal, after, before.replace(step=before.step + 1))
+  state, out = step(state, batch)
+  assert out["loss"] > 0 and state.guard.applied == 2
+
+
+def test_documents_of_one_token_each_are_trained_past(tmp_path, capsys):
+  """Between others: their windows have no label, in training and in the evaluation."""
+  c = small(tmp_path, data__batch=1, train__steps=4, train__eval_every=4, train__eval_batches=1)
+  batches = loader.train_batches
+
+  def emptied(*args):
+    for i, batch in enumerate(batches(*args)):
+      yield batch | ({"labels": np.full_like(batch["labels"], -1)} if i == 1 else {})
+
+  class Batches:
+    def __init__(self, *args):
+      self._own = emptied(*args)
+      self.get_state, self.set_state = dict, lambda state: None
+
+    def __iter__(self):
+      return self
+
+    def __next__(self):
+      return next(self._own)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loader, "train_batches", Batches)
+    result = loop.train(c, tmp_path / "run")
+  assert result["loss"] > 0 and "nan" not in capsys.readouterr().err
 
 
 def test_a_step_has_its_loss_although_it_was_saved_before(run):

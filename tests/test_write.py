@@ -220,7 +220,8 @@ def test_n_tokens_make_n_over_p_updates(x64, period, hold):
   x, signal = np.random.default_rng(0).standard_normal((2, CHUNKS, len(lengths), CHUNK, WIDTH))
   valid = begins[..., None] + np.arange(CHUNK) < lengths[:, None]
   begin = np.minimum(begins, lengths // CHUNK * CHUNK)  # a stream that has ended stays where it is
-  run, due = host(read, clock, params), jax.jit(jax.vmap(functools.partial(reader._due, clock)))
+  run = host(read, clock, params)
+  due = jax.jit(jax.vmap(lambda *place: reader.Place(*place).due(clock)))
   for flush in (False, True):
     ends = (begins < lengths) & (lengths <= begins + CHUNK) & flush
     state, stats = run(None, x, signal, valid, due(valid, begin, ends), begin % period)

@@ -97,7 +97,7 @@ def chunk(config, params, fast: FastState | None, piece: dict, strong: Strength 
   return out, after, gradients[0] if outer else None
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
   """Where the streams are in a chunk."""
   valid_BxC: jax.Array
   begin_B: jax.Array  # position of the chunk's slot 0
@@ -116,7 +116,7 @@ def _write_layers(config, fast, piece, strong, params, signals, taps, losses, lo
   own, t = plan.of(config), config.teach
   valid_BxC, labelled_BxC = piece["segments"] > 0, piece["labels"] >= 0
   begin_B = fast.count_B - jnp.sum(valid_BxC, 1)
-  place = _Place(valid_BxC, begin_B - begin_B % own.chunk,
+  place = Place(valid_BxC, begin_B - begin_B % own.chunk,
                  piece.get("ends", jnp.zeros(begin_B.shape, bool)) & t.flush_partial)
   scale = strong.scale / (labelled_BxC.size * axes.parts() if t.reduction == "mean" else 1)
   if t.signal == "global":

@@ -41,6 +41,9 @@ def evaluate(config, step: Callable, place: Callable, token_bytes=None, model: B
       for sums in (total, domains.setdefault(name, dict.fromkeys(total, 0.0))):
         for key in total:
           sums[key] += values[key]
+  if not total["labels"]:
+    raise ValueError("the validation windows hold no token to predict: their documents have one "
+                     "token each; give longer ones, or raise data.val_fraction")
   check_updates(moved)
   result = {"loss": total["nats"] / total["labels"], "accuracy": total["correct"] / total["labels"],
             "labels": int(total["labels"])}

@@ -65,8 +65,8 @@ def make_train_step(config, devices=None):
   """(TrainState, batch) -> (TrainState, metrics): loss in nats per label, norms, gates, on device.
 
   On a mesh of devices: the state stays where sharding.py says, the metrics are on all of them.
-  None: one device. With train.rollback_after, a bad step (spikes.py) changes nothing but the
-  counts.
+  None: one device. A batch without labels changes nothing; nor, but for the counts, does a bad step
+  (spikes.py) with train.rollback_after.
   """
   tx, factor = optimizer.make(config), optimizer.schedule(config)
   sums = functools.partial(_sums, config)
@@ -76,15 +76,19 @@ def make_train_step(config, devices=None):
   def train_step(state: TrainState, batch):
     rng = jax.random.fold_in(state.rng, state.step) if config.model.dropout else None
     labels = jnp.sum(batch["labels"] >= 0)
+    some, count = labels > 0, jnp.maximum(labels, 1)
     with axes.within(devices):
       gradients, loss, stats = sums(batch, state.params, rng, state.step)
-      gradients, loss = jax.tree.map(lambda g: g / labels, gradients), loss / labels
+      gradients, loss = jax.tree.map(lambda g: g / count, gradients), loss / count
       norm = optax.tree.norm(gradients)
       good, guard = spikes.judge(state.guard, loss, norm, config.optim.skip_above)
-      updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    new = optax.apply_updates(state.params, updates), opt_state
+      def apply():
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), opt_state
+      old = state.params, state.opt_state
+      new, guard = jax.lax.cond(some, lambda: (apply(), guard), lambda: (old, state.guard))
     if config.train.rollback_after:
-      new = spikes.choose(good, new, (state.params, state.opt_state))
+      new = spikes.choose(good, new, old)
     metrics = {"loss": loss, "labels": labels, "grad_norm": norm,
                "lr": config.optim.lr * factor(state.guard.applied), "memory": stats, "guard": guard}
     return TrainState(state.step + 1, *new, state.rng, guard=guard), metrics
