@@ -91,6 +91,7 @@ def logits(c, params, ids, fast=None):
               None if fast is None else jnp.ones_like(tokens))[0][0]
 
 
+@pytest.mark.slow
 def test_training_evaluation_generation_and_memorizing(saved):
   name, _, c, step = saved
   fresh = steps.init_state(c, jax.random.key(c.seed))
@@ -125,6 +126,7 @@ def test_files_load_and_give_the_same_logits(saved):
                                 8)) == gold(name)[f"{kind}/greedy"].tolist()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on(saved):
   name, folder, c, step = saved
   with checkpoint.Checkpoints(folder / "run" / "checkpoints", keep=1) as run:
