@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from hope_jax.data import files
 from hope_jax.model import lm, plan
 from hope_jax.reading import study
 from hope_jax.reports import tables
@@ -43,9 +44,10 @@ class Sample(NamedTuple):
 def read(path: str, tokenizer) -> list[Sample]:
   """The samples of a file of JSON lines. ValueError names the line that is none."""
   samples = []
-  with open(path) as file:
-    lines = list(file)  # not splitlines, which ends lines within JSON's texts
-  for number, line in enumerate(lines, 1):
+  # not splitlines, which ends lines within JSON's texts
+  for number, line in enumerate(files.text(path).split("\n"), 1):
+    if not line.strip():
+      continue
     try:
       entry = json.loads(line)
       prompt, answer = entry["prompt"], entry["answer"]

@@ -5,10 +5,10 @@
 """
 
 import math
-from pathlib import Path
 
 from absl import app, flags
 
+from hope_jax.data import files
 from hope_jax.reading import conversation, study
 from hope_jax.runtime import program, startup
 from hope_jax.runtime.startup import say
@@ -36,7 +36,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
       conversation.steps(f.state)  # before the work, not after it
     if f.output is not None:
       results.ready(f.output)
-    text = Path(f.text).read_text()
+    text = files.text(f.text)
     ids = [tokenizer.bos, *tokenizer.encode(text)]
     if len(ids) < 3:
       raise ValueError(f"{f.text} holds {len(ids) - 1} tokens: there is nothing to learn from "
@@ -44,7 +44,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     fast, reports = study.study(config, params, ids, f.steps)
     report = reports["read"]
     losses = {name: float(each.loss_B[0]) for name, each in reports.items()}
-    to_bits = (len(ids) - 1) / math.log(2) / len(text.encode())
+    to_bits = (len(ids) - 1) / math.log(2) / len(files.encode(text))
     say(f"{len(ids):,} tokens read {f.steps} time(s)")
     for name, nats in losses.items():
       print(f"{name:8} {nats:.4f} nats per token, {nats * to_bits:.4f} bits per byte")

@@ -1,13 +1,15 @@
 """Documents arrive in one order, whole, in a split that never moves; bad input is named."""
 
+import bz2
 import gzip
 import json
+import lzma
 import random
 
 import pytest
 from ml_collections import ConfigDict
 
-from hope_jax.data import corpus
+from hope_jax.data import corpus, files
 
 
 def source(kind, path="", field="text", domains=""):
@@ -63,6 +65,59 @@ def test_jsonl_plain_and_gzip_are_the_same_documents(tmp_path):
       ("w.jsonl:1", "one\n", "w"), ("w.jsonl:3", "two", "w")]
 
 
+@pytest.mark.parametrize("pack, ending", [(bz2.compress, ".bz2"), (lzma.compress, ".XZ"),
+                                          (gzip.compress, ".gz"), (bytes, "")])
+def test_packed_files_of_any_ending_are_read_and_damage_is_named(tmp_path, pack, ending):
+  lines = b'{"text": "one"}\n' * 50
+  for name in ("a.ndjson", "b.JSONL"):
+    (tmp_path / f"{name}{ending}").write_bytes(pack(lines))
+  read = list(corpus.read(source("jsonl", tmp_path)))
+  assert len(read) == 100 and {d.domain for d in read} == {"a", "b"}
+  (tmp_path / f"text{ending}").write_bytes(pack(b"whole\r\ntext"))
+  assert files.text(tmp_path / f"text{ending}") == "whole\r\ntext"
+  if ending:
+    (tmp_path / f"text{ending}").write_bytes(pack(lines)[:-9])
+    with pytest.raises(ValueError, match=f"text{ending} is not a whole {ending} file"):
+      files.text(tmp_path / f"text{ending}")
+    (tmp_path / f"text{ending}").write_bytes(b"no such thing at all")
+    with pytest.raises(ValueError, match=f"text{ending} is not a whole {ending} file"):
+      files.text(tmp_path / f"text{ending}")
+
+
+def test_what_is_no_text_is_left_out_and_said(tmp_path, capsys):
+  (tmp_path / "inner").mkdir()
+  for name, data in (("a.txt", b"plain"), ("inner/b.txt", "wide é".encode("utf-16")),
+                     ("c.txt", b"\xef\xbb\xbfmarked"), ("picture.png", b"\x89PNG\0\0\1"),
+                     ("Thumbs.db", b"\0\0"), (".hidden", b"not seen"), ("latin.txt", b"caf\xe9")):
+    (tmp_path / name).write_bytes(data)
+  read = {d.name: d.text for d in corpus.read(source("text", tmp_path))}
+  assert read == {"a.txt": "plain", "inner/b.txt": "wide é", "c.txt": "marked",
+                  "latin.txt": "caf\udce9"}
+  assert "2 left out, no text: Thumbs.db, picture.png" in capsys.readouterr().err
+  list(corpus.read(source("text", tmp_path)))
+  assert not capsys.readouterr().err  # once
+  jsonl(tmp_path / "x.jsonl", dict(text="one"), dict(text=None), dict(text="two"))
+  assert [d.text for d in corpus.read(source("jsonl", tmp_path))] == ["one", "two"]
+  said = capsys.readouterr().err
+  assert "left out, no JSON lines" in said and "1 left out, null in field 'text': x.jsonl:2" in said
+
+
+def test_folders_behind_links_are_read_once(tmp_path):
+  (tmp_path / "real").mkdir()
+  (tmp_path / "real" / "a.txt").write_text("one")
+  (tmp_path / "texts").mkdir()
+  (tmp_path / "texts" / "link").symlink_to(tmp_path / "real")
+  (tmp_path / "real" / "loop").symlink_to(tmp_path / "texts")
+  assert [d.name for d in corpus.read(source("text", tmp_path / "texts"))] == ["link/a.txt"]
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"text": ' + b"1" * 5000 + b"}", b'{"text": 1}'])
+def test_a_line_that_cannot_be_read_is_named(tmp_path, line):
+  (tmp_path / "deep.jsonl").write_bytes(b'{"text": "one"}\n' + line + b"\n")
+  with pytest.raises(ValueError, match=r"deep.jsonl:2: no"):
+    list(corpus.read(source("jsonl", tmp_path)))
+
+
 def test_half_a_surrogate_pair_becomes_its_bytes(tmp_path):
   path = tmp_path / "a.jsonl"
   path.write_text('{"text": "x\\ud800y \\ud83d\\ude00"}\n')
@@ -96,6 +151,6 @@ def test_bad_input_is_named(tmp_path):
   fails("bad.jsonl:3: not JSON", "jsonl", tmp_path / "bad.jsonl")
   cut = jsonl(tmp_path / "cut.jsonl.gz", dict(text="abc" * 100))
   cut.write_bytes(cut.read_bytes()[:-12])
-  fails("cut.jsonl.gz is not a whole gzip file", "jsonl", cut)
+  fails("cut.jsonl.gz is not a whole .gz file", "jsonl", cut)
   with pytest.raises(ValueError, match=r"val_fraction 1.0 is not in \[0, 1\)"):
     corpus.split_of("a", 1.0)

@@ -1,5 +1,6 @@
 """From text to batches of token windows.
 
+    files        files of text, packed or not, and what their bytes mean
     corpus       documents of a source
     tokenizer    SentencePiece
     tokenized    the folder of token shards, built once and checked whenever it is used

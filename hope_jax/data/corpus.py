@@ -5,15 +5,14 @@ A source is data, `ConfigDict(name, kind, path, field, domains, weight)`, one en
 
     embedded  pydoc's reference topics, the standard library's sources and its tests: no download
     text      a text file, or every file of a folder: one document a file
-    jsonl     a JSON lines file (plain or .gz), or every such file of a folder: one document a line,
-              its text in `field`
+    jsonl     a JSON lines file (.jsonl, .json, .ndjson, plain or packed), or every such file of a
+              folder: one document a line, its text in `field`
 
-Documents come in the same order on every read. Text is UTF-8; bytes that are not survive as
-surrogate escapes.
+Documents come in the same order on every read. What bytes mean: files.py. What is left out of a
+folder (files that are no text, or no JSON lines; lines without a text) is said.
 """
 
 import dataclasses
-import gzip
 import hashlib
 import json
 import re
@@ -23,6 +22,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from hope_jax.data import files
+
 SPLITS = ("train", "validation")
 _EMBEDDED = ("reference", "library", "tests")
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
@@ -30,6 +31,7 @@ _TEST_FOLDERS = {"test", "tests", "idle_test"}
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "encodings"}
 # the topics are the reference domain already
 _SKIPPED_FILES = re.compile(r"_sysconfigdata.*|topics\.py")
+_JSONL = re.compile(r"\.(jsonl?|ndjson)$")
 _LARGEST_SOURCE_FILE = 500_000  # bytes; what is larger was generated
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # those that do not escape a byte
 
@@ -94,57 +96,68 @@ def _read_embedded(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
       continue
     domain = "tests" if _TEST_FOLDERS & set(parts[:-1]) else "library"
     if (not wanted or domain in wanted) and path.stat().st_size <= _LARGEST_SOURCE_FILE:
-      yield Document(f"library/{'/'.join(parts)}", _decode(path.read_bytes()), domain)
+      yield Document(f"library/{'/'.join(parts)}", files.decode(path.read_bytes()), domain)
 
 
 def _read_text(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
   """The domain is the folder below `path` that a file lies in; without one, `path`'s last part."""
-  root = _existing(source)
-  for path in _files(root):
+  root, no_text = _existing(source), []
+  for path in files.below(root):
     relative = path.relative_to(root.parent if root.is_file() else root)
     domain = relative.parts[0] if len(relative.parts) > 1 else root.stem
-    text = _decode(path.read_bytes()) if not wanted or domain in wanted else ""
+    text = files.text(path) if not wanted or domain in wanted else ""
+    if "\0" in text and path != root:
+      no_text.append(relative.as_posix())
+      continue
     yield Document(relative.as_posix(), text, domain)
+  _tell(source, no_text, "no text")
 
 
 def _read_jsonl(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
-  """The domain is the file's name up to `.jsonl`; the name is the relative path and the line."""
-  root = _existing(source)
-  for path in _files(root):
-    if not re.search(r"\.jsonl?(\.gz)?$", path.name) and path != root:
+  """The domain is the file's name up to its ending; the name is the relative path and the line."""
+  root, others, empty = _existing(source), [], []
+  for path in files.below(root):
+    relative = path.relative_to(root.parent if root.is_file() else root).as_posix()
+    if not _JSONL.search(files.stem(path)) and path != root:
+      others.append(relative)
       continue
-    domain = re.sub(r"\.jsonl?(\.gz)?$", "", path.name)
+    domain = re.sub(r"\.(jsonl?|ndjson)(\.\w+)?$", "", path.name, flags=re.IGNORECASE)
     if wanted and domain not in wanted:
       yield Document("", "", domain)  # so that an unknown domain's error can list it
       continue
-    relative = path.relative_to(root.parent if root.is_file() else root).as_posix()
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
-      try:
-        for number, line in enumerate(lines, 1):
-          if line.strip():
-            yield Document(f"{relative}:{number}", _field(line, source.field, f"{path}:{number}"),
-                           domain)
-      except (EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error}); fetch it again") from None
+    with files.unpacked(path) as lines:
+      for number, line in enumerate(lines, 1):
+        text = _field(line, source.field, f"{path}:{number}") if line.strip() else ""
+        if text is None:
+          empty.append(f"{relative}:{number}")
+        elif line.strip():
+          yield Document(f"{relative}:{number}", text, domain)
+  _tell(source, others, "no JSON lines (.jsonl, .json, .ndjson; .gz, .bz2, .xz)")
+  _tell(source, empty, f"null in field {source.field!r}")
 
 
-def _field(line: bytes, field: str, where: str) -> str:
+def _tell(source: ConfigDict, names: list[str], why: str) -> None:
+  if names:
+    files.tell(f"source {source.name}: {len(names)} left out, {why}: {', '.join(names[:5])}"
+               f"{' ...' if len(names) > 5 else ''}")
+
+
+def _field(line: bytes, field: str, where: str) -> str | None:
+  """The text, or None for a null."""
   try:
-    record = json.loads(_decode(line))
-  except json.JSONDecodeError as error:
+    record = json.loads(files.decode(line))
+  except (ValueError, RecursionError) as error:
     raise ValueError(
         f"{where}: not JSON ({error}); a jsonl source holds one JSON object a line") from None
+  if isinstance(record, dict) and record.get(field, "") is None:
+    return None
   if not isinstance(record, dict) or not isinstance(record.get(field), str):
     keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
     raise ValueError(f"{where}: no text in field {field!r}; set the source's field to one of: "
                      f"{keys}")
   # JSON may escape half a surrogate pair, which UTF-8 cannot hold: keep the three bytes of it.
-  return _LONE_SURROGATE.sub(lambda m: _decode(m.group().encode("utf-8", "surrogatepass")),
+  return _LONE_SURROGATE.sub(lambda m: files.decode(m.group().encode("utf-8", "surrogatepass")),
                              record[field])
-
-
-def _decode(data: bytes) -> str:
-  return data.decode("utf-8", "surrogateescape")
 
 
 def _existing(source: ConfigDict) -> Path:
@@ -153,11 +166,3 @@ def _existing(source: ConfigDict) -> Path:
     raise ValueError(f"source {source.name}: path {source.path!r} does not exist; give a file or a "
                      "folder")
   return path
-
-
-def _files(root: Path) -> list[Path]:
-  """The file itself, or all that are not hidden below the folder."""
-  if root.is_file():
-    return [root]
-  return [p for p in sorted(root.rglob("*"))
-          if p.is_file() and not any(part.startswith(".") for part in p.relative_to(root).parts)]
