@@ -111,7 +111,8 @@ def test_folders_behind_links_are_read_once(tmp_path):
   assert [d.name for d in corpus.read(source("text", tmp_path / "texts"))] == ["link/a.txt"]
 
 
-@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"text": ' + b"1" * 5000 + b"}", b'{"text": 1}'])
+@pytest.mark.parametrize("line",
+                         [b"[" * 100_000, b'{"text": ' + b"1" * 5000 + b"}", b'{"text": 1}'])
 def test_a_line_that_cannot_be_read_is_named(tmp_path, line):
   (tmp_path / "deep.jsonl").write_bytes(b'{"text": "one"}\n' + line + b"\n")
   with pytest.raises(ValueError, match=r"deep.jsonl:2: no"):

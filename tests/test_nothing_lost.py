@@ -11,7 +11,7 @@ import pytest
 
 from hope_jax import config, integrity
 from hope_jax.checkpoints import checkpoint, sidecar, weights
-from hope_jax.data import loader
+from hope_jax.data import loader, tokenized
 from hope_jax.scoring import validation
 from hope_jax.training import loop, steps
 from tests.test_train import losses, small
@@ -131,3 +131,12 @@ def test_stray_files_are_ignored_and_said(run, tmp_path, capsys, name):
   assert f"  {name}: was not written with the step, and is ignored" in capsys.readouterr().out
   loop.train(c, tmp_path / "run")  # goes on, and finds nothing to do
   assert not list((tmp_path / "run" / "checkpoints").glob("*.damaged*"))
+
+
+@pytest.mark.parametrize("between", [" ", ","])
+def test_a_document_of_one_line_trains_a_tokenizer(between):
+  text = between.join(["memory"] * 3000)
+  pieces = list(tokenized._lines(f"short\n{text}\n\nend"))
+  assert "".join(pieces) == f"short\n{text}\n\nend" and max(map(len, pieces)) <= 4096
+  assert pieces[0] == "short\n" and pieces[-1] == "end" and len(pieces) > 6
+  assert between == "," or pieces[1].endswith("memory ")

@@ -25,6 +25,7 @@ from hope_jax.data.tokenizer import Tokenizer, train as train_tokenizer
 from hope_jax.data.windows import Windows
 
 _FORMAT = 1
+_LONG_LINE = 4096  # characters that are drawn for the tokenizer at once
 _BATCH_CHARS = 4_000_000  # tokenised at a time
 
 
@@ -144,11 +145,22 @@ def _sample(config: ConfigDict, sizes: dict[tuple[str, str], int]) -> Iterator[s
     for d in corpus.read(source):
       if corpus.split_of(d.name, config.data.val_fraction) == "train":
         key = source.name, d.domain
-        for line in d.text.splitlines(keepends=True):
+        for line in _lines(d.text):
           due[key] += share[key]
           if due[key] >= 1:
             due[key] -= 1
             yield line
+
+
+def _lines(text: str) -> Iterator[str]:
+  """Lines, with their ends; long ones in pieces, cut after a blank where there is one."""
+  for line in text.splitlines(keepends=True):
+    at = 0
+    while len(line) - at > _LONG_LINE:
+      cut = line.rfind(" ", at, at + _LONG_LINE) + 1 or at + _LONG_LINE
+      yield line[at:cut]
+      at = cut
+    yield line[at:]
 
 
 def _write_source(folder: Path, source: ConfigDict, val_fraction: float, tok: Tokenizer,
