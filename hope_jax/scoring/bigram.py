@@ -9,6 +9,8 @@ part is itself interpolated with the uniform distribution, so nothing has probab
 
 import numpy as np
 
+TOGETHER = 2_000_000  # pairs counted at once
+
 
 class Bigram:
   """Counts of (token, next token) pairs, as sorted unique keys."""
@@ -16,17 +18,30 @@ class Bigram:
   def __init__(self, vocab: int):
     self.vocab = vocab
     self._keys, self._counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    self._waiting = []  # pairs that are not counted yet: counting sorts, and is dear for a few
 
   def add(self, tokens: np.ndarray, labels: np.ndarray) -> None:
     """Counts the pairs of a batch; labels below 0 are none."""
     used = labels >= 0
-    keys = np.concatenate([self._keys, tokens[used].astype(np.int64) * self.vocab + labels[used]])
-    counts = np.concatenate([self._counts, np.ones(used.sum(), np.int64)])
-    self._keys, where = np.unique(keys, return_inverse=True)
-    self._counts = np.bincount(where, counts).astype(np.int64)
+    self._waiting.append(tokens[used].astype(np.int64) * self.vocab + labels[used])
+    if sum(map(len, self._waiting)) > TOGETHER:
+      self._count()
+
+  def _count(self) -> None:
+    own, counts = np.unique(np.concatenate([self._keys[:0], *self._waiting]), return_counts=True)
+    self._keys, where = np.unique(np.concatenate([self._keys, own]), return_inverse=True)
+    self._counts = np.bincount(where, np.concatenate([self._counts, counts])).astype(np.int64)
+    self._waiting = []
+
+  @property
+  def tokens(self) -> int:
+    """Pairs that were counted."""
+    self._count()
+    return int(self._counts.sum())
 
   def nats(self, tokens: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """-log P(label | token) of every pair, 0 without a label; ValueError before any counting."""
+    self._count()
     if not len(self._keys):
       raise ValueError("the bigram model has seen no pair: call add with training batches first")
     once, twice = (self._counts == 1).sum(), (self._counts == 2).sum()

@@ -12,6 +12,8 @@ from hope_jax.model import mixers, plan
 from hope_jax.runtime.startup import say
 from hope_jax.scoring.bigram import Bigram
 
+BIGRAM_TOKENS = 20_000_000  # that the baseline counts: under a minute, however long the run
+
 
 def evaluate(config, step: Callable, place: Callable, token_bytes=None, model: Bigram | None = None,
              stopped: Callable = lambda: False) -> dict | None:
@@ -52,7 +54,7 @@ def evaluate(config, step: Callable, place: Callable, token_bytes=None, model: B
       return sums[key] / math.log(2) / sums["bytes"]
     result |= {"bpb": bits(total), "domain": {name: bits(sums) for name, sums in domains.items()}}
     if model:
-      result["bigram_bpb"] = bits(total, "bigram")
+      result |= {"bigram_bpb": bits(total, "bigram"), "bigram_tokens": model.tokens}
   return result
 
 
@@ -62,7 +64,8 @@ def tell(step: int, result: dict) -> None:
   if "bpb" in result:
     text += f", {result['bpb']:.4f} bits per byte"
   if "bigram_bpb" in result:
-    text += f" (interpolated bigram on the same training tokens: {result['bigram_bpb']:.4f})"
+    text += (f" (interpolated bigram on {result['bigram_tokens']:,} of the training tokens: "
+             f"{result['bigram_bpb']:.4f})")
   say(text)
 
 
@@ -72,8 +75,11 @@ def count_bytes(token_bytes, labels) -> int:
 
 
 def bigram(config, count: int, stopped: Callable = lambda: False) -> Bigram:
-  """The bigram model of the first `count` steps' batches, or of those before `stopped`."""
+  """The bigram model of the first `count` steps' batches, of BIGRAM_TOKENS at most, or of those
+  before `stopped`.
+  """
   model, batches = Bigram(config.model.vocab), iter(loader.train_batches(config))
+  count = min(count, -(-BIGRAM_TOKENS // (config.data.batch * config.data.seq)))
   for batch in itertools.takewhile(lambda _: not stopped(), itertools.islice(batches, count)):
     model.add(batch["tokens"], batch["labels"])
   return model

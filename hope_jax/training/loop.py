@@ -360,7 +360,8 @@ class _Run:
 
     if not self.evaluates:
       return {}
-    last = i == self.config.train.steps and self.tokenizer
+    last = (i == self.config.train.steps and self.tokenizer
+            and "validation/bigram_bpb" not in self.metrics.resumed)
     try:
       with self.pause("evaluation"):
         bigram = validation.bigram(self.config, i, lambda: self.signals.caught) if last else None
