@@ -2,7 +2,10 @@
 and what others put beside our files is no damage.
 """
 
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ import pytest
 from hope_jax import config, integrity
 from hope_jax.checkpoints import checkpoint, sidecar, weights
 from hope_jax.data import loader, tokenized
+from hope_jax.runtime import lock
 from hope_jax.scoring import validation
 from hope_jax.training import loop, steps
 from tests.test_train import losses, small
@@ -140,3 +144,57 @@ def test_a_document_of_one_line_trains_a_tokenizer(between):
   assert "".join(pieces) == f"short\n{text}\n\nend" and max(map(len, pieces)) <= 4096
   assert pieces[0] == "short\n" and pieces[-1] == "end" and len(pieces) > 6
   assert between == "," or pieces[1].endswith("memory ")
+
+
+HOLDER = """
+import sys, time
+from hope_jax.runtime import lock
+with lock.held(sys.argv[1], "another"):
+  print("held", flush=True)
+  time.sleep(60)
+"""
+
+
+def test_a_lock_says_who_holds_it_and_ends_with_its_process(tmp_path):
+  path = tmp_path / ".lock"
+  with lock.held(path, "another --workdir"):
+    assert lock.is_held(path)
+    with pytest.raises(BlockingIOError,
+                       match=f"in use by process {os.getpid()} on .*choose another --workdir"):
+      with lock.held(path, "another --workdir"):
+        pass
+  assert not path.exists() and not lock.is_held(path)
+  other = subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE, text=True)
+  assert other.stdout.readline() == "held\n"
+  with pytest.raises(BlockingIOError, match=f"process {other.pid}"):
+    with lock.held(path, "another"):
+      pass
+  other.kill()
+  other.wait()
+  with lock.held(path, "another"):  # its file is there, its lock is not
+    pass
+
+
+def test_a_second_run_in_a_workdir_is_refused_and_changes_nothing(run, tmp_path):
+  c, workdir = run
+  shutil.copytree(workdir, tmp_path / "run")
+  (tmp_path / "run" / "checkpoints" / "9.partial").mkdir()  # being written
+  with lock.held(tmp_path / "run" / ".lock", "another --workdir"):
+    before = sorted(path for path in (tmp_path / "run").rglob("*"))
+    with pytest.raises(OSError, match="in use by process .*choose another --workdir"):
+      loop.train(c, tmp_path / "run")
+    assert sorted(path for path in (tmp_path / "run").rglob("*")) == before
+  loop.train(c, tmp_path / "run")
+  assert not (tmp_path / "run" / "checkpoints" / "9.partial").exists()
+
+
+def test_what_a_killed_data_build_left_is_cleaned_and_what_another_builds_is_not(tmp_path):
+  c = small(tmp_path)
+  left, other = (tmp_path / f".data.host-{i}-build" for i in (1, 2))
+  for folder in (left, other):
+    folder.mkdir()
+    (folder / "tokens").write_bytes(b"x")
+  with lock.held(f"{other}.lock", "another"):
+    tokenized.build(c)
+  assert not left.exists() and other.exists()
+  assert sorted(path.name for path in tmp_path.glob(".data*")) == [other.name]

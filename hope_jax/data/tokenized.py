@@ -7,10 +7,11 @@ file) and, for each source and split, `tokens` (flat, one document after another
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from hope_jax.data import corpus
 from hope_jax.data.corpus import SPLITS
 from hope_jax.data.tokenizer import Tokenizer, train as train_tokenizer
 from hope_jax.data.windows import Windows
+from hope_jax.runtime import lock
 
 _FORMAT = 1
 _LONG_LINE = 4096  # characters that are drawn for the tokenizer at once
@@ -41,19 +43,27 @@ def build(config: ConfigDict, verify: bool = False) -> Path:
     _check(folder, config, verify)
     return folder
   folder.parent.mkdir(parents=True, exist_ok=True)
-  partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-  try:
-    _write(partial, config)
-    partial.chmod(0o755)  # mkdtemp's folders are private
+  for dead in folder.parent.glob(f".{folder.name}.*-build"):
+    if not lock.is_held(f"{dead}.lock"):
+      shutil.rmtree(dead, ignore_errors=True)
+  partial = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}-build")
+  with lock.held(f"{partial}.lock", "another data.dir"):
+    partial.mkdir()
     try:
-      partial.rename(folder)
-    except OSError:
-      if not folder.exists():
-        raise
-      _check(folder, config, verify)  # another process was first: its folder is as good
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
+      _write(partial, config)
+      _publish(partial, folder, config)
+    finally:
+      shutil.rmtree(partial, ignore_errors=True)
   return folder
+
+
+def _publish(partial: Path, folder: Path, config: ConfigDict) -> None:
+  try:
+    partial.rename(folder)
+  except OSError:
+    if not folder.exists():
+      raise
+    _check(folder, config, False)  # another process was first: its folder is as good
 
 
 def tokenizer(config: ConfigDict) -> Tokenizer:

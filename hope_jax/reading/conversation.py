@@ -11,6 +11,7 @@ from hope_jax import versions
 from hope_jax.checkpoints import arrays, sidecar, stored
 from hope_jax.checkpoints.checkpoint import Checkpoints
 from hope_jax.model import plan
+from hope_jax.runtime import lock
 
 
 def owner(config: ConfigDict, params: Any) -> dict:
@@ -38,7 +39,9 @@ def save(directory: str | Path, fast: Any, meta: dict) -> None:
     raise ValueError(f"meta has no {' and no '.join(sorted(missing))}: add "
                      "conversation.owner(config, params)")
   step = max(steps(directory), default=-1) + 1
-  with Checkpoints(directory, keep=1) as saved:
+  Path(directory).mkdir(parents=True, exist_ok=True)
+  with (lock.held(Path(directory) / ".lock", "another folder for the state"),
+        Checkpoints(directory, keep=1) as saved):
     saved.write(step, {"fast": fast, "meta": meta}, {"model": meta["fingerprint"]})
 
 

@@ -30,7 +30,7 @@ from hope_jax import config as configs
 from hope_jax.checkpoints import checkpoint, sidecar, stored
 from hope_jax.data import loader, tokenized
 from hope_jax.model import checks, plan, sharding
-from hope_jax.runtime import hosts
+from hope_jax.runtime import hosts, lock
 from hope_jax.runtime.goodput import Goodput
 from hope_jax.runtime.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.runtime.signals import Signals
@@ -55,7 +55,11 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None) -> d
   checks.validate(config, jax.device_count())
   workdir, tokenizer = Path(workdir), None
   c = config.train
-  with checkpoint.Checkpoints(workdir / "checkpoints", c.keep, c.keep_best, c.keep_every) as saved:
+  workdir.mkdir(parents=True, exist_ok=True)
+  alone = (lock.held(workdir / ".lock", "another --workdir") if jax.process_index() == 0
+           else contextlib.nullcontext())
+  with alone, checkpoint.Checkpoints(workdir / "checkpoints", c.keep, c.keep_best,
+                                     c.keep_every) as saved:
     own = f".{jax.process_index()}" if jax.process_index() else ""  # each process keeps its account
     goodput, stacked = Goodput(workdir / f"goodput{own}.json"), None
     if init_from is not None and saved.latest() is not None:

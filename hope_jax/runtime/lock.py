@@ -1,0 +1,64 @@
+"""One process at a time: a lock that ends with its process, however that ends.
+
+    with lock.held(workdir / ".lock", "another --workdir"):
+      ...
+
+It is the kernel's (flock), which network file systems pass on to their server. The file says who
+holds it, and goes when the lock does.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import datetime
+import fcntl
+import os
+from pathlib import Path
+import shlex
+import socket
+import sys
+from typing import TextIO
+
+
+@contextlib.contextmanager
+def held(path: str | Path, fix: str) -> Iterator[None]:
+  """Holds the lock of a file. BlockingIOError, saying who holds it and the `fix`, if another does.
+
+  Where the file system has no locks, nothing is held.
+  """
+  file = _open(Path(path), fix)
+  try:
+    yield
+  finally:
+    os.unlink(path)
+    file.close()
+
+
+def is_held(path: str | Path) -> bool:
+  """Whether a process holds the lock of a file."""
+  try:
+    with held(path, ""):
+      return False
+  except BlockingIOError:
+    return True
+
+
+def _open(path: Path, fix: str) -> TextIO:
+  while True:
+    file = open(path, "a+")
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      owner = file.read().strip() or "another process"
+      file.close()
+      raise BlockingIOError(f"{path.parent} is in use by {owner}: wait for its end, or choose {fix}"
+                            ) from None
+    except OSError:  # no locks here
+      return file
+    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+      now = datetime.datetime.now().isoformat(" ", "seconds")
+      file.truncate(0)
+      file.write(f"process {os.getpid()} on {socket.gethostname()} since {now} ({shlex.join(sys.argv)})")
+      file.flush()
+      return file
+    file.close()  # its holder has just ended and taken the file away
