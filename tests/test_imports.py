@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hope_jax"
 FOLDERS = ("versions", "optimizers", "config", "runtime", "memory", "checkpoints", "data", "model",
            "reading", "scoring", "training", "reports")
 WITHOUT_JAX = (
-    "versions", "config", "integrity", "report", "data.__main__", "runtime.program", "runtime.lock", "data.files",
-    "runtime.goodput", "runtime.signals", "checkpoints.sidecar", "data.corpus",
+    "versions", "config", "integrity", "report", "data.__main__", "runtime.program", "runtime.lock",
+    "data.files", "runtime.goodput", "runtime.signals", "checkpoints.sidecar", "data.corpus",
     "data.tokenizer", "data.shard", "data.windows", "data.tokenized", "scoring.bigram",
     "scoring.intervals", "reports.tables", "reports.memorized")
 SELF_MODIFYING = [f"memory.{name}" for name in (

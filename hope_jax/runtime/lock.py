@@ -58,7 +58,8 @@ def _open(path: Path, fix: str) -> TextIO:
     if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
       now = datetime.datetime.now().isoformat(" ", "seconds")
       file.truncate(0)
-      file.write(f"process {os.getpid()} on {socket.gethostname()} since {now} ({shlex.join(sys.argv)})")
+      file.write(f"process {os.getpid()} on {socket.gethostname()} since {now} "
+                 f"({shlex.join(sys.argv)})")
       file.flush()
       return file
     file.close()  # its holder has just ended and taken the file away
