@@ -20,6 +20,7 @@ from hope_jax.scoring import validation
 from hope_jax.training import loop, steps
 from tests.test_train import losses, small
 
+QUICK = dict(model__pattern=("gru",), model__dropout=0.0, channel__kind="swiglu", train__steps=3)
 STRAYS = (".DS_Store", "Thumbs.db", "params/._manifest.ocdbt")
 
 
@@ -27,7 +28,7 @@ STRAYS = (".DS_Store", "Thumbs.db", "params/._manifest.ocdbt")
 def run(tmp_path_factory):
   """(configuration, workdir) of three steps."""
   folder = tmp_path_factory.mktemp("run")
-  c = small(folder, train__steps=3, train__eval_every=3)
+  c = small(folder, **QUICK, train__eval_every=3)
   loop.train(c, folder / "run")
   return c, folder / "run"
 
@@ -46,15 +47,23 @@ def test_an_evaluation_that_fails_costs_no_step(run, tmp_path, monkeypatch, caps
   assert f"the evaluation of step 3 failed: {type(error).__name__}" in said
   assert losses(tmp_path / "run") == losses(run[1])
   assert sidecar.steps(tmp_path / "run" / "checkpoints") == [3]
+
+
+def test_an_evaluation_that_fails_stops_a_run_where_it_is_to(run, tmp_path, monkeypatch):
+  def fail(*_):
+    raise RuntimeError("memory mem made no update")
+
+  monkeypatch.setattr(validation, "evaluate", fail)
+  c = run[0].copy_and_resolve_references()
   c.train.on_evaluation_error = "stop"
-  with pytest.raises(type(error)):
-    loop.train(c, tmp_path / "stops")
-  assert sidecar.steps(tmp_path / "stops" / "checkpoints") == [3]  # saved before
+  with pytest.raises(RuntimeError, match="made no update"):
+    loop.train(c, tmp_path / "run")
+  assert sidecar.steps(tmp_path / "run" / "checkpoints") == [3]  # saved before
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1e-9])
 def test_a_run_without_validation_documents_says_so_at_the_start(tmp_path, capsys, fraction):
-  c = small(tmp_path, train__steps=3, train__eval_every=1)
+  c = small(tmp_path, **QUICK, train__eval_every=1)
   c.data.val_fraction = fraction
   loop.train(c, tmp_path / "run")
   said = capsys.readouterr().err
@@ -88,7 +97,7 @@ def test_a_batch_without_labels_is_an_empty_step(rollback_after, name):
 
 def test_documents_of_one_token_each_are_trained_past(tmp_path, capsys):
   """Between others: their windows have no label, in training and in the evaluation."""
-  c = small(tmp_path, data__batch=1, train__steps=4, train__eval_every=4, train__eval_batches=1)
+  c = small(tmp_path, **QUICK, data__batch=1, train__eval_every=3, train__eval_batches=1)
   batches = loader.train_batches
 
   def emptied(*args):

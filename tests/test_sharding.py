@@ -147,9 +147,9 @@ def slow(*case):
 
 @pytest.mark.parametrize("kind, optimizer, meshes", [
     ("transformer", "adamw", [(2, 2, 2)]), slow("transformer", "adamw", MESHES),
-    slow("hope_selfmod", "adamw", MESHES),
-    slow("hope_hybrid", "adamw", MESHES), slow("hope_hybrid", "muon", [(2, 2, 2), (1, 8, 1)]),
-    slow("hope_selfmod/mlp", "adamw", [(8, 1, 1), (2, 2, 2)])])
+    slow("hope_selfmod", "adamw", MESHES[1:]),
+    slow("hope_hybrid", "adamw", MESHES[1:]), slow("hope_hybrid", "muon", [(2, 2, 2), (1, 8, 1)]),
+    slow("hope_selfmod/mlp", "adamw", [(2, 2, 2)])])
 def test_every_mesh_trains_as_one_device(kind, optimizer, meshes):
   one, *others = on_eight("train", kind, optimizer, ONE, *meshes)
   assert one["losses"][-1] < one["losses"][0] - 0.1

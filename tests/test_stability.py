@@ -127,13 +127,13 @@ def test_what_cannot_be_bounded_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("memory, chunk", [("mlp", 64), ("linear", 256)])
 def test_norms_stay_below_the_bound_at_width_1024(memory, chunk):
-  """25 000 tokens; every eighth part of them is of another kind."""
+  """12 500 tokens; every eighth part of them is of another kind."""
   rule = Rule(memory=memory, bound=BOUND, chunk_memory=chunk, chunk_generators=chunk)
   params = cases.parameters(rule, jax.random.key(0), width=1024, hidden=64)
   scale = dict(w=0.05, v_in=0.1, v_out=0.1, g_in=0.1)
   params = {name: p * scale.get(name, 1.0) for name, p in params.items()}
   parts = ((0, 0), (1, 0), (2, 1), (3, 4), (4, 4), (5, 0), (3, 1), (1, 2))  # inputs, gates
-  each = 25_000 // len(parts) // chunk + 1
+  each = 12_500 // len(parts) // chunk + 1
   state, before = self_modifying.fresh(rule, params), initial_norms(rule, params)
   # optimised code: the run time counts here
   advance = jax.jit(lambda p, state, kind, first: run(rule, p, state, kind, first, each, each))

@@ -273,7 +273,7 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_trained(trained
   with pytest.raises(FileNotFoundError, match="no checkpoint in .*nowhere"):
     loop.train(c, tmp_path / "run", tmp_path / "nowhere")
   params, old, meta = weights.load(trained / "checkpoints")
-  monkeypatch.setattr(weights, "load", lambda _: (params, old, meta | {"tokenizer": "abc"}))
+  monkeypatch.setattr(weights, "load", lambda *_, **__: (params, old, meta | {"tokenizer": "abc"}))
   with pytest.raises(ValueError,
                      match="tokenizer does not match the checkpoint: it was trained with abc"):
     loop.train(c, tmp_path / "run", trained)

@@ -39,7 +39,6 @@ def save(directory: str | Path, fast: Any, meta: dict) -> None:
     raise ValueError(f"meta has no {' and no '.join(sorted(missing))}: add "
                      "conversation.owner(config, params)")
   step = max(steps(directory), default=-1) + 1
-  Path(directory).mkdir(parents=True, exist_ok=True)
   with (lock.held(Path(directory) / ".lock", "another folder for the state"),
         Checkpoints(directory, keep=1) as saved):
     saved.write(step, {"fast": fast, "meta": meta}, {"model": meta["fingerprint"]})

@@ -44,7 +44,12 @@ def is_held(path: str | Path) -> bool:
 
 def _open(path: Path, fix: str) -> TextIO:
   while True:
-    file = open(path, "a+")
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      file = open(path, "a+")
+    except OSError as error:
+      raise type(error)(error.errno, f"{path.parent} cannot be written: {error.strerror}; choose "
+                                     f"{fix}, or change its permissions") from None
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -55,7 +55,6 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None) -> d
   checks.validate(config, jax.device_count())
   workdir, tokenizer = Path(workdir), None
   c = config.train
-  workdir.mkdir(parents=True, exist_ok=True)
   alone = (lock.held(workdir / ".lock", "another --workdir") if jax.process_index() == 0
            else contextlib.nullcontext())
   with alone, checkpoint.Checkpoints(workdir / "checkpoints", c.keep, c.keep_best,
