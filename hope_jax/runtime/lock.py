@@ -29,7 +29,8 @@ def held(path: str | Path, fix: str) -> Iterator[None]:
   try:
     yield
   finally:
-    os.unlink(path)
+    with contextlib.suppress(FileNotFoundError):  # its folder may be gone
+      os.unlink(path)
     file.close()
 
 
