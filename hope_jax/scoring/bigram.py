@@ -28,7 +28,9 @@ class Bigram:
       self._count()
 
   def _count(self) -> None:
-    own, counts = np.unique(np.concatenate([self._keys[:0], *self._waiting]), return_counts=True)
+    if not self._waiting:
+      return
+    own, counts = np.unique(np.concatenate(self._waiting), return_counts=True)
     self._keys, where = np.unique(np.concatenate([self._keys, own]), return_inverse=True)
     self._counts = np.bincount(where, np.concatenate([self._counts, counts])).astype(np.int64)
     self._waiting = []
