@@ -5,6 +5,6 @@ configuration, which knows them without jax: optax is imported where it is used.
     muon     matrices by Muon, all else by AdamW
 
 FIELDS: {field: default}. WHOLE: whether a matrix has to be on one device while it is stepped.
-make(config, rate, kind) -> optax transform, with its learning rate and decay. rate: peak -> optax
-schedule. kind: path of a parameter -> matrix | embedding | vector.
+make(config, rate, matrices) -> optax transform, with its learning rate and decay. rate: peak ->
+optax schedule. matrices: parameters -> the same tree of bools, False at embeddings and vectors.
 """

@@ -7,11 +7,8 @@ FIELDS = {
 WHOLE = False
 
 
-def make(config, rate, kind):
+def make(config, rate, matrices):
   """With optim.lr."""
-  import jax
   import optax
-  def matrices(tree):
-    return jax.tree_util.tree_map_with_path(lambda path, _: kind(path) == "matrix", tree)
   o, own = config.optim, config.adamw
   return optax.adamw(rate(o.lr), own.b1, own.b2, weight_decay=o.weight_decay, mask=matrices)

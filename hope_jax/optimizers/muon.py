@@ -9,16 +9,15 @@ FIELDS = {
 WHOLE = True  # cut, they would be sent again in every product, and each computed by many devices
 
 
-def make(config, rate, kind):
+def make(config, rate, matrices):
   """Newton-Schulz is symmetric in its axes: kernels are (in, out), memories (out, in)."""
   import jax
   from optax import contrib
-  def by_path(function):
-    return lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: function(path), tree)
-  axes = contrib.MuonDimensionNumbers(-2, -1)
+  def axes(params):
+    two = contrib.MuonDimensionNumbers(-2, -1)
+    return jax.tree.map(lambda matrix: two if matrix else None, matrices(params))
   return contrib.muon(
       rate(config.muon.lr), consistent_rms=0.2, weight_decay=config.optim.weight_decay,
-      weight_decay_mask=by_path(lambda path: kind(path) == "matrix"),
-      muon_weight_dimension_numbers=by_path(lambda path: axes if kind(path) == "matrix" else None),
+      weight_decay_mask=matrices, muon_weight_dimension_numbers=axes,
       adam_b1=config.adamw.b1, adam_b2=config.adamw.b2, adam_learning_rate=rate(config.optim.lr),
       adam_weight_decay=0.0)

@@ -20,6 +20,11 @@ def kind(path) -> str:
   return parameters.row(path_name(path)).group
 
 
+def matrices(params):
+  """Which parameters are matrices: the same tree of bools."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: kind(path) == "matrix", params)
+
+
 def schedule(config):
   """Linear warm-up, then cosine to final_lr; factor 1 at the peak."""
   o, steps = config.optim, config.train.steps
@@ -42,7 +47,7 @@ def make(config) -> optax.GradientTransformation:
 
   def rule(every: int):
     """All parameters on one clock, stepped once in `every` steps."""
-    inner = module.make(config, lambda peak: lambda count: peak * factor(count * every), kind)
+    inner = module.make(config, lambda peak: lambda count: peak * factor(count * every), matrices)
     inner = by_layer(inner) if module.WHOLE else inner
     return inner if every == 1 else optax.MultiSteps(inner, every).gradient_transformation()
 
