@@ -38,10 +38,10 @@ def save(directory: str | Path, fast: Any, meta: dict) -> None:
   if missing := {"fingerprint", "levels"} - meta.keys():
     raise ValueError(f"meta has no {' and no '.join(sorted(missing))}: add "
                      "conversation.owner(config, params)")
-  step = max(steps(directory), default=-1) + 1
-  with (lock.held(Path(directory) / ".lock", "another folder for the state"),
-        Checkpoints(directory, keep=1) as saved):
-    saved.write(step, {"fast": fast, "meta": meta}, {"model": meta["fingerprint"]})
+  with lock.held(Path(directory) / ".lock", "another folder for the state"):
+    step = max(steps(directory), default=-1) + 1  # another may just have saved there
+    with Checkpoints(directory, keep=1) as saved:
+      saved.write(step, {"fast": fast, "meta": meta}, {"model": meta["fingerprint"]})
 
 
 def load(directory: str | Path, like: Any, own: dict) -> tuple[Any, dict]:
