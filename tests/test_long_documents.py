@@ -47,7 +47,8 @@ def tiny(kind="hope_attention", **mixer):
 
 
 def document(i: int) -> str:
-  return " ".join(f"{WORDS[(i * j) % 10]}é_{WORDS[(i + j) % 10]}\n" for j in range(4 + 2 * (i % 5)))
+  return " ".join(f"{WORDS[(i * j) % 10]}é_{WORDS[(i + j) % 10]}\n"
+                  for j in range(4 + 2 * (i % 5)))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,7 +11,8 @@ from hope_jax.data.tokenizer import StreamDecoder, Tokenizer
 CODE = "def f(x):\n    if x:\r\n\t\treturn 'naïve ▁ 日本'  # 12345\n\n\n        pass\n" * 5
 AWKWARD = ["", " ", "   \n \t\r\n\r\r  ", "\0", "a\0b", "\u2581", " \u2581 \u2581\u2581",
            "<s></s><unk><0x41>", "\ufeff\ufffd\u2585", "e\u0301 é ﬁ Ⅷ",
-           "𝔘👩‍👩‍👧 \u202e", "x" * 10_000, " " * 5000 + "\n" * 5000, "\udcff\udc80a\udce2", CODE]
+           "𝔘👩‍👩‍👧 \u202e", "x" * 10_000,
+           " " * 5000 + "\n" * 5000, "\udcff\udc80a\udce2", CODE]
 
 
 @pytest.fixture(scope="module")
