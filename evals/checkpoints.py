@@ -28,22 +28,16 @@ from hope_jax.reports.tables import markdown
 from hope_jax.runtime import program, startup
 from hope_jax.training import steps
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Model whose training state is saved.")
-GIB = flags.DEFINE_float("gib", 1.0, "Without --config: size of the state, a third each for "
-                                     "parameters and two moments.",
-                         lower_bound=0.01)
-FOLDER = program.define_path("folder", "Where to write: on the disk to be measured.",
-                             required=True)
-ROUNDS = flags.DEFINE_integer("rounds", 3, "The median of so many is shown.", lower_bound=1)
+FLAGS = flags.FLAGS
 ARRAY = 1024 * 4096  # numbers in each array of --gib: 16 MiB
 
 
 def state_like():
   """The state's shapes."""
-  if CONFIG.value is not None:
-    checks.validate(CONFIG.value)
-    return jax.eval_shape(lambda: steps.init_state(CONFIG.value, jax.random.key(0)))
-  count = max(1, round(GIB.value * 2**30 / 3 / ARRAY / 4))
+  if FLAGS.config is not None:
+    checks.validate(FLAGS.config)
+    return jax.eval_shape(lambda: steps.init_state(FLAGS.config, jax.random.key(0)))
+  count = max(1, round(FLAGS.gib * 2**30 / 3 / ARRAY / 4))
   tree = {f"array_{i}": jax.ShapeDtypeStruct((ARRAY,), jnp.float32) for i in range(count)}
   return TrainState(jax.ShapeDtypeStruct((), jnp.int32), tree, {"first": tree, "second": tree},
                     jax.random.key(0))
@@ -125,16 +119,27 @@ def measure(folder: Path, rounds: int) -> tuple[dict[str, list[tuple[float, floa
   return times.seconds, sum(x.nbytes for x in jax.tree.leaves(state)), count
 
 
+def define_flags(values: flags.FlagValues) -> None:
+  config_flags.DEFINE_config_file("config", None, "Model whose training state is saved.",
+                                  flag_values=values)
+  flags.DEFINE_float("gib", 1.0, "Without --config: size of the state, a third each for "
+                     "parameters and two moments.", lower_bound=0.01, flag_values=values)
+  program.define_path("folder", "Where to write: on the disk to be measured.", required=True,
+                      flag_values=values)
+  flags.DEFINE_integer("rounds", 3, "The median of so many is shown.", lower_bound=1,
+                       flag_values=values)
+
+
 def main(_):
   startup.prepare()
-  folder = Path(FOLDER.value) / "checkpoint_speed"
+  folder = Path(FLAGS.folder) / "checkpoint_speed"
   try:
     with program.one_line(ValueError, OSError, RuntimeError):
-      seconds, size, count = measure(folder, ROUNDS.value)
+      seconds, size, count = measure(folder, FLAGS.rounds)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
   print(f"{size / 1e6:,.0f} MB in {count} files, {os.cpu_count()} cores, median of "
-        f"{ROUNDS.value}\n")
+        f"{FLAGS.rounds}\n")
   rows = []
   for name, values in seconds.items():
     (middle, worked), (least, _) = np.median(values, 0), np.min(values, 0)
@@ -144,4 +149,5 @@ def main(_):
 
 
 if __name__ == "__main__":
+  define_flags(FLAGS)
   app.run(main, flags_parser=program.parse_flags)

@@ -28,6 +28,7 @@ from hope_jax.runtime import program
 from hope_jax.scoring import results
 from hope_jax.training import collectives, costs
 
+FLAGS = flags.FLAGS
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 # streams that a device reads at once, in the table of meshes
@@ -52,11 +53,6 @@ LONG = {  # one sequence on one device
 }
 LENGTHS = (2048, 8192, 32_768, 131_072)
 SIZES = ("pilot", "mid", "target")
-TABLES = flags.DEFINE_list("tables", ["remat"], "Of meshes, remat, depths, lengths.")
-MINUTES = flags.DEFINE_float("minutes", 8.0, "A program that takes longer to compile is left out.")
-OUTPUT = program.define_path("output", "All numbers, as JSON.")
-CASE = flags.DEFINE_string("case", None, "One program, as JSON; prints its numbers. The other "
-                                         "flags are for a list of them.")
 
 
 def case(config: str, label: str, mesh=(1, 1, 1), **fields) -> dict:
@@ -150,15 +146,24 @@ def row(table: str, r: dict) -> list:
           f"{r['flops'] / 1e12:,.2f}", f"{sum(r['seconds'].values()):.0f}"]
 
 
+def define_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_list("tables", ["remat"], "Of meshes, remat, depths, lengths.", flag_values=values)
+  flags.DEFINE_float("minutes", 8.0, "A program that takes longer to compile is left out.",
+                     flag_values=values)
+  program.define_path("output", "All numbers, as JSON.", flag_values=values)
+  flags.DEFINE_string("case", None, "One program, as JSON; prints its numbers. The other "
+                      "flags are for a list of them.", flag_values=values)
+
+
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, "
                          "--tables=meshes,remat")
-  if CASE.value:
-    print(json.dumps(measure(json.loads(CASE.value))))
+  if FLAGS.case:
+    print(json.dumps(measure(json.loads(FLAGS.case))))
     return
-  jobs = {table: cases(table) for table in TABLES.value}
-  path = results.ready(OUTPUT.value) if OUTPUT.value else None
+  jobs = {table: cases(table) for table in FLAGS.tables}
+  path = results.ready(FLAGS.output) if FLAGS.output else None
   report = json.loads(path.read_text()) if path and path.exists() else {}
   with tqdm(total=sum(map(len, jobs.values())), unit="program") as bar:
     for table, entries in jobs.items():
@@ -166,7 +171,7 @@ def main(argv):
       report[table] = results.stamp("evals/compiled.py") | {"jax": jax.__version__, "rows": rows}
       for entry in entries:
         bar.set_postfix_str(f"{entry['config']}, {entry['label']}, {entry['mesh']}")
-        rows.append(apart(entry, MINUTES.value))
+        rows.append(apart(entry, FLAGS.minutes))
         if path:
           results.write(path, report)
         bar.update()
@@ -179,4 +184,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+  define_flags(FLAGS)
   app.run(main)

@@ -16,10 +16,7 @@ import matplotlib.pyplot as plt
 
 from hope_jax.runtime import program
 
-RUNS = flags.DEFINE_list("runs", None, "Workdirs.", required=True)
-KEY = flags.DEFINE_string("key", "validation/accuracy", "Which number.")
-OUTPUT = program.define_path("output", "Picture to write.", required=True)
-EVERY = flags.DEFINE_integer("every", 1, "Points between rows of the table.", lower_bound=1)
+FLAGS = flags.FLAGS
 
 
 def read(run: str, key: str) -> dict[int, float]:
@@ -32,23 +29,31 @@ def read(run: str, key: str) -> dict[int, float]:
   return found
 
 
+def define_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_list("runs", None, "Workdirs.", required=True, flag_values=values)
+  flags.DEFINE_string("key", "validation/accuracy", "Which number.", flag_values=values)
+  program.define_path("output", "Picture to write.", required=True, flag_values=values)
+  flags.DEFINE_integer("every", 1, "Points between rows of the table.", lower_bound=1,
+                       flag_values=values)
+
+
 def main(_):
   try:
-    curves = {Path(run).name: read(run, KEY.value) for run in RUNS.value}
+    curves = {Path(run).name: read(run, FLAGS.key) for run in FLAGS.runs}
   except (ValueError, OSError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
   figure, axes = plt.subplots(figsize=(6, 3.5))
   for name, curve in curves.items():
     axes.plot(list(curve), list(curve.values()), marker=".", label=name)
-  axes.set(xlabel="step", ylabel=KEY.value)
+  axes.set(xlabel="step", ylabel=FLAGS.key)
   axes.grid(alpha=0.3)
   axes.legend()
   figure.tight_layout()
-  Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(OUTPUT.value, dpi=120)
+  Path(FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(FLAGS.output, dpi=120)
 
   steps = sorted(set().union(*curves.values()))
-  shown = [s for i, s in enumerate(steps) if i % EVERY.value == 0 or s == steps[-1]]
+  shown = [s for i, s in enumerate(steps) if i % FLAGS.every == 0 or s == steps[-1]]
   print("| step | " + " | ".join(curves) + " |\n|---:|" + "---:|" * len(curves))
   for step in shown:
     print(f"| {step} | "
@@ -56,4 +61,5 @@ def main(_):
 
 
 if __name__ == "__main__":
+  define_flags(FLAGS)
   app.run(main)

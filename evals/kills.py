@@ -38,9 +38,8 @@ from hope_jax.runtime import metrics, startup
 from hope_jax.scoring import validation
 from hope_jax.training import loop, steps
 
+FLAGS = flags.FLAGS
 ROOT = Path(__file__).resolve().parents[1]
-KILLS = flags.DEFINE_integer("kills", 20, "How many.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 STEPS, SAVE_EVERY = 60, 7
 MOMENTS = {  # what is called then, and the most seconds from there to the kill
     "before the first save": (loop._Run, "log", 0.0),
@@ -157,21 +156,26 @@ def differences(whole: Path, other: Path) -> list[str]:
   return found + (["the position of the data"] if x_position != y_position else [])
 
 
+def define_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_integer("kills", 20, "How many.", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("seed", 0, "Of the moments.", flag_values=values)
+
+
 def main(_):
   startup.prepare()
-  rng, table, wrong, number = random.Random(SEED.value), [], [], 0
+  rng, table, wrong, number = random.Random(FLAGS.seed), [], [], 0
   order = itertools.cycle(MOMENTS)
   folder = Path(tempfile.mkdtemp(prefix="kills."))
   try:
-    with tqdm(total=KILLS.value, desc="kill", file=sys.stderr) as bar:
+    with tqdm(total=FLAGS.kills, desc="kill", file=sys.stderr) as bar:
       status, said, _ = start(folder / "whole")
       if status:
         raise RuntimeError(f"the run that is not killed failed:\n{said}")
-      while len(table) < KILLS.value:
+      while len(table) < FLAGS.kills:
         number += 1
         workdir = folder / str(number)
         while True:
-          killed = len(table) < KILLS.value and kill(workdir, *plan(_next(order, workdir), rng))
+          killed = len(table) < FLAGS.kills and kill(workdir, *plan(_next(order, workdir), rng))
           if not killed:
             break
           table.append({"run": number} | killed)
@@ -203,4 +207,5 @@ def _next(order, workdir: Path) -> str:
 
 
 if __name__ == "__main__":
+  define_flags(FLAGS)
   app.run(main)

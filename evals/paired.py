@@ -22,12 +22,8 @@ from hope_jax.reports import tables
 from hope_jax.runtime import program
 from hope_jax.scoring import intervals, results
 
+FLAGS = flags.FLAGS
 HERE = Path(__file__).resolve().parents[1]
-BEFORE = program.define_path("before", "The other checkout.", required=True)
-TRAIN = flags.DEFINE_list("train", ["transformer", "selfmod_linear"], "Models of speed.py.")
-MEMORIZE = flags.DEFINE_list("memorize", [], "Models of speed.py that write in context.")
-ROUNDS = flags.DEFINE_integer("rounds", 12, "Turns of each.", lower_bound=2)
-OUTPUT = program.define_path("output", "All numbers, as JSON.")
 
 WORKER = """
 import json, sys, time
@@ -35,6 +31,8 @@ import jax, numpy as np
 from absl import flags
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 from evals import speed
+if hasattr(speed, "define_flags"):  # 0.1.0 defines them where it is imported
+  speed.define_flags(flags.FLAGS)
 flags.FLAGS(["speed"])
 try:
   from hope_jax.model import lm
@@ -91,24 +89,34 @@ def compare(before: Callable, after: Callable, what: str, name: str, rounds: int
           "ratio": intervals.interval(seconds["before"], seconds["after"], 0)}
 
 
+def define_flags(values: flags.FlagValues) -> None:
+  program.define_path("before", "The other checkout.", required=True, flag_values=values)
+  flags.DEFINE_list("train", ["transformer", "selfmod_linear"], "Models of speed.py.",
+                    flag_values=values)
+  flags.DEFINE_list("memorize", [], "Models of speed.py that write in context.", flag_values=values)
+  flags.DEFINE_integer("rounds", 12, "Turns of each.", lower_bound=2, flag_values=values)
+  program.define_path("output", "All numbers, as JSON.", flag_values=values)
+
+
 def main(_):
-  if OUTPUT.value:
-    results.ready(OUTPUT.value)
+  if FLAGS.output:
+    results.ready(FLAGS.output)
   with tempfile.TemporaryDirectory() as cache, program.one_line(OSError, RuntimeError):
     before, after = (start(folder, f"{cache}/{i}")
-                     for i, folder in enumerate((BEFORE.value, HERE)))
-    rows = [compare(before, after, what, name, ROUNDS.value)
-            for what, names in (("train", TRAIN.value), ("memorize", MEMORIZE.value))
+                     for i, folder in enumerate((FLAGS.before, HERE)))
+    rows = [compare(before, after, what, name, FLAGS.rounds)
+            for what, names in (("train", FLAGS.train), ("memorize", FLAGS.memorize))
             for name in names]
   print(tables.markdown(
       ["", "before, median s", "after, median s", "speed, after / before (95 %)"],
       [[f"{row['what']} {row['model']}",
         *(f"{statistics.median(row['seconds'][which]):.3f}" for which in ("before", "after")),
         tables.score(row["ratio"])] for row in rows]))
-  if OUTPUT.value:
-    results.write(OUTPUT.value, results.stamp("evals/paired.py"), results.machine(),
+  if FLAGS.output:
+    results.write(FLAGS.output, results.stamp("evals/paired.py"), results.machine(),
                   {"rows": rows})
 
 
 if __name__ == "__main__":
+  define_flags(FLAGS)
   app.run(main)

@@ -27,15 +27,7 @@ from hope_jax.reports.tables import markdown
 from hope_jax.runtime import program, startup
 from hope_jax.scoring import intervals, results, validation
 
-CHECKPOINT = program.define_path("checkpoint", "Workdir of a run with data.task=recall.",
-                                 required=True)
-STEP = flags.DEFINE_integer("step", None, "Which of its checkpoints; default: the last.")
-GAPS = flags.DEFINE_list("gaps", ["0", "500", "1000", "2000", "4000"],
-                         "Filler tokens between facts and questions.")
-SEQUENCES = flags.DEFINE_integer("sequences", 256, "Sequences for each gap; a multiple of --batch.",
-                                 lower_bound=1)
-BATCH = flags.DEFINE_integer("batch", 16, "Sequences at once.", lower_bound=1)
-OUTPUT = program.define_path("output", "All numbers, as JSON.")
+FLAGS = flags.FLAGS
 
 
 def at_gap(config, gap: int, write: bool):
@@ -43,7 +35,7 @@ def at_gap(config, gap: int, write: bool):
   c = config.copy_and_resolve_references().unlock()
   places = c.data.seq - c.data.recall_gap
   c.data.update(recall_gap=gap, seq=-(-(places + gap) // c.data.align) * c.data.align,
-                batch=BATCH.value)
+                batch=FLAGS.batch)
   if not write:
     c.teach.paths = ("none",)
   checks.validate(c, jax.device_count())
@@ -67,13 +59,13 @@ def evaluate(config, params, bar: tqdm) -> tuple[dict, list[dict]]:
   """Accuracy over --sequences unseen ones; each memory's move, mean over layers and batches."""
   step, right, asked, moved = make_step(config), 0, 0, []
   rows, began = sharding.by_stream(sharding.mesh(configs.base())), time.perf_counter()
-  for _, batch in loader.eval_batches(config, SEQUENCES.value // BATCH.value):
+  for _, batch in loader.eval_batches(config, FLAGS.sequences // FLAGS.batch):
     correct_B, asked_B, stats = jax.device_get(step(params, jax.device_put(batch, rows)))
     right, asked = right + int(correct_B.sum()), asked + int(asked_B.sum())
     moved.append({name: float(np.mean(v)) for name, v in stats.items() if name.startswith("moved")})
     bar.update()
   accuracy = right / asked
-  return {"accuracy": accuracy, "interval": intervals.wilson(accuracy, SEQUENCES.value),
+  return {"accuracy": accuracy, "interval": intervals.wilson(accuracy, FLAGS.sequences),
           "queries": asked,
           "moved": {name: float(np.mean([m[name] for m in moved])) for name in moved[0]},
           "seconds": time.perf_counter() - began}, moved
@@ -81,12 +73,12 @@ def evaluate(config, params, bar: tqdm) -> tuple[dict, list[dict]]:
 
 def measure(config, params) -> list[dict]:
   """One entry a gap. RuntimeError when memories that should write do not, or the others do."""
-  gaps, ways = [int(gap) for gap in GAPS.value], ("on",
+  gaps, ways = [int(gap) for gap in FLAGS.gaps], ("on",
                                                   "off") if plan.of(config).paths else ("none",)
   out = []
-  with tqdm(total=len(gaps) * len(ways) * (SEQUENCES.value // BATCH.value), unit="batch") as bar:
+  with tqdm(total=len(gaps) * len(ways) * (FLAGS.sequences // FLAGS.batch), unit="batch") as bar:
     for gap in gaps:
-      out.append({"gap": gap, "sequences": SEQUENCES.value})
+      out.append({"gap": gap, "sequences": FLAGS.sequences})
       for way in ways:
         bar.set_postfix_str(f"gap {gap}, memory {way}")
         out[-1][way], moved = evaluate(at_gap(config, gap, way == "on"), params, bar)
@@ -110,27 +102,40 @@ def table(gaps: list[dict]) -> str:
                    for r in gaps])
 
 
+def define_flags(values: flags.FlagValues) -> None:
+  program.define_path("checkpoint", "Workdir of a run with data.task=recall.", required=True,
+                      flag_values=values)
+  flags.DEFINE_integer("step", None, "Which of its checkpoints; default: the last.",
+                       flag_values=values)
+  flags.DEFINE_list("gaps", ["0", "500", "1000", "2000", "4000"],
+                    "Filler tokens between facts and questions.", flag_values=values)
+  flags.DEFINE_integer("sequences", 256, "Sequences for each gap; a multiple of --batch.",
+                       lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("batch", 16, "Sequences at once.", lower_bound=1, flag_values=values)
+  program.define_path("output", "All numbers, as JSON.", flag_values=values)
+
+
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, "
                          "--gaps=0,2000")
   with program.one_line(ValueError, OSError, RuntimeError):
-    startup.prepare(BATCH.value)
-    if SEQUENCES.value % BATCH.value:
-      raise ValueError(f"--sequences={SEQUENCES.value} is no multiple of --batch={BATCH.value}: "
-                       f"set it to {-(-SEQUENCES.value // BATCH.value) * BATCH.value}")
-    folder = Path(CHECKPOINT.value) / "checkpoints"
-    params, config, meta = weights.load(folder, step=STEP.value)
+    startup.prepare(FLAGS.batch)
+    if FLAGS.sequences % FLAGS.batch:
+      raise ValueError(f"--sequences={FLAGS.sequences} is no multiple of --batch={FLAGS.batch}: "
+                       f"set it to {-(-FLAGS.sequences // FLAGS.batch) * FLAGS.batch}")
+    folder = Path(FLAGS.checkpoint) / "checkpoints"
+    params, config, meta = weights.load(folder, step=FLAGS.step)
     if config.data.task != "recall" or not config.data.recall_fillers:
-      raise ValueError(f"{CHECKPOINT.value} was not trained with data.task=recall and "
+      raise ValueError(f"{FLAGS.checkpoint} was not trained with data.task=recall and "
                        "data.recall_fillers: train configs/recall_long.py")
-    if OUTPUT.value:
-      results.ready(OUTPUT.value)
+    if FLAGS.output:
+      results.ready(FLAGS.output)
     place = sharding.replicated(sharding.mesh(configs.base()))
     gaps = measure(config, jax.device_put(params, place))
     chance = 1 / config.data.recall_keys
-    if OUTPUT.value:
-      results.write(OUTPUT.value, results.stamp("evals/recall_long.py"), results.machine(),
+    if FLAGS.output:
+      results.write(FLAGS.output, results.stamp("evals/recall_long.py"), results.machine(),
                     results.of_model(config, params, meta["tokenizer"]),
                     {"step": meta["step"], "chance": chance, "gaps": gaps})
   print(f"{config.data.recall_pairs} facts of {config.data.recall_keys} keys and values, "
@@ -139,4 +144,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+  define_flags(FLAGS)
   app.run(main)

@@ -32,6 +32,7 @@ from hope_jax.runtime import metrics, program
 from hope_jax.scoring import results
 from hope_jax.training import costs, steps
 
+FLAGS = flags.FLAGS
 PRESETS = {  # vocabulary, width, layers, heads, sequence, batch, dtype
     "small": dict(vocab=4096, dim=256, layers=4, heads=4, seq=512, batch=4, dtype="float32"),
     "pilot": dict(vocab=32_768, dim=512, layers=12, heads=8, seq=2048, batch=6, dtype="bfloat16"),
@@ -52,31 +53,13 @@ MODELS = {  # config.PRESETS, selfmod.memory, periods, what it is compared with
     "hybrid_1": ("hope_hybrid", None, PILOT, "transformer_wide"),
     "hybrid_8": ("hope_hybrid", None, SPARSE, "transformer_wide"),
 }
-PRESET = flags.DEFINE_enum("preset", "small", list(PRESETS), "Size of the models.")
-NAMES = flags.DEFINE_list("models", ["transformer", "hope_attention", "selfmod_linear",
-                                     "selfmod_mlp"], f"Of {', '.join(MODELS)}.")
-BATCH = flags.DEFINE_integer("batch", None, "Sequences in a batch, instead of the preset's.")
-MEMORIZE = flags.DEFINE_list("memorize", [],
-                             "Reading with writes against reading alone, of these models.")
-SWEPT = flags.DEFINE_list("swept", ["selfmod_linear", "selfmod_mlp"],
-                          "Models of --lengths and --depths.")
-LENGTHS = flags.DEFINE_list("lengths", [], "Time per token at these sequence lengths.")
-BATCHES = flags.DEFINE_list("batches", [], "Only peak memory of the step, at these batches and "
-                                           "--lengths; nothing runs.")
-CHUNK = flags.DEFINE_integer("chunk", 128,
-                             "Tokens between two writes, where a model writes in context.")
-LENGTH_BATCH = flags.DEFINE_integer("length_batch", 4, "Sequences in every batch of --lengths.")
-DEPTHS = flags.DEFINE_list("depths", [], "Time to compile at these numbers of layers.")
-ROUNDS = flags.DEFINE_integer("rounds", 8, "Turns of each model.", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", 2, "Training steps a turn.", lower_bound=1)
-OUTPUT = program.define_path("output", "All numbers, as JSON.")
 
 
 def configuration(name: str, **changes):
   """A model of the preset's size, some of it changed."""
   if name not in MODELS:
     raise ValueError(f"no model {name}: choose from {', '.join(MODELS)}")
-  size = PRESETS[PRESET.value] | ({"batch": BATCH.value} if BATCH.value else {}) | changes
+  size = PRESETS[FLAGS.preset] | ({"batch": FLAGS.batch} if FLAGS.batch else {}) | changes
   c = configs.base()
   kind, memory, periods, _ = MODELS[name]
   c.model.update(configs.PRESETS[kind])
@@ -87,7 +70,7 @@ def configuration(name: str, **changes):
   if periods:
     c.channel.levels = tuple(configs.Level(f"every{period}", period) for period in periods)
     c.channel.hidden, c.channel.in_context, c.titan.hidden = 1.0, True, 1.0
-    c.teach.chunk = c.data.align = CHUNK.value
+    c.teach.chunk = c.data.align = FLAGS.chunk
   for field, value in size.items():
     (c.data if field in ("seq", "batch") else c.model)[field] = value
   checks.validate(c)
@@ -158,11 +141,11 @@ def count(tree) -> int:
 
 def take_turns(runners: dict, label: str) -> None:
   """A warm-up step each, then the rounds."""
-  with tqdm(total=len(runners) * (ROUNDS.value + 1), desc=label, unit="turn", mininterval=1) as bar:
-    for i in range(ROUNDS.value + 1):
+  with tqdm(total=len(runners) * (FLAGS.rounds + 1), desc=label, unit="turn", mininterval=1) as bar:
+    for i in range(FLAGS.rounds + 1):
       for name, runner in runners.items():
         bar.set_postfix_str(str(name))
-        seconds = runner.turn(STEPS.value if i else 1)
+        seconds = runner.turn(FLAGS.steps if i else 1)
         if i:
           runner.seconds.append(seconds)
         bar.update()
@@ -185,8 +168,8 @@ def check_parameters(runners: dict) -> None:
 
 def compare(rate_of) -> tuple[dict, str]:
   """The models beside each other."""
-  names = dict.fromkeys([*(MODELS[name][3] for name in NAMES.value if name in MODELS),
-                         *NAMES.value])
+  names = dict.fromkeys([*(MODELS[name][3] for name in FLAGS.models if name in MODELS),
+                         *FLAGS.models])
   runners = build("compile", {name: (name, {}) for name in names})
   check_parameters(runners)
   take_turns(runners, "train")
@@ -222,8 +205,8 @@ def compare(rate_of) -> tuple[dict, str]:
 
 def length_jobs() -> dict:
   """--lengths: {(name, length): (name, changes)}."""
-  return {(name, length): (name, dict(seq=length, batch=LENGTH_BATCH.value))
-          for name in SWEPT.value for length in map(int, LENGTHS.value)}
+  return {(name, length): (name, dict(seq=length, batch=FLAGS.length_batch))
+          for name in FLAGS.swept for length in map(int, FLAGS.lengths)}
 
 
 def by_length(jobs: dict, rate_of) -> tuple[list, str]:
@@ -234,32 +217,32 @@ def by_length(jobs: dict, rate_of) -> tuple[list, str]:
   us = {key: 1e6 * statistics.median(runner.seconds) / runner.tokens
         for key, runner in runners.items()}
   lengths = sorted({length for _, length in jobs})
-  rows = [[name, *(f"{us[name, length]:,.1f}" for length in lengths)] for name in SWEPT.value]
+  rows = [[name, *(f"{us[name, length]:,.1f}" for length in lengths)] for name in FLAGS.swept]
   peak = {key: runner.memory["peak"] / 2**20 for key, runner in runners.items()}
-  peaks = [[name, *(f"{peak[name, length]:,.0f}" for length in lengths)] for name in SWEPT.value]
+  peaks = [[name, *(f"{peak[name, length]:,.0f}" for length in lengths)] for name in FLAGS.swept]
   return ([{"model": name} | runner.numbers(rate) for (name, _), runner in runners.items()],
-          markdown([f"us per token, {LENGTH_BATCH.value} sequences of", *lengths], rows)
-          + "\n" + markdown([f"peak MiB, {LENGTH_BATCH.value} sequences of", *lengths], peaks))
+          markdown([f"us per token, {FLAGS.length_batch} sequences of", *lengths], rows)
+          + "\n" + markdown([f"peak MiB, {FLAGS.length_batch} sequences of", *lengths], peaks))
 
 
 def by_depth() -> tuple[list, str]:
   """Time to compile against the number of layers."""
   out, rows = [], []
-  for name in SWEPT.value:
+  for name in FLAGS.swept:
     rows.append([name])
-    for depth in tqdm(DEPTHS.value, desc=f"compile depths, {name}", unit="model"):
+    for depth in tqdm(FLAGS.depths, desc=f"compile depths, {name}", unit="model"):
       _, seconds = compile_cold(configuration(name, layers=int(depth)))
       out.append({"model": name, "layers": int(depth)} | seconds)
       rows[-1].append(f"{sum(seconds.values()):.1f}")
-  return out, markdown(["seconds to trace and compile at layers", *DEPTHS.value], rows)
+  return out, markdown(["seconds to trace and compile at layers", *FLAGS.depths], rows)
 
 
 def by_size() -> tuple[list, str]:
   """Peak memory of the compiled training step against batch and length."""
-  out, rows, lengths = ([], [], [int(length) for length in LENGTHS.value]
-                        or [PRESETS[PRESET.value]["seq"]])
-  for name in SWEPT.value:
-    for batch in tqdm(list(map(int, BATCHES.value)), desc=f"memory, {name}", unit="batch"):
+  out, rows, lengths = ([], [], [int(length) for length in FLAGS.lengths]
+                        or [PRESETS[FLAGS.preset]["seq"]])
+  for name in FLAGS.swept:
+    for batch in tqdm(list(map(int, FLAGS.batches)), desc=f"memory, {name}", unit="batch"):
       peaks = []
       for length in lengths:
         compiled, _ = costs.compile_program(
@@ -275,7 +258,7 @@ def by_size() -> tuple[list, str]:
 def reading() -> tuple[list, str]:
   """Tokens/s of memorizing, writes and all, against a plain forward pass over whole sequences."""
   out, rows = [], []
-  for name in tqdm(MEMORIZE.value, desc="memorize", unit="model"):
+  for name in tqdm(FLAGS.memorize, desc="memorize", unit="model"):
     c = configuration(name)
     devices = sharding.mesh(c)
     shape = (c.data.batch, c.data.seq)
@@ -302,7 +285,7 @@ def reading() -> tuple[list, str]:
                                         devices), {"forward": [], "memorize": []}
     calls = {"forward": lambda: forward(params, batch),
              "memorize": lambda: memorize(params, fast, batch)}
-    for i in range(ROUNDS.value + 1):
+    for i in range(FLAGS.rounds + 1):
       for what, call in calls.items():
         began = time.perf_counter()
         jax.block_until_ready(call())
@@ -319,11 +302,34 @@ def reading() -> tuple[list, str]:
                         "ratio of FLOPs"], rows)
 
 
+def define_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_enum("preset", "small", list(PRESETS), "Size of the models.", flag_values=values)
+  flags.DEFINE_list("models", ["transformer", "hope_attention", "selfmod_linear", "selfmod_mlp"],
+                    f"Of {', '.join(MODELS)}.", flag_values=values)
+  flags.DEFINE_integer("batch", None, "Sequences in a batch, instead of the preset's.",
+                       flag_values=values)
+  flags.DEFINE_list("memorize", [], "Reading with writes against reading alone, of these models.",
+                    flag_values=values)
+  flags.DEFINE_list("swept", ["selfmod_linear", "selfmod_mlp"], "Models of --lengths and --depths.",
+                    flag_values=values)
+  flags.DEFINE_list("lengths", [], "Time per token at these sequence lengths.", flag_values=values)
+  flags.DEFINE_list("batches", [], "Only peak memory of the step, at these batches and "
+                    "--lengths; nothing runs.", flag_values=values)
+  flags.DEFINE_integer("chunk", 128, "Tokens between two writes, where a model writes in context.",
+                       flag_values=values)
+  flags.DEFINE_integer("length_batch", 4, "Sequences in every batch of --lengths.",
+                       flag_values=values)
+  flags.DEFINE_list("depths", [], "Time to compile at these numbers of layers.", flag_values=values)
+  flags.DEFINE_integer("rounds", 8, "Turns of each model.", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("steps", 2, "Training steps a turn.", lower_bound=1, flag_values=values)
+  program.define_path("output", "All numbers, as JSON.", flag_values=values)
+
+
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, "
                          "--lengths=512,1024")
-  device, dtype = jax.devices()[0], PRESETS[PRESET.value]["dtype"]
+  device, dtype = jax.devices()[0], PRESETS[FLAGS.preset]["dtype"]
   jobs, rates = length_jobs(), []
 
   def rate_of() -> float:
@@ -333,36 +339,37 @@ def main(argv):
     return max(rates)
 
   report = results.stamp("evals/speed.py") | results.machine(flax, optax) | {
-      "preset": PRESETS[PRESET.value], "rounds": ROUNDS.value, "steps_per_turn": STEPS.value}
-  if OUTPUT.value:
-    results.ready(OUTPUT.value)
+      "preset": PRESETS[FLAGS.preset], "rounds": FLAGS.rounds, "steps_per_turn": FLAGS.steps}
+  if FLAGS.output:
+    results.ready(FLAGS.output)
   parts = []
   with tempfile.TemporaryDirectory() as cache:
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     rate_of()
-    if BATCHES.value:
+    if FLAGS.batches:
       report["memory"], text = by_size()
       parts.append(text)
-    elif MEMORIZE.value:
+    elif FLAGS.memorize:
       report["memorize"], text = reading()
       parts.append(text)
     else:
       report["models"], text = compare(rate_of)
       parts.append(text)
-    if jobs and not BATCHES.value:
+    if jobs and not FLAGS.batches:
       report["lengths"], text = by_length(jobs, rate_of)
       parts.append(text)
-    if DEPTHS.value:
+    if FLAGS.depths:
       report["depths"], text = by_depth()
       parts.append(text)
   report["device"] |= {"load_after": os.getloadavg(), "matrix_flops_per_s": rates}
   print(f"{device.device_kind}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {dtype} "
         f"matrix products at {max(rates) / 1e9:,.0f} GFLOP/s; {report['preset']}\n")
   print("\n".join(parts))
-  if OUTPUT.value:
-    results.write(OUTPUT.value, report)
+  if FLAGS.output:
+    results.write(FLAGS.output, report)
 
 
 if __name__ == "__main__":
+  define_flags(FLAGS)
   app.run(main)

@@ -1,5 +1,6 @@
 """What a person may write on a command line."""
 
+import importlib
 import os
 from pathlib import Path
 import subprocess
@@ -24,6 +25,14 @@ def test_paths_are_those_of_a_person(monkeypatch):
   for wrong, why in (("", "it is empty"), ("~nobody_of_this_name/x", "there is no home folder")):
     with pytest.raises(flags.IllegalFlagValueError, match=why):
       values(["program", f"--workdir={wrong}"])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "evals").glob("*.py")))
+def test_evaluations_are_imported_side_by_side_and_name_their_flags(name):
+  values = flags.FlagValues()
+  importlib.import_module(f"evals.{name}").define_flags(values)
+  assert len(values) and not set(values) & set(flags.FLAGS)
+  assert all(values[flag].help for flag in values)
 
 
 @pytest.mark.parametrize("field, now", [("kind", "config.PRESETS"), ("mixer", "channel"),

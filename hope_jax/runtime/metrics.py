@@ -32,7 +32,7 @@ class Metrics:
 
   `resume_step`: the step of the restored checkpoint; -1 for a run from the start, which drops every
   older line. Of several processes the first one writes, the others do nothing.
-  `resumed`: the names of what is already written at that step.
+  `resumed`: what is already written at that step, as {name: number}.
   """
 
   def __init__(self, workdir: str | Path, resume_step: int = -1):
@@ -145,8 +145,8 @@ def _seconds(f: Callable, x: jax.Array) -> float:
   return time.perf_counter() - began
 
 
-def _drop_after(path: Path, step: int, write: bool) -> set[str]:
-  """Drops lines beyond a step, where they may be written; returns the names in its own lines."""
+def _drop_after(path: Path, step: int, write: bool) -> dict[str, Any]:
+  """Drops lines beyond a step, where they may be written; returns what its own lines hold."""
   lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
   # one without its end was cut by the interruption
   whole = [line for line in lines if line.endswith("\n")]
@@ -158,7 +158,7 @@ def _drop_after(path: Path, step: int, write: bool) -> set[str]:
     new = path.with_suffix(".jsonl.new")
     new.write_text("".join(line for line, _ in rows))
     os.replace(new, path)
-  return {name for _, row in rows if row["step"] == step for name in row}
+  return {name: x for _, row in rows if row["step"] == step for name, x in row.items()}
 
 
 def _row(line: str) -> dict | None:

@@ -12,6 +12,7 @@ from hope_jax.model import mixers, plan
 from hope_jax.runtime.startup import say
 from hope_jax.scoring.bigram import Bigram
 
+BIGRAM = ("bigram_bpb", "bigram_tokens")  # what a result says of the baseline
 BIGRAM_TOKENS = 20_000_000  # that the baseline counts: under a minute, however long the run
 
 
@@ -54,7 +55,7 @@ def evaluate(config, step: Callable, place: Callable, token_bytes=None, model: B
       return sums[key] / math.log(2) / sums["bytes"]
     result |= {"bpb": bits(total), "domain": {name: bits(sums) for name, sums in domains.items()}}
     if model:
-      result |= {"bigram_bpb": bits(total, "bigram"), "bigram_tokens": model.tokens}
+      result |= dict(zip(BIGRAM, (float(bits(total, "bigram")), model.tokens)))
   return result
 
 

@@ -363,11 +363,11 @@ class _Run:
 
     if not self.evaluates:
       return {}
-    last = (i == self.config.train.steps and self.tokenizer
-            and "validation/bigram_bpb" not in self.metrics.resumed)
+    written = {name: self.metrics.resumed.get(f"validation/{name}") for name in validation.BIGRAM}
+    counts = i == self.config.train.steps and self.tokenizer and None in written.values()
     try:
       with self.pause("evaluation"):
-        bigram = validation.bigram(self.config, i, lambda: self.signals.caught) if last else None
+        bigram = validation.bigram(self.config, i, lambda: self.signals.caught) if counts else None
         result = validation.evaluate(
             self.config, functools.partial(self.eval_step, self.state.params), place,
             self.token_bytes, bigram, stopped)
@@ -376,6 +376,8 @@ class _Run:
       return {}
     if result is None:
       return {}
+    if i == self.start and None not in written.values():
+      result |= written
     if i > self.start or "validation/loss" not in self.metrics.resumed:
       self.record(i, {"validation": result})
     with self.pause("save"):
