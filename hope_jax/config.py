@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+import re
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -140,6 +141,9 @@ def base() -> ConfigDict:
   c.teach.mode = "chunked"
   # the outer gradient through the writes: none | full (second order)
   c.teach.through_writes = "none"
+  # the outer gradient through what is context (attention's cache, convolutions, self-modifying
+  # memories): full | chunks:n, cut at every n-th chunk
+  c.teach.through_context = "full"
   c.teach.flush_partial = True  # at the end of a stream, use what an unfinished period has taught
 
   c.data = ConfigDict()
@@ -154,6 +158,9 @@ def base() -> ConfigDict:
   # documents start at multiples of this many tokens: a multiple of both chunk sizes
   c.data.align = 64
   c.data.batch = 8  # sequences per optimizer step, all devices together
+  # each row of the batch reads on in its documents from step to step: fast state goes along until a
+  # document ends, as data; False: every sequence starts afresh
+  c.data.carry = False
   c.data.seed = 0
   c.data.task = "text"  # text | recall
   c.data.recall_pairs = 8
@@ -222,6 +229,16 @@ def from_json(text: str) -> ConfigDict:
   stored["data"]["sources"] = tuple(ConfigDict(s) for s in stored["data"]["sources"])
   c.update(stored)
   return c
+
+
+def chunks(value: str, field: str = "") -> int:
+  """Chunks between two cuts of a gradient: full is 0 (no cut), chunks:n is n, none is 1.
+
+  ValueError, naming the field, for anything else.
+  """
+  if not re.fullmatch(r"full|none|chunks:[1-9]\d*", value):
+    raise ValueError(f"{field}={value!r}: choose full, none or chunks:n")
+  return {"full": 0, "none": 1}[value] if ":" not in value else int(value.partition(":")[2])
 
 
 def describe(config) -> str:

@@ -3,12 +3,13 @@
     1    0.1.0, which wrote no version: model.kind; token mixers' fast state side by side in a layer
     2    model.pattern and model.titan; the fast state of token mixers by their names
     3    the section channel, which was called mixer; a section for each outer optimizer's fields
+    4    teach.through_context; before it every chunk was a cut
 """
 
 import difflib
 import re
 
-NOW = 3
+NOW = 4
 KINDS = {  # of version 1: (model.pattern, model.titan)
     "transformer": (("attention",), "none"), "hope_attention": (("attention",), "none"),
     "hope_selfmod": (("selfmod",), "none"), "hope_hybrid": (("attention",), "modified"),
@@ -34,6 +35,8 @@ def config(stored: dict) -> dict:
     stored["channel"] = stored.pop("mixer")
     for (section, field), (new_section, new_field) in MOVED_2.items():
       stored.setdefault(new_section, {})[new_field] = stored[section].pop(field)
+  if version <= 3:
+    stored["teach"]["through_context"] = "chunks:1"
   return stored
 
 

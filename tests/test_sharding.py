@@ -45,6 +45,7 @@ def tiny(kind, optimizer="adamw", mesh=ONE):
                       config.Level("slow", 16, rule="momentum", lr=0.05))
     c.teach.update(dict(chunk=8, clip=1.0))
   c.titan.update(dict(period=8, hidden=1.0))
+  c.data.carry = kind == "hope_hybrid"  # the text is read again and again, as one document
   c.optim.update(dict(name=optimizer, warmup=5, lr=3e-3))
   c.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh)))
   return c
@@ -321,7 +322,7 @@ for stop, mesh in ((3, (8, 1, 1)), (6, (2, 4, 1)), (9, (2, 2, 2)), (12, (1, 8, 1
 
 def elsewhere(mesh):
   c = tiny("hope_hybrid", mesh=mesh)
-  c.data.update(dict(task="recall", recall_pairs=4, recall_keys=15))
+  c.data.update(dict(carry=False, task="recall", recall_pairs=4, recall_keys=15))
   c.train.update(dict(steps=12, log_every=1, eval_every=12, eval_batches=1, save_every=100))
   return c
 

@@ -83,7 +83,7 @@ def poison(monkeypatch, factors):
 def whole(tmp_path_factory):
   """A run that was never stopped: (folder, config, workdir, result)."""
   folder = tmp_path_factory.mktemp("whole")
-  c = small(folder)
+  c = small(folder, data__carry=True)
   return folder, c, folder / "run", loop.train(c, folder / "run")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hope_jax.data import recall, tokenized
-from hope_jax.data.windows import Windows
+from hope_jax.data.windows import Lanes, Windows
 
 _EVAL_SEED = 0  # not data.seed: runs with different seeds are evaluated on the same windows
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches read ahead
@@ -17,12 +17,15 @@ _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches read
 def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grain.DatasetIterator:
   """Endless batches: dicts of int32 [data.batch, data.seq].
 
-  Sources are mixed by weight, each reshuffled every epoch. `rows`: only these of every batch, in
-  this order; nothing else is read. `get_state` and `set_state` resume exactly, with any rows.
+  Sources are mixed by weight, each reshuffled every epoch; with data.carry every row reads on in
+  one of them. `rows`: only these of every batch, in this order; nothing else is read. `get_state`
+  and `set_state` resume exactly, with any rows.
   Raises ValueError if the windows do not fill one batch.
   """
   if _task(config) == "recall":
     windows = recall.dataset(config, "train")
+  elif config.data.carry:
+    windows = _Carried(config)
   else:
     folder = tokenized.build(config)
     parts = [Windows(folder, s.name, "train", config.data.seq, config.data.align, config.data.seed)
@@ -39,6 +42,34 @@ def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grai
   mine = grain.MapDataset.range(sys.maxsize).map(
       lambda i: windows[i // len(own) * size + own[i % len(own)]])
   return iter(mine.batch(len(own), drop_remainder=True).to_iter_dataset(_READ))
+
+
+class _Carried:
+  """Rows that read on; row r of batch i is at i * data.batch + r."""
+
+  def __init__(self, config: ConfigDict):
+    folder, d = tokenized.build(config), config.data
+    counts = _shares([source.weight for source in d.sources], d.batch)
+    lanes = [Lanes(folder, source.name, d.seq, d.align, d.seed, count)
+             for source, count in zip(d.sources, counts)]
+    self._rows = [(own, row) for own, count in zip(lanes, counts) for row in range(count)]
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    step, row = divmod(index, len(self._rows))
+    lanes, own = self._rows[row]
+    return lanes.window(step, own)
+
+
+def _shares(weights: Sequence[float], rows: int) -> list[int]:
+  """Rows of each source, by weight; ValueError where one has none."""
+  exact = np.array(weights) / sum(weights) * rows
+  counts = np.floor(exact).astype(int)
+  for i in np.argsort(counts - exact, kind="stable")[:rows - counts.sum()]:
+    counts[i] += 1
+  if not all(counts):
+    raise ValueError(f"data.carry gives each source rows of its own, and {rows} rows for weights "
+                     f"{list(weights)} leave one without: raise data.batch")
+  return counts.tolist()
 
 
 def eval_batches(config: ConfigDict,

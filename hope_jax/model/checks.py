@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from hope_jax import config as configs
 from hope_jax.config import OPTIMIZERS
 from hope_jax.memory.inner_rules import RULES
 from hope_jax.model import mixers, plan, sharding
@@ -64,6 +65,9 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
     mixer.check(c)
   _check(d.seq % d.align == 0, f"data.seq={d.seq} is not a multiple of data.align={d.align}: set "
                                f"data.seq to {-(-d.seq // d.align) * d.align}")
+  _check(not d.carry or d.task == "text", "data.carry=True needs documents that go on, and the "
+                                          f"sequences of data.task={d.task} do not: set it to "
+                                          "False")
   _check(c.mesh.data >= 0, f"mesh.data={c.mesh.data}: set it to 0 (all devices that are left) or "
                            "more")
   if devices is not None:
@@ -116,6 +120,11 @@ def _validate_levels(c):
 
 def _validate_teach(c):
   t, chunk = c.teach, plan.of(c).chunk
+  group, count = configs.chunks(t.through_context, "teach.through_context"), c.data.seq // chunk
+  fitting = [n for n in range(1, count + 1) if count % n == 0]
+  _check(group == 0 or group >= count or count % group == 0,
+         f"teach.through_context={t.through_context}: a sequence has {count} chunks; set it to "
+         f"full, or to chunks:n with n of {', '.join(map(str, fitting))}")
   _check(t.scale > 0, f"teach.scale={t.scale}: nothing would be written; set it above 0, or "
                       "channel.in_context=False")
   _check(t.clip >= 0 and t.threshold >= 0,

@@ -5,7 +5,6 @@ The memories and how they are read and written: memory/self_modifying.py.
 
 import functools
 import math
-import re
 from typing import Any
 
 from flax import struct
@@ -13,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hope_jax.config import chunks
 from hope_jax.memory import linear_memory, mlp_memory, self_modifying
 from hope_jax.memory.write_rule import Rule, from_config
 from hope_jax.model.contract import Mixer, Parameter
@@ -126,10 +126,8 @@ class SelfMod(nn.Module):
 def build(config) -> SelfMod:
   """The module of a configuration."""
   m, s = config.model, config.selfmod
-  kind, _, chunks = s.through_writes.partition(":")
-  truncate = int(chunks) if chunks else {"full": 0, "none": 1}[kind]
   return SelfMod(from_config(s), m.heads, int(s.hidden * m.dim // m.heads), s.conv,
-                 s.gate_skip, s.eta_init, s.alpha_init, truncate, s.remat_chunks,
+                 s.gate_skip, s.eta_init, s.alpha_init, chunks(s.through_writes), s.remat_chunks,
                  compute_dtype(config), name="selfmod")
 
 
@@ -146,6 +144,7 @@ def fresh_state(config, batch: int) -> State:
 def check(config) -> None:
   """ValueError for chunks, gates or bounds that do not fit."""
   s, d = config.selfmod, config.data
+  chunks(s.through_writes, "selfmod.through_writes")
   small, large = sorted((s.chunk_generators, s.chunk_memory))
   faults = (
       (large % small, f"selfmod.chunk_generators={s.chunk_generators} and "
@@ -154,8 +153,6 @@ def check(config) -> None:
       (d.align % large, f"data.align={d.align} is not a multiple of the chunk size {large}: "
                         "documents would start inside a chunk; set data.align to "
                         f"{-(-d.align // large) * large}"),
-      (not re.fullmatch(r"full|none|chunks:[1-9]\d*", s.through_writes),
-       f"selfmod.through_writes={s.through_writes!r}: choose full, none or chunks:n"),
       (not 0 <= s.momentum < 1, f"selfmod.momentum={s.momentum}: set it to 0 or more and below 1"),
       (not (0 < s.alpha_init < 1 and s.eta_init > 0),
        f"selfmod.alpha_init={s.alpha_init}, eta_init={s.eta_init}: retention lies between 0 and 1, "

@@ -29,7 +29,7 @@ import numpy as np
 from hope_jax import config as configs
 from hope_jax.checkpoints import checkpoint, sidecar, stored
 from hope_jax.data import loader, tokenized
-from hope_jax.model import checks, plan, sharding
+from hope_jax.model import checks, lm, plan, sharding
 from hope_jax.runtime import hosts, lock
 from hope_jax.runtime.goodput import Goodput
 from hope_jax.runtime.metrics import Meter, Metrics, format_line, matmul_rate
@@ -306,6 +306,8 @@ class _Run:
       guard = state.guard.replace(skipped=guard.skipped, in_a_row=np.int32(0),
                                   rollbacks=guard.rollbacks + 1)
       state = state.replace(step=np.int32(i), guard=guard)
+      if state.fast is not None:  # of documents that the data have left
+        state = state.replace(fast=lm.init_fast(self.config, self.config.data.batch))
     self.goodput.lose(i - older)
     say(f"step {i}: rolled back to the parameters of step {older}; the data go on")
     return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), state, self.like)
