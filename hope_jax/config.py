@@ -89,8 +89,9 @@ def base() -> ConfigDict:
   c.selfmod = ConfigDict()  # NL Eq. 83-93
   c.selfmod.memory = "mlp"  # mlp | linear
   c.selfmod.hidden = 1.0  # mlp: memory hidden width / head width
-  c.selfmod.chunk_generators = 64  # keys, values, step sizes, retention
-  c.selfmod.chunk_memory = 64  # M_mem
+  # of keys, values, step sizes, retention; so many tokens are read at once as divide both chunks
+  c.selfmod.chunk_generators = 64
+  c.selfmod.chunk_memory = 64  # of M_mem
   c.selfmod.objective = "l2"  # l2 | dot (Eq. 92)
   c.selfmod.factor = "layer"  # mlp: what the rank-one factor multiplies: layer | input
   c.selfmod.rank_one = True  # the factor (alpha I - eta k k^T); off: alpha alone
@@ -151,7 +152,7 @@ def base() -> ConfigDict:
   c.data.val_fraction = 0.05  # by a hash of the document's name
   c.data.tokenizer_chars = 5_000_000  # characters the tokenizer learns from
   c.data.seq = 512
-  # documents start at multiples of this many tokens: a multiple of both chunk sizes
+  # documents start at multiples of this many tokens: a multiple of both chunk sizes of selfmod
   c.data.align = 64
   c.data.batch = 8  # sequences per optimizer step, all devices together
   c.data.seed = 0

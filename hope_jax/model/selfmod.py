@@ -144,16 +144,14 @@ def fresh_state(config, batch: int) -> State:
 
 
 def check(config) -> None:
-  """ValueError for chunks, gates or bounds that do not fit."""
+  """ValueError for documents inside a chunk, gates or bounds that do not fit."""
   s, d = config.selfmod, config.data
-  small, large = sorted((s.chunk_generators, s.chunk_memory))
+  grid = math.lcm(s.chunk_generators, s.chunk_memory)
   faults = (
-      (large % small, f"selfmod.chunk_generators={s.chunk_generators} and "
-                      f"chunk_memory={s.chunk_memory}: one must be a multiple of the other; set "
-                      f"the larger to {-(-large // small) * small}"),
-      (d.align % large, f"data.align={d.align} is not a multiple of the chunk size {large}: "
-                        "documents would start inside a chunk; set data.align to "
-                        f"{-(-d.align // large) * large}"),
+      (d.align % grid, f"data.align={d.align} is not a multiple of {grid}, where chunks of "
+                       f"selfmod.chunk_generators={s.chunk_generators} and "
+                       f"chunk_memory={s.chunk_memory} begin together: documents would start "
+                       f"inside a chunk; set data.align to {-(-d.align // grid) * grid}"),
       (not re.fullmatch(r"full|none|chunks:[1-9]\d*", s.through_writes),
        f"selfmod.through_writes={s.through_writes!r}: choose full, none or chunks:n"),
       (not 0 <= s.momentum < 1, f"selfmod.momentum={s.momentum}: set it to 0 or more and below 1"),
