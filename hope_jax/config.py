@@ -32,7 +32,8 @@ class Level:
   """An entry of channel.levels: one level of the continuum memory system.
 
   period: tokens per update. In context (channel.in_context): from 1 to data.seq. Longer: stepped by
-    the outer optimizer, once per period. 0: by the outer optimizer, at every step.
+    the outer optimizer, once per period (training/optimizer.py says how). 0: by the outer
+    optimizer, at every step.
   rule, lr, beta: the inner optimizer (memory/inner_rules.py).
   warmup: optimizer steps in which lr rises from 0.
   scale: of the teach signal, on top of teach.scale.
@@ -141,7 +142,8 @@ def base() -> ConfigDict:
   c.teach.mode = "chunked"
   # the outer gradient through the writes: none | full (second order)
   c.teach.through_writes = "none"
-  c.teach.flush_partial = True  # at the end of a stream, use what an unfinished period has taught
+  # use what an unfinished period has taught: at the end of a stream; across steps, of a run
+  c.teach.flush_partial = True
 
   c.data = ConfigDict()
   # tokenizer and token shards: built when missing, checked when there

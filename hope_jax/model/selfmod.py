@@ -188,9 +188,9 @@ MIXER = Mixer(
     grid=lambda config: from_config(config.selfmod).grid, check=check, writes=True,
     parameters=(
         Parameter(r"in/kernel", ("model", "heads"), "matrix", r"self_modifying.in_proj.weight",
-                  True),
+                  True, heads=-1),
         Parameter(r"out/kernel", ("heads", "model"), "matrix", r"self_modifying.out_proj.weight",
-                  True),
+                  True, heads=-2),
         Parameter(r"norm/scale", (), "vector", r"self_modifying.norm.weight"),
         Parameter(r"(conv(_[kvq])?)", (), "vector", r"self_modifying.\1.weight"),
         Parameter(r"w_q", ("heads", None, "model"), "matrix", r"self_modifying.q_proj.weight"),
@@ -201,6 +201,6 @@ MIXER = Mixer(
         Parameter(r"g_(out|skip)", ("heads", None, None, "model"), "vector",
                   r"self_modifying.memory_{part}.w_\1", cuts=_gates),
         Parameter(r"w", ("heads", None, "model"), "matrix", r"self_modifying.memory_{part}.weight",
-                  cuts=_rows),
+                  cuts=_rows, vectors=mlp_memory.GATES),
         Parameter(r"b_(eta|alpha)", (), "vector", r"self_modifying.memory_\1.bias")),
     state_axes=((r"memory/.*", ("heads",)), (r".*", ())))
