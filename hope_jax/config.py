@@ -33,7 +33,8 @@ class Level:
   """An entry of channel.levels: one level of the continuum memory system.
 
   period: tokens per update. In context (channel.in_context): from 1 to data.seq. Longer: stepped by
-    the outer optimizer, once per period. 0: by the outer optimizer, at every step.
+    the outer optimizer, once per period (training/optimizer.py says how). 0: by the outer
+    optimizer, at every step.
   rule, lr, beta: the inner optimizer (memory/inner_rules.py).
   warmup: optimizer steps in which lr rises from 0.
   scale: of the teach signal, on top of teach.scale.
@@ -90,8 +91,9 @@ def base() -> ConfigDict:
   c.selfmod = ConfigDict()  # NL Eq. 83-93
   c.selfmod.memory = "mlp"  # mlp | linear
   c.selfmod.hidden = 1.0  # mlp: memory hidden width / head width
-  c.selfmod.chunk_generators = 64  # keys, values, step sizes, retention
-  c.selfmod.chunk_memory = 64  # M_mem
+  # of keys, values, step sizes, retention; so many tokens are read at once as divide both chunks
+  c.selfmod.chunk_generators = 64
+  c.selfmod.chunk_memory = 64  # of M_mem
   c.selfmod.objective = "l2"  # l2 | dot (Eq. 92)
   c.selfmod.factor = "layer"  # mlp: what the rank-one factor multiplies: layer | input
   c.selfmod.rank_one = True  # the factor (alpha I - eta k k^T); off: alpha alone
@@ -144,7 +146,8 @@ def base() -> ConfigDict:
   # the outer gradient through what is context (attention's cache, convolutions, self-modifying
   # memories): full | chunks:n, cut at every n-th chunk
   c.teach.through_context = "full"
-  c.teach.flush_partial = True  # at the end of a stream, use what an unfinished period has taught
+  # use what an unfinished period has taught: at the end of a stream; across steps, of a run
+  c.teach.flush_partial = True
 
   c.data = ConfigDict()
   # tokenizer and token shards: built when missing, checked when there
@@ -155,7 +158,7 @@ def base() -> ConfigDict:
   c.data.val_fraction = 0.05  # by a hash of the document's name
   c.data.tokenizer_chars = 5_000_000  # characters the tokenizer learns from
   c.data.seq = 512
-  # documents start at multiples of this many tokens: a multiple of both chunk sizes
+  # documents start at multiples of this many tokens: a multiple of both chunk sizes of selfmod
   c.data.align = 64
   c.data.batch = 8  # sequences per optimizer step, all devices together
   # each row of the batch reads on in its documents from step to step: fast state goes along until a

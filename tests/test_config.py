@@ -48,7 +48,7 @@ def test_json_round_trip():
     (dict(model__layers=0), "model.layers=0: set it to 1 or more"),
     (dict(model__dropout=1.0), "model.dropout"),
     (dict(model__pattern=("attention",), model__dim=12, model__heads=4), "head width 3 is odd"),
-    (dict(selfmod__chunk_generators=48), "set the larger to 96"),
+    (dict(selfmod__chunk_generators=48), "begin together: .* set data.align to 192"),
     (dict(selfmod__chunk_memory=128), "set data.align to 128"),
     (dict(data__seq=500), "set data.seq to 512"),
     (dict(data__batch=6, optim__accumulate=4), "set data.batch to 8"),

@@ -42,6 +42,8 @@ def small(folder, **fields):
   source = c.data.sources[0].copy_and_resolve_references()
   source.update(dict(name="notes", kind="text", path=str(text), field=""))
   c.data.sources, c.data.val_fraction = (source,), 0.2
+  # a period of four steps, which is saved in its middle
+  c.channel.levels = (config.Level("fast", 0), config.Level("slow", 128))
   c.optim.warmup = 2
   c.train.update(steps=12, log_every=1, eval_every=6, eval_batches=2, save_every=5)
   for name, value in fields.items():

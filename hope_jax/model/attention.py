@@ -243,6 +243,8 @@ MIXER = Mixer(
     build=build, fresh=fresh, forget=emptied, context=context, grid=grid, check=check, writes=False,
     parameters=(
         Parameter(r"([qk]_norm)/scale", (), "vector", r"self_attn.\1.weight"),
-        Parameter(r"qkv/kernel", ("model", "heads"), "matrix", r"self_attn.qkv_proj.weight", True),
-        Parameter(r"out/kernel", ("heads", "model"), "matrix", r"self_attn.o_proj.weight", True)),
+        Parameter(r"qkv/kernel", ("model", "heads"), "matrix", r"self_attn.qkv_proj.weight", True,
+                  heads=-1),  # of q, k and v
+        Parameter(r"out/kernel", ("heads", "model"), "matrix", r"self_attn.o_proj.weight", True,
+                  heads=-2)),
     state_axes=((r"(key|value)_BxHxWxK", ("heads",)), (r".*", ())))

@@ -142,17 +142,15 @@ def fresh_state(config, batch: int) -> State:
 
 
 def check(config) -> None:
-  """ValueError for chunks, gates or bounds that do not fit."""
+  """ValueError for documents inside a chunk, gates or bounds that do not fit."""
   s, d = config.selfmod, config.data
   chunks(s.through_writes, "selfmod.through_writes")
-  small, large = sorted((s.chunk_generators, s.chunk_memory))
+  grid = math.lcm(s.chunk_generators, s.chunk_memory)
   faults = (
-      (large % small, f"selfmod.chunk_generators={s.chunk_generators} and "
-                      f"chunk_memory={s.chunk_memory}: one must be a multiple of the other; set "
-                      f"the larger to {-(-large // small) * small}"),
-      (d.align % large, f"data.align={d.align} is not a multiple of the chunk size {large}: "
-                        "documents would start inside a chunk; set data.align to "
-                        f"{-(-d.align // large) * large}"),
+      (d.align % grid, f"data.align={d.align} is not a multiple of {grid}, where chunks of "
+                       f"selfmod.chunk_generators={s.chunk_generators} and "
+                       f"chunk_memory={s.chunk_memory} begin together: documents would start "
+                       f"inside a chunk; set data.align to {-(-d.align // grid) * grid}"),
       (not 0 <= s.momentum < 1, f"selfmod.momentum={s.momentum}: set it to 0 or more and below 1"),
       (not (0 < s.alpha_init < 1 and s.eta_init > 0),
        f"selfmod.alpha_init={s.alpha_init}, eta_init={s.eta_init}: retention lies between 0 and 1, "
@@ -187,9 +185,9 @@ MIXER = Mixer(
     grid=lambda config: from_config(config.selfmod).grid, check=check, writes=True,
     parameters=(
         Parameter(r"in/kernel", ("model", "heads"), "matrix", r"self_modifying.in_proj.weight",
-                  True),
+                  True, heads=-1),
         Parameter(r"out/kernel", ("heads", "model"), "matrix", r"self_modifying.out_proj.weight",
-                  True),
+                  True, heads=-2),
         Parameter(r"norm/scale", (), "vector", r"self_modifying.norm.weight"),
         Parameter(r"(conv(_[kvq])?)", (), "vector", r"self_modifying.\1.weight"),
         Parameter(r"w_q", ("heads", None, "model"), "matrix", r"self_modifying.q_proj.weight"),
@@ -200,6 +198,6 @@ MIXER = Mixer(
         Parameter(r"g_(out|skip)", ("heads", None, None, "model"), "vector",
                   r"self_modifying.memory_{part}.w_\1", cuts=_gates),
         Parameter(r"w", ("heads", None, "model"), "matrix", r"self_modifying.memory_{part}.weight",
-                  cuts=_rows),
+                  cuts=_rows, vectors=mlp_memory.GATES),
         Parameter(r"b_(eta|alpha)", (), "vector", r"self_modifying.memory_\1.bias")),
     state_axes=((r"memory/.*", ("heads",)), (r".*", ())))

@@ -102,9 +102,10 @@ def of_state(state, devices: Mesh):
             for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
 
   def of_optimizer(path, leaf):
-    parts = path_name(path).split("/")
-    owner = next((name for i in range(len(parts))
-                  if shapes.get(name := "/".join(parts[i:])) == leaf.shape), None)
+    words = path_name(path).split("/")
+    names = ["/".join(words[i:]) for i in range(len(words))]
+    owner = next((name for name in names if shapes.get(name) == leaf.shape
+                  or name.rpartition("/")[0] in shapes), None)  # or a part (training/matrices.py)
     if owner is None and len(leaf.shape) > 1:
       raise ValueError(f"optimizer state {path_name(path)} of shape {leaf.shape} belongs to no "
                        "parameter: say in hope_jax.sharding.of_state where it lies")

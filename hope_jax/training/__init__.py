@@ -2,6 +2,7 @@
 
     steps          one optimizer step, one evaluation step
     optimizer      the outer optimizer, as an optax chain
+    matrices       parameters as it sees them: every matrix and every vector apart
     spikes         bad steps change nothing
     loop           evaluate, save, draw, step, log
     stack          a trained model gets levels: --init_from

@@ -98,7 +98,9 @@ def make_train_step(config, devices=None):
       norm = optax.tree.norm(gradients)
       good, guard = spikes.judge(state.guard, loss, norm, config.optim.skip_above)
       def apply():
-        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params, labels=labels,
+                                       applied=state.guard.applied,
+                                       last=state.step + 1 == config.train.steps)
         return optax.apply_updates(state.params, updates), opt_state
       old = state.params, state.opt_state
       new, guard = jax.lax.cond(some, lambda: (apply(), guard), lambda: (old, state.guard))
