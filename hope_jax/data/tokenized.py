@@ -90,7 +90,7 @@ def check_unchanged(config: ConfigDict, meta: dict) -> None:
   if meta["data"] != mine and json.loads(meta["config"])["data"]["dir"] == folder:
     raise ValueError(f"{folder} holds other shards ({mine}) than those the checkpoint was trained "
                      f"on ({meta['data']}): put them back, or build the new ones in another "
-                     "data.dir, which is then read from the same position")
+                     "data.dir, which is then read from the same position (--allow_changes)")
 
 
 def _check_sources(config: ConfigDict) -> None:

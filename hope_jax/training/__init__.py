@@ -4,6 +4,7 @@
     optimizer      the outer optimizer, as an optax chain
     spikes         bad steps change nothing
     loop           evaluate, save, draw, step, log
+    changes        a run that goes on with another configuration
     stack          a trained model gets levels: --init_from
     costs          parameters, FLOPs, memory, time to compile
     collectives    what a device sends to others in a compiled program
