@@ -13,15 +13,12 @@ import signal
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from hope_jax.model import checks
 from hope_jax.runtime import hosts, program, startup
 from hope_jax.training import costs, loop
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; "
-                                                         "--config.any.field=value changes one "
-                                                         "field.")
+CONFIG = program.define_config("Configuration file; --config.any.field=value changes one field.")
 WORKDIR = program.define_path("workdir", "Folder of the run.")
 INIT_FROM = program.define_path("init_from", "Folder of a run: its parameters are where a "
                                 "new run starts; the same model's, or a transformer's or "
