@@ -102,6 +102,10 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
          f"optim.skip_above={o.skip_above} needs an end to skipping: set "
                                             "train.rollback_after, e.g. 10")
   _validate_levels(c)
+  _check(all(isinstance(path, str) for path in c.teach.paths),
+         f"teach.paths={c.teach.paths}: names of memories, e.g. ('selfmod',)")
+  _check(all(isinstance(layer, int) for layer in c.teach.layers),
+         f"teach.layers={c.teach.layers}: numbers of layers, e.g. (0, 1)")
   known = plan.of(c).paths
   for path in c.teach.paths:
     _check(path in (*known, "none"), f"teach.paths: {path} is not written by this model: choose "

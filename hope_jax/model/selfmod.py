@@ -151,9 +151,9 @@ def check(config) -> None:
       (large % small, f"selfmod.chunk_generators={s.chunk_generators} and "
                       f"chunk_memory={s.chunk_memory}: one must be a multiple of the other; set "
                       f"the larger to {-(-large // small) * small}"),
-      (d.align % large, f"data.align={d.align} is not a multiple of the chunk size {large}: "
-                        "documents would start inside a chunk; set data.align to "
-                        f"{-(-d.align // large) * large}"),
+      (d.align % large, f"data.align={d.align} is not a multiple of {large}, the larger of "
+                        "selfmod.chunk_generators and chunk_memory: documents would start inside "
+                        f"a chunk; set data.align to {-(-d.align // large) * large}"),
       (not re.fullmatch(r"full|none|chunks:[1-9]\d*", s.through_writes),
        f"selfmod.through_writes={s.through_writes!r}: choose full, none or chunks:n"),
       (not 0 <= s.momentum < 1, f"selfmod.momentum={s.momentum}: set it to 0 or more and below 1"),

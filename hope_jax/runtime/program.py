@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[1]  # has links to configs/ and evals
 def start(main: Callable, define_flags: Callable) -> None:
   """Runs `main` with the flags that `define_flags` adds to absl's."""
   define_flags(flags.FLAGS)
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)
 
 
 def path(text: str) -> str:
@@ -109,10 +109,11 @@ def one_line(*kinds: type[Exception]) -> Iterator[None]:
     sys.exit(f"{type(error).__name__}: {error}")
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
   """For `app.run`: an unknown field or a wrong type ends the program with a line, no traceback."""
   try:
-    return flags.FLAGS(argv)
+    return values(argv)
   except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-    sys.exit(f"{type(error).__name__}: {error}; the fields and their types are in "
-             f"hope_jax/config.py{versions.hint(str(error))}")
+    fix = ("; the fields and their types are in hope_jax/config.py" + versions.hint(str(error))
+           if "config" in values else "; --help lists all flags")
+    sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}{fix}")
