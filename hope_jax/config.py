@@ -222,15 +222,19 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-  """Inverse of `to_json`, also of earlier versions (versions.py); an unknown field is an error."""
+  """Inverse of `to_json`, also of earlier versions (versions.py); ValueError for anything else."""
   c = base()
-  stored = versions.config(json.loads(text))
-  stored["model"]["pattern"] = tuple(stored["model"]["pattern"])
-  versions.check_known(stored, c.to_dict())
-  stored["channel"]["levels"] = tuple(Level(**entry) for entry in stored["channel"]["levels"])
-  stored["teach"] |= {name: tuple(stored["teach"][name]) for name in ("paths", "layers")}
-  stored["data"]["sources"] = tuple(ConfigDict(s) for s in stored["data"]["sources"])
-  c.update(stored)
+  try:
+    stored = versions.config(json.loads(text))
+    stored["model"]["pattern"] = tuple(stored["model"]["pattern"])
+    versions.check_known(stored, c.to_dict())
+    stored["channel"]["levels"] = tuple(Level(**entry) for entry in stored["channel"]["levels"])
+    stored["teach"] |= {name: tuple(stored["teach"][name]) for name in ("paths", "layers")}
+    stored["data"]["sources"] = tuple(ConfigDict(s) for s in stored["data"]["sources"])
+    c.update(stored)
+  except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    raise ValueError(f"no configuration of hope_jax ({type(error).__name__}: "
+                     f"{' '.join(str(error).split())})") from None
   return c
 
 

@@ -4,6 +4,8 @@
     2    model.pattern and model.titan; the fast state of token mixers by their names
     3    the section channel, which was called mixer; a section for each outer optimizer's fields
     4    teach.through_context; before it every chunk was a cut
+
+Not by version: the position of the data counted batches, and now counts sequences.
 """
 
 import difflib
@@ -56,6 +58,11 @@ def fast_path(path: str, version: int) -> str:
       if match := re.fullmatch(now, path):
         return match.expand(then)
   return path
+
+
+def position(stored: dict, batch: int) -> dict:
+  """A stored position of the data by today's name; `batch`: data.batch of its configuration."""
+  return {"sequences": stored["next_index"] * batch} if "next_index" in stored else stored
 
 
 def check_known(stored: dict, known: dict) -> None:

@@ -79,7 +79,7 @@ def test_what_cannot_run_is_refused(fields, message):
     (dict(channel__levels=(config.Level("mid", 48),)),
      "period 48 of mid is neither.*set teach.chunk=48"),
     (dict(teach__scale=0.0), "nothing would be written"),
-    (dict(teach__clip=-1.0), "set them to 0 or more"),
+    (dict(teach__clip=-1.0), "teach.clip=-1.0: set it to 0 or more"),
     (dict(teach__chunk=96), "set data.align to 96"),
     (dict(teach__chunk=32), "no multiple of the 64 of selfmod"),
     (dict(teach__signal="global"), "set teach.target=block"),

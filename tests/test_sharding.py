@@ -269,7 +269,7 @@ from hope_jax.training import loop
 config_file, workdir, address, count, number = sys.argv[1:]
 if int(count) > 1:
   jax.distributed.initialize(address, int(count), int(number))
-print(loop.train(config.load(config_file), workdir)["bpb"])
+print(loop.train(config.load(config_file), workdir, allow_changes=True)["bpb"])
 """
 
 

@@ -166,7 +166,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_nothing(whole, monkeypa
   run = folder / "diverged"
   poison(monkeypatch, {6: np.nan})
   with pytest.raises(FloatingPointError,
-                     match="step 6: loss nan.*Checkpoint 5 is good.*Try a smaller optim.lr"):
+                     match="step 6: loss nan.*Checkpoint 5 is good.*, with --allow_changes, a"):
     loop.train(c, run)
   assert sidecar.steps(run / "checkpoints") == [5]
 
@@ -211,8 +211,11 @@ def test_a_save_that_fails_may_be_passed_over_but_not_the_last(whole, monkeypatc
 
 def test_workdir_of_another_model_is_refused(whole):
   folder, _, workdir, _ = whole
+  other = small(folder, model__dim=32)
+  with pytest.raises(ValueError, match="model.dim 16 -> 32 .another model, .*--allow_changes"):
+    loop.train(other, workdir)
   with pytest.raises(ValueError, match="checkpoint of another architecture(.|\n)*another workdir"):
-    loop.train(small(folder, model__dim=32, train__steps=20), workdir)
+    loop.train(other, workdir, allow_changes=True)
 
 
 def test_workdir_that_cannot_be_written_is_refused_before_anything_is_built(tmp_path):

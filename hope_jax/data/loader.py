@@ -14,14 +14,38 @@ _EVAL_SEED = 0  # not data.seed: runs with different seeds are evaluated on the 
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches read ahead
 
 
-def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grain.DatasetIterator:
-  """Endless batches: dicts of int32 [data.batch, data.seq].
+class Batches(Iterator):
+  """Endless batches: dicts of int32 [data.batch, data.seq], by data.seed alone.
 
   Sources are mixed by weight, each reshuffled every epoch; with data.carry every row reads on in
   one of them. `rows`: only these of every batch, in this order; nothing else is read. `get_state`
-  and `set_state` resume exactly, with any rows.
-  Raises ValueError if the windows do not fill one batch.
+  and `set_state` resume exactly, with any rows and, but for rows that read on, any size of a batch:
+  the position is the number of sequences before it.
   """
+
+  def __init__(self, windows: grain.MapDataset, size: int, rows: Sequence[int]):
+    self._windows, self._size, self._rows = windows, size, rows
+    self.set_state({"sequences": 0})
+
+  def get_state(self) -> dict:
+    """The position behind the last batch that was drawn; JSON."""
+    return {"sequences": self._read}
+
+  def set_state(self, state: dict) -> None:
+    self._read = first = state["sequences"]
+    windows, size, rows = self._windows, self._size, self._rows
+    mine = grain.MapDataset.range(sys.maxsize).map(
+        lambda i: windows[first + i // len(rows) * size + rows[i % len(rows)]])
+    self._batches = iter(mine.batch(len(rows), drop_remainder=True).to_iter_dataset(_READ))
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    batch = next(self._batches)
+    self._read += self._size
+    return batch
+
+
+def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> Batches:
+  """The batches of a configuration. ValueError if its windows do not fill one batch."""
   if _task(config) == "recall":
     windows = recall.dataset(config, "train")
   elif config.data.carry:
@@ -38,10 +62,7 @@ def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grai
     windows = grain.MapDataset.mix(
         [grain.MapDataset.source(p).seed(config.data.seed).shuffle().repeat() for p in parts],
         [s.weight for s in config.data.sources])
-  size, own = config.data.batch, range(config.data.batch) if rows is None else rows
-  mine = grain.MapDataset.range(sys.maxsize).map(
-      lambda i: windows[i // len(own) * size + own[i % len(own)]])
-  return iter(mine.batch(len(own), drop_remainder=True).to_iter_dataset(_READ))
+  return Batches(windows, config.data.batch, range(config.data.batch) if rows is None else rows)
 
 
 class _Carried:

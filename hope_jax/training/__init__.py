@@ -5,6 +5,7 @@
     matrices       parameters as it sees them: every matrix and every vector apart
     spikes         bad steps change nothing
     loop           evaluate, save, draw, step, log
+    changes        a run that goes on with another configuration
     stack          a trained model gets levels: --init_from
     costs          parameters, FLOPs, memory, time to compile
     collectives    what a device sends to others in a compiled program
