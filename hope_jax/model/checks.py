@@ -10,6 +10,8 @@ CHOICES = {
     "model.titan": ("none", "plain", "modified"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "block"),
+    "attention.bias": ("none", "qkv", "all"),
+    "attention.rope_scaling": ("none", "linear", "llama3"),
     "channel.kind": ("swiglu", "cms"),
     "channel.connection": ("sequential", "independent", "nested"),
     "channel.norm": ("rms", "layer"),
@@ -37,7 +39,7 @@ AT_LEAST_ONE = ("model.dim", "model.layers", "model.heads", "model.vocab",
                 "data.batch",
                 "mesh.fsdp", "mesh.tensor", "optim.accumulate", "train.steps", "train.log_every",
                 "train.eval_every", "train.eval_batches", "train.save_every", "train.keep")
-AT_LEAST_ZERO = ("train.keep_best", "train.keep_every")
+AT_LEAST_ZERO = ("train.keep_best", "train.keep_every", "attention.kv_heads", "attention.width")
 
 
 def validate(config: ConfigDict, devices: int | None = None) -> None:
@@ -53,9 +55,10 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
     _check(_get(c, field) >= 0, f"{field}={_get(c, field)}: set it to 0 or more")
 
   m, d = c.model, c.data
-  _check(m.dim % m.heads == 0, f"model.dim={m.dim} is not divisible by model.heads={m.heads}: "
-                               "change one of them")
+  _check(m.dim % m.heads == 0 or c.attention.width > 0 and set(used) == {"attention"},
+         f"model.dim={m.dim} is not divisible by model.heads={m.heads}: change one of them")
   _check(m.embed_std > 0, f"model.embed_std={m.embed_std}: set it above 0")
+  _check(m.norm_epsilon > 0, f"model.norm_epsilon={m.norm_epsilon}: set it above 0, e.g. 1e-6")
   _check(0 <= m.dropout < 1, f"model.dropout={m.dropout}: set it to 0 or more and below 1")
   _check(m.layers >= len(m.pattern), f"model.layers={m.layers} is less than model.pattern has, "
                                      f"{len(m.pattern)}: set model.layers to {len(m.pattern)} or "
@@ -70,6 +73,9 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
     data, fsdp, tensor = sharding.mesh_shape(c, devices)
     _check(m.heads % tensor == 0, f"model.heads={m.heads} is not divisible by "
                                   f"mesh.tensor={tensor}: change one of them")
+    _check(c.attention.kv_heads % tensor == 0,
+           f"attention.kv_heads={c.attention.kv_heads} is not divisible by mesh.tensor={tensor}: "
+           "set mesh.tensor to a divisor of it")
   streams = 1 if devices is None else data * fsdp
   parts = c.optim.accumulate * streams
   _check(d.batch % parts == 0, f"data.batch={d.batch} is not divisible by {streams} devices "
