@@ -68,11 +68,25 @@ def base() -> ConfigDict:
   c.model.remat = "none"
   # of the embedding at the start, divided out at the input; larger: embeddings move slower
   c.model.embed_std = 0.02
+  c.model.tied = True  # the head is the embedding; False: a table of its own
+  c.model.norm_epsilon = 1e-6  # of root-mean-square norms, but those of self-modifying memories
   c.model.dropout = 0.0  # on each residual branch
 
   c.attention = ConfigDict()
   c.attention.window = 0  # each token sees this many tokens, itself included; 0: the whole sequence
+  # heads of keys and values, each for model.heads / kv_heads of the queries'; 0: model.heads
+  c.attention.kv_heads = 0
+  c.attention.width = 0  # of a head; 0: model.dim / model.heads
+  c.attention.qk_norm = True  # queries and keys are normalised per head
+  c.attention.bias = "none"  # none | qkv: of queries, keys and values | all: of the output too
   c.attention.rope_base = 10_000.0
+  # positions beyond those of training: none | linear: divided by the factor | llama3: waves longer
+  # than original / low by the factor, those shorter than original / high not, between in between
+  c.attention.rope_scaling = "none"
+  c.attention.rope_factor = 1.0
+  c.attention.rope_low = 1.0
+  c.attention.rope_high = 4.0
+  c.attention.rope_original = 8192  # positions before scaling
   c.attention.context = 0  # cache length when window is 0; 0: data.seq
 
   c.channel = ConfigDict()  # the channel mixer
@@ -80,6 +94,7 @@ def base() -> ConfigDict:
   c.channel.hidden = 2.0  # swiglu: width / dim.  cms: width of each level / dim
   c.channel.norm = "rms"  # cms: rms | layer
   c.channel.activation = "gelu"  # cms: gelu | swiglu
+  c.channel.bias = False  # of every kernel
   c.channel.levels = (Level("fast", 0),)  # cms, from fast to slow
   # sequential (NL Eq. 73) | independent (Eq. 74) | nested (Eq. 72)
   c.channel.connection = "sequential"

@@ -153,6 +153,6 @@ def test_every_field_that_is_listed_is_one():
 
 @pytest.mark.parametrize("before, after", [((True, 8), (True, 4)), ((False, 8), (True, 8))])
 def test_rows_that_read_on_stay_as_many(before, after):
-  old, new = (small_config(data__carry=carry, data__batch=batch) for carry, batch in (before, after))
+  old, new = (small_config(data__carry=carry, data__batch=size) for carry, size in (before, after))
   with pytest.raises(ValueError, match=f"set data.carry={before[0]} and data.batch=8 again"):
     changes.check(5, old, new, True, True)

@@ -31,6 +31,9 @@ MODELS = {  # every kind, and every option that adds or changes a parameter
     "hope_hybrid": {"model.pattern": ("attention",), "model.titan": "modified",
                     "channel.activation": "swiglu", "channel.norm": "layer"},
     "gru": {"model.pattern": ("gru", "attention")},
+    "imported": {"model.pattern": ("attention",), "model.heads": 4, "attention.kv_heads": 2,
+                 "attention.width": 6, "attention.bias": "all", "attention.qk_norm": False,
+                 "model.tied": False, "channel.kind": "swiglu", "channel.bias": True},
     "titan_hybrid": {"model.pattern": ("attention",), "model.titan": "plain",
                      "channel.kind": "swiglu"},
 }

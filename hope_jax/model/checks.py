@@ -15,6 +15,8 @@ CHOICES = {
     "model.titan": ("none", "plain", "modified"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "block"),
+    "attention.bias": ("none", "qkv", "all"),
+    "attention.rope_scaling": ("none", "linear", "llama3"),
     "channel.kind": ("swiglu", "cms"),
     "channel.connection": ("sequential", "independent", "nested"),
     "channel.norm": ("rms", "layer"),
@@ -47,16 +49,17 @@ RANGES = (  # (least, most, fields): a number that is none of them may be any, o
                "data.batch", "data.tokenizer_chars", "optim.accumulate", "train.steps",
                "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every",
                "train.keep")),
-    (0, MOST, ("attention.window", "attention.context", "selfmod.remat_chunks", "titan.warmup",
-               "teach.warmup", "teach.decay_start", "teach.decay_duration", "optim.warmup",
-               "data.recall_gap", "data.recall_fillers", "train.keep_best", "train.keep_every",
-               "train.rollback_after")),
+    (0, MOST, ("attention.window", "attention.context", "attention.kv_heads", "attention.width",
+               "selfmod.remat_chunks", "titan.warmup", "teach.warmup", "teach.decay_start",
+               "teach.decay_duration", "optim.warmup", "data.recall_gap", "data.recall_fillers",
+               "train.keep_best", "train.keep_every", "train.rollback_after")),
     (0, 2**32 - 1, ("seed", "data.seed")),
     (0, LARGE, ("selfmod.bound", "titan.lr", "teach.scale", "teach.clip", "optim.lr", "muon.lr",
                 "optim.final_lr", "optim.weight_decay", "optim.skip_above")),
     (0, math.inf, ("teach.threshold",)),
     (ABOVE_0, math.inf, ("optim.clip",)),
-    (ABOVE_0, LARGE, ("model.embed_std", "attention.rope_base", "selfmod.eta_init")),
+    (ABOVE_0, LARGE, ("model.embed_std", "model.norm_epsilon", "attention.rope_base",
+                      "selfmod.eta_init")),
     (ABOVE_0, 1e6, ("channel.hidden", "selfmod.hidden", "titan.hidden")),
     (0, BELOW_1, ("model.dropout", "selfmod.momentum", "titan.beta", "data.val_fraction",
                   "adamw.b1", "adamw.b2")),
@@ -72,8 +75,8 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
   _validate_numbers(c)
 
   m, d = c.model, c.data
-  _check(m.dim % m.heads == 0, f"model.dim={m.dim} is not divisible by model.heads={m.heads}: "
-                               "change one of them")
+  _check(m.dim % m.heads == 0 or c.attention.width > 0 and set(mixers.of(c)) == {"attention"},
+         f"model.dim={m.dim} is not divisible by model.heads={m.heads}: change one of them")
   _check(m.layers >= len(m.pattern), f"model.layers={m.layers} is less than model.pattern has, "
                                      f"{len(m.pattern)}: set model.layers to {len(m.pattern)} or "
                                      "more")
@@ -92,6 +95,9 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
     data, fsdp, tensor = sharding.mesh_shape(c, devices)
     _check(m.heads % tensor == 0, f"model.heads={m.heads} is not divisible by "
                                   f"mesh.tensor={tensor}: change one of them")
+    _check(c.attention.kv_heads % tensor == 0,
+           f"attention.kv_heads={c.attention.kv_heads} is not divisible by mesh.tensor={tensor}: "
+           "set mesh.tensor to a divisor of it")
   streams = 1 if devices is None else data * fsdp
   parts = c.optim.accumulate * streams
   _check(d.batch % parts == 0, f"data.batch={d.batch} is not divisible by {streams} devices "

@@ -23,6 +23,7 @@ class Parameter(NamedTuple):
   # of an array that is several matrices (training/matrices.py): the axis, -1 or -2, in which those
   # of all heads lie side by side; the parts that are vectors, where parts are rows of one array
   heads: int = 0
+  width: Callable[[Any], int] | None = None  # of those heads; None: model.dim / model.heads
   vectors: tuple[str, ...] | None = None
 
 

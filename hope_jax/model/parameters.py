@@ -17,6 +17,7 @@ LAYER = "model.layers.{layer}."  # before the exported names of what lies below 
 MODEL = (  # paths and names below nothing
     Parameter(r"embed/embedding", ("vocab", "model"), "embedding", r"model.embed_tokens.weight"),
     Parameter(r"norm/scale", (), "vector", r"model.norm.weight"),
+    Parameter(r"head/embedding", ("vocab", "model"), "embedding", r"lm_head.weight"),
 )
 BLOCK = (  # below blocks/
     Parameter(r"mixer_norm/scale", (), "vector", r"input_layernorm.weight"),

@@ -21,13 +21,14 @@ from hope_jax.model.sharding import path_name
 
 def split(config, params, by_head: bool):
   """The parameters, or a gradient of them: {part: array} in the place of what has parts."""
-  width = config.model.dim // config.model.heads
-
   def one(path, leaf):
     row = parameters.row(path_name(path))
     if row.vectors is not None:
       return {name: leaf[..., rows, :] for name, rows in row.cuts(config).items()}
-    return {parameters.HEADS: _by_head(leaf, row.heads, width)} if by_head and row.heads else leaf
+    if not (by_head and row.heads):
+      return leaf
+    width = row.width(config) if row.width else config.model.dim // config.model.heads
+    return {parameters.HEADS: _by_head(leaf, row.heads, width)}
   return jax.tree_util.tree_map_with_path(one, params)
 
 
