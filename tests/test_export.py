@@ -31,6 +31,7 @@ MODELS = {  # every kind, and every option that adds or changes a parameter
     "hope_hybrid": {"model.pattern": ("attention",), "model.titan": "modified",
                     "channel.activation": "swiglu", "channel.norm": "layer"},
     "gru": {"model.pattern": ("gru", "attention")},
+    "gated_deltanet": {"model.pattern": ("gated_deltanet",)},
     "titan_hybrid": {"model.pattern": ("attention",), "model.titan": "plain",
                      "channel.kind": "swiglu"},
 }
