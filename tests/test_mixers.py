@@ -18,7 +18,8 @@ from hope_jax.training import costs, steps
 
 VOCAB, TOKENS = 14, 21
 CLOSE = dict(atol=3e-5, rtol=1e-4)
-PATTERNS = {name: (name,) for name in mixers.TABLE} | {"mixed": ("attention", "selfmod", "gru")}
+PATTERNS = {name: (name,) for name in mixers.TABLE}
+PATTERNS["mixed"] = ("attention", "selfmod", "gru")
 
 
 def tiny(name, titan="none", in_context=False):
@@ -116,9 +117,8 @@ def test_it_trains_generates_is_exported_placed_and_counted(name):
 
 
 @pytest.mark.parametrize("name",
-                         [pytest.param(name, marks=pytest.mark.slow) if name in ("attention", "mixed")
-                          else name
-                                  for name in PATTERNS])
+                         [pytest.param(name, marks=pytest.mark.slow)
+                          if name in ("attention", "mixed") else name for name in PATTERNS])
 def test_a_titan_memory_and_levels_write_beside_any_mixer(name):
   """In pieces as at once, and each memory acts."""
   c = tiny(name, titan="modified", in_context=True)
