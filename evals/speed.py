@@ -52,7 +52,11 @@ MODELS = {  # config.PRESETS, selfmod.memory, periods, what it is compared with
     "selfmod_8": ("hope_selfmod", "linear", SPARSE, "transformer"),
     "hybrid_1": ("hope_hybrid", None, PILOT, "transformer_wide"),
     "hybrid_8": ("hope_hybrid", None, SPARSE, "transformer_wide"),
+    "gated_deltanet": ("gated_deltanet", None, None, "transformer"),
 }
+# channel.hidden of models without levels, such that parameters are equal; of the others 4, or 1 in
+# each of four levels that write
+HIDDEN = {"transformer": 8 / 3, "transformer_wide": 5.0, "gated_deltanet": 7 / 3}
 
 
 def configuration(name: str, **changes):
@@ -65,8 +69,8 @@ def configuration(name: str, **changes):
   c.model.update(configs.PRESETS[kind])
   if memory:
     c.selfmod.memory = memory
-  c.channel.kind = "swiglu" if kind == "transformer" else "cms"
-  c.channel.hidden = 5.0 if name == "transformer_wide" else 8 / 3 if kind == "transformer" else 4.0
+  c.channel.kind = "swiglu" if name in HIDDEN else "cms"
+  c.channel.hidden = HIDDEN.get(name, 4.0)
   if periods:
     c.channel.levels = tuple(configs.Level(f"every{period}", period) for period in periods)
     c.channel.hidden, c.channel.in_context, c.titan.hidden = 1.0, True, 1.0

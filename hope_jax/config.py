@@ -25,6 +25,7 @@ PRESETS = {
     "hope_hybrid": dict(pattern=("attention",), titan="modified"),
     "titan_hybrid": dict(pattern=("attention",), titan="plain"),
     "gru": dict(pattern=("gru",), titan="none"),
+    "gated_deltanet": dict(pattern=("gated_deltanet",), titan="none"),
 }
 
 
@@ -102,6 +103,12 @@ def base() -> ConfigDict:
 
   c.gru = ConfigDict()
   c.gru.forget_init = -1.0  # bias of the gates at the start: below 0 remembers longer
+
+  c.gated_deltanet = ConfigDict()  # arXiv 2412.06464
+  c.gated_deltanet.chunk = 64  # tokens processed at once: speed alone
+  c.gated_deltanet.alpha = True  # learned retention; off: 1
+  c.gated_deltanet.output_gate = True
+  c.gated_deltanet.beta_max = 1.0  # largest step; 2: factors of -1 too, which count (parity)
 
   c.selfmod = ConfigDict()  # NL Eq. 83-93
   c.selfmod.memory = "mlp"  # mlp | linear

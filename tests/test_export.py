@@ -34,6 +34,7 @@ MODELS = {  # every kind, and every option that adds or changes a parameter
     "imported": {"model.pattern": ("attention",), "model.heads": 4, "attention.kv_heads": 2,
                  "attention.width": 6, "attention.bias": "all", "attention.qk_norm": False,
                  "model.tied": False, "channel.kind": "swiglu", "channel.bias": True},
+    "gated_deltanet": {"model.pattern": ("gated_deltanet",)},
     "titan_hybrid": {"model.pattern": ("attention",), "model.titan": "plain",
                      "channel.kind": "swiglu"},
 }

@@ -2,6 +2,7 @@
 
     products         matrix products with tidy gradients
     delta_rule       chunk-parallel writes of rank-one updates
+    recurrence       linear memories read by every token, in chunks
     write_rule       options, step sizes and the bound of self-modifying memories
     linear_memory    memories M(z) = W z: read and write one chunk
     mlp_memory       memories M(z) = z + W1 gelu(W2 z): the same

@@ -1,12 +1,13 @@
 """The table of token mixers that model.pattern may name, a line each (contract.py: the record)."""
 
-from hope_jax.model import attention, gru, selfmod
+from hope_jax.model import attention, gated_deltanet, gru, selfmod
 from hope_jax.model.contract import Mixer, complete
 
 TABLE = {
     "attention": attention.MIXER,  # softmax attention, full or sliding window
     "selfmod": selfmod.MIXER,  # self-modifying Titans
     "gru": gru.MIXER,  # gated recurrent unit
+    "gated_deltanet": gated_deltanet.MIXER,  # the gated delta rule
 }
 
 

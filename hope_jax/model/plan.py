@@ -32,14 +32,6 @@ def path(name: str) -> str:
   return name if name == "titan" else f"cms_{name}"
 
 
-def layers_of(config: ConfigDict, statistic: str) -> list[int]:
-  """Layers of a statistic: of a level ("moved/titan") all, of a token mixer ("moved/k") its own."""
-  if statistic.partition("/")[2] in of(config).paths:
-    return list(range(config.model.layers))
-  return sorted(layer for name, mixer in mixers.of(config).items() if mixer.writes
-                for layer in mixers.layers_of(config, name))
-
-
 def of(config: ConfigDict) -> Plan:
   """The plan of a configuration."""
   sections = {name: config[name] for name in ("model", "channel", "titan", "teach")}

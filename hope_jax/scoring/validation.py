@@ -31,7 +31,7 @@ def evaluate(config, step: Callable, place: Callable, token_bytes=None, model: B
     if stopped():
       return None
     out = jax.device_get(step(place(batch)))
-    moved.append({name: float(np.mean(v[plan.layers_of(config, name)]))
+    moved.append({name: float(np.nanmean(v))  # over the layers that have it
                   for name, v in out["memory"].items()
                   if name.startswith("moved") and _writes(config, name)})
     for row, name in enumerate(names):

@@ -29,7 +29,7 @@ import numpy as np
 from hope_jax import config as configs, versions
 from hope_jax.checkpoints import checkpoint, sidecar, stored
 from hope_jax.data import loader, tokenized
-from hope_jax.model import checks, lm, plan, sharding
+from hope_jax.model import checks, lm, sharding
 from hope_jax.runtime import hosts, lock
 from hope_jax.runtime.goodput import Goodput
 from hope_jax.runtime.metrics import Meter, Metrics, format_line, matmul_rate
@@ -333,9 +333,9 @@ class _Run:
     if good:
       values["grad_norm"] = out["grad_norm"]
     rates = self.meter.read(i)
-    about = {name: plan.layers_of(self.config, name) for name in out["memory"]}
+    # not-a-number: of other mixers' layers
     layers = {str(layer): {name: value[layer] for name, value in out["memory"].items()
-                           if layer in about[name]}
+                           if not math.isnan(value[layer])}
               for layer in range(self.config.model.layers)} if out["memory"] and good else {}
     self.record(i, {"train": values | rates, "memory": layers})
     if labels:
