@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.model import attention, slots
+from hope_jax.model import attention, blockwise, slots
 
 BATCH, TOKENS, HEADS, WIDTH, BASE = 3, 19, 4, 6, 100.0
 KINDS = {  # heads of keys, what is added, whether queries and keys are normalised
@@ -105,9 +105,33 @@ def test_bands_are_the_masked_whole(window, total):
   def both(q, k, v):
     lay = slots.arrange(segments, jnp.zeros(BATCH, int), jnp.zeros(BATCH, int), 0)
     at = lay.position_BxS, lay.document_BxS
-    mask = attention.visible(*at, *at, lay.valid_BxS, window)
+    mask = slots.visible(*at, *at, lay.valid_BxS, window)
     return attention.attend_banded(q, k, v, lay, window), attention.attend(q, k, v, mask)
   np.testing.assert_allclose(*both(q, k, v), **CLOSE)
+
+
+@pytest.mark.parametrize("window, total, block", [(0, 13, 4), (0, 3, 4), (5, 17, 4), (1, 8, 4),
+                                                  (30, 12, 5)])
+def test_blocks_are_the_masked_whole_and_so_are_their_gradients(window, total, block, x64):
+  rng = np.random.default_rng(total)
+  q, k, v, toward = rng.standard_normal((4, BATCH, total, HEADS, WIDTH))
+  segments = np.sort(rng.integers(1, 4, (BATCH, total)))
+  segments[1, -2:] = 0
+  lay = slots.arrange(jnp.asarray(segments), jnp.zeros(BATCH, int), jnp.zeros(BATCH, int), 0)
+  at = lay.position_BxS, lay.document_BxS
+  mask = slots.visible(*at, *at, lay.valid_BxS, window)
+  toward = np.where(segments[..., None, None] > 0, toward, 0)
+
+  def plain(q, k, v):
+    scores = jnp.where(mask[:, None], jnp.einsum("bshk,blhk->bhsl", q, k) / WIDTH ** 0.5, -1e30)
+    return jnp.einsum("bhsl,blhk->bshk", jax.nn.softmax(scores), v)
+
+  def both(attend):
+    out, pull = jax.vjp(attend, q, k, v)
+    return out * (toward != 0), pull(toward)
+  got = jax.jit(lambda: both(lambda *a: blockwise.attend(*a, lay, window, block)))()
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(jax.jit(lambda: both(plain))())):
+    np.testing.assert_allclose(a, b, atol=1e-12)
 
 
 def test_attending_to_a_cache_is_attention_to_all_keys_and_so_are_its_gradients(x64):

@@ -6,6 +6,7 @@
     state            FastState (per stream) and TrainState
     slots            where a call's tokens go: documents, positions, chunks, padding
     layers           convolution, initial values
+    blockwise        causal attention of long sequences, in blocks
     attention        softmax attention, its cache
     selfmod          self-modifying Titans
     gru              gated recurrent unit

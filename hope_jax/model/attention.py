@@ -14,12 +14,13 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from hope_jax.model import blockwise
 from hope_jax.model.axes import constrain
 from hope_jax.model.contract import Mixer, Parameter
 from hope_jax.model.layers import compute_dtype, scaled_normal
-from hope_jax.model.slots import Layout
+from hope_jax.model.slots import Layout, visible
 
-HIDDEN = -1e30  # score of a key that a query may not see
+BLOCK = 256  # slots; longer sequences are read in blocks, and hold no scores of all pairs
 
 
 @struct.dataclass
@@ -90,7 +91,7 @@ def attend_after(q_BxHxSxK, past_k_BxHxWxK, past_v_BxHxWxK, k_BxHxSxK, v_BxHxSxK
 def _scores(q, k, mask):
   scores = jnp.einsum("bhsk,bhlk->bhsl", q, k,
                       preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
-  return jnp.where(mask[:, None], q.shape[-1] ** -0.5 * scores, HIDDEN)
+  return jnp.where(mask[:, None], q.shape[-1] ** -0.5 * scores, blockwise.HIDDEN)
 
 
 def _after_forward(q, past_k, past_v, k, v, mask):
@@ -146,15 +147,6 @@ def attend_banded(q_BxSxHxK, k_BxSxHxK, v_BxSxHxK, layout: Layout, window: int):
                  pair(layout.document_BxS), pair(layout.valid_BxS, False), window)
   out = attend(split(q_BxSxHxK), pair(k_BxSxHxK), pair(v_BxSxHxK), mask)
   return out.reshape(batch, blocks * window, *out.shape[2:])[:, :total]
-
-
-def visible(position_BxS, document_BxS, key_position_BxL, key_document_BxL, key_valid_BxL,
-            window: int):
-  """Which keys a query may see: its document's, no later, at most `window` back (0: no limit)."""
-  ago = position_BxS[:, :, None] - key_position_BxL[:, None]
-  allowed = (ago >= 0) & (document_BxS[:, :, None]
-                          == key_document_BxL[:, None]) & key_valid_BxL[:, None]
-  return allowed & (ago < window) if window else allowed
 
 
 def store(cache: Cache, k_BxHxSxK, v_BxHxSxK, layout: Layout) -> Cache:
@@ -243,6 +235,8 @@ class Attention(nn.Module):
       k, v = (jnp.repeat(a, shared, 2) for a in (k, v))
     if not length and 0 < 2 * self.window < total:
       y = attend_banded(q, k, v, layout, self.window)
+    elif not length and total > BLOCK:
+      y = blockwise.attend(q, k, v, layout, self.window, BLOCK)
     else:
       # with a cache, what is cached can be seen: cutting a document differently changes nothing
       mask = visible(layout.position_BxS, layout.document_BxS,

@@ -156,3 +156,12 @@ def to_tokens(layout: Layout, values_BxSx):
 
 def _index(index_BxN, values):
   return index_BxN.reshape(*index_BxN.shape, *[1] * (values.ndim - 2))
+
+
+def visible(position_BxS, document_BxS, key_position_BxL, key_document_BxL, key_valid_BxL,
+            window: int):
+  """Which keys a query may see: its document's, no later, at most `window` back (0: no limit)."""
+  ago = position_BxS[:, :, None] - key_position_BxL[:, None]
+  allowed = (ago >= 0) & (document_BxS[:, :, None]
+                          == key_document_BxL[:, None]) & key_valid_BxL[:, None]
+  return allowed & (ago < window) if window else allowed
