@@ -1,5 +1,7 @@
 """What a configuration has to be, by checks without data; an error names the field and the fix."""
 
+import re
+
 from ml_collections import ConfigDict
 
 from hope_jax.config import OPTIMIZERS
@@ -118,6 +120,8 @@ def _validate_teach(c):
   t, chunk = c.teach, plan.of(c).chunk
   _check(t.scale > 0, f"teach.scale={t.scale}: nothing would be written; set it above 0, or "
                       "channel.in_context=False")
+  _check(re.fullmatch(r"as_trained|full|step:\d+", t.at_evaluation),
+         f"teach.at_evaluation={t.at_evaluation!r}: choose as_trained, full or step:n")
   _check(t.clip >= 0 and t.threshold >= 0,
          f"teach.clip={t.clip}, teach.threshold={t.threshold}: set them to 0 or more")
   _check(c.data.align % chunk == 0, f"data.align={c.data.align} is not a multiple of "
