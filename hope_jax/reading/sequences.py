@@ -12,9 +12,11 @@ from hope_jax.model import lm, sharding
 from hope_jax.reading import reader
 
 
-def read(config, params, batch: dict):
-  """({"nats_BxC", "correct_BxC"} with C = T, statistics). Memories write as they do in training."""
-  strong = reader.strength(config)
+def read(config, params, batch: dict, step=None):
+  """({"nats_BxC", "correct_BxC"} with C = T, statistics). Memories write as they do in training at
+  this step, or as teach.at_evaluation says.
+  """
+  strong = reader.at_evaluation(config, step)
   if strong is None:
     out, _, _ = reader.chunk(config, params, None, batch, strong)
     return out, reader.by_layer(config, out.pop("stats"))
@@ -30,7 +32,7 @@ def read(config, params, batch: dict):
 
 def learn(config, params, batch: dict, rng, step):
   """(summed loss, statistics, gradients) at an optimizer step; rng: key for dropout, or None."""
-  strong, second_order = reader.strength(config, step), config.teach.through_writes == "full"
+  strong, second_order = reader.in_training(config, step), config.teach.through_writes == "full"
   if strong is None:
     out, _, gradients = reader.chunk(config, params, None, batch, strong, outer=True, rng=rng)
     return jnp.sum(out["nats_BxC"]), reader.by_layer(config, out["stats"]), gradients
