@@ -22,7 +22,7 @@ from hope_jax import config as configs
 from hope_jax.checkpoints import weights
 from hope_jax.data import loader
 from hope_jax.model import checks, plan, sharding
-from hope_jax.reading import sequences
+from hope_jax.reading import opening, sequences
 from hope_jax.reports.tables import markdown
 from hope_jax.runtime import program, startup
 from hope_jax.scoring import intervals, results, validation
@@ -131,6 +131,7 @@ def main(argv):
                        "data.recall_fillers: train configs/recall_long.py")
     if FLAGS.output:
       results.ready(FLAGS.output)
+    config = opening.as_trained(config, meta["step"])
     place = sharding.replicated(sharding.mesh(configs.base()))
     gaps = measure(config, jax.device_put(params, place))
     chance = 1 / config.data.recall_keys

@@ -150,6 +150,10 @@ def base() -> ConfigDict:
   c.teach.warmup = 0  # optimizer steps of linear warm-up
   c.teach.decay_start = 0  # optimizer step from which the scale goes to 0 ...
   c.teach.decay_duration = 0  # ... within so many; 0: no decay
+  # strength of the signal and of levels' rates where nothing is trained: as_trained: of the step |
+  # step:n: of this one | full: after warm-ups, before decay. A run that is opened to read, learn or
+  # evaluate has as_trained replaced by its checkpoint's step
+  c.teach.at_evaluation = "as_trained"
   c.teach.signal = "layer"  # layer: each block's own | global: the last block's, for all
   # each level gets exact: the gradient at its own output | block: at its block's
   c.teach.target = "exact"
@@ -210,7 +214,9 @@ def base() -> ConfigDict:
   c.optim.warmup = 100  # steps
   c.optim.final_lr = 0.1  # of the peak, at train.steps (cosine)
   c.optim.weight_decay = 0.1  # matrices only
-  c.optim.clip = 1.0  # global gradient norm
+  # gradient norm of all that is stepped together: all parameters, but for levels stepped once per
+  # period, which are clipped by themselves
+  c.optim.clip = 1.0
   # times the mean norm: a step with a larger one is skipped; 0: only one that is not finite
   c.optim.skip_above = 0.0
   c.optim.accumulate = 1  # micro-batches per step

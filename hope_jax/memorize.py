@@ -9,7 +9,7 @@ import math
 from absl import app, flags
 
 from hope_jax.data import files
-from hope_jax.reading import conversation, study
+from hope_jax.reading import conversation, reader, study
 from hope_jax.runtime import program, startup
 from hope_jax.runtime.startup import say
 from hope_jax.scoring import memorization, results
@@ -45,7 +45,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     report = reports["read"]
     losses = {name: float(each.loss_B[0]) for name, each in reports.items()}
     to_bits = (len(ids) - 1) / math.log(2) / len(files.encode(text))
-    say(f"{len(ids):,} tokens read {f.steps} time(s)")
+    say(f"{len(ids):,} tokens read {f.steps} time(s){reader.describe(reader.shares(config))}")
     for name, nats in losses.items():
       print(f"{name:8} {nats:.4f} nats per token, {nats * to_bits:.4f} bits per byte")
     for path, total in report.totals().items():

@@ -1,5 +1,6 @@
 """Training with in-context writes: gradients, packed documents, exact and chunked periods."""
 
+import dataclasses
 import functools
 from pathlib import Path
 import socket
@@ -15,7 +16,9 @@ import pytest
 from hope_jax import config
 from hope_jax.memory import teach_signal
 from hope_jax.model import lm, plan
-from hope_jax.reading import reader, sequences
+from hope_jax.reading import reader, sequences, study
+from hope_jax.scoring import validation
+from hope_jax.training import steps
 from tests.tiny import KINDS, VOCAB, batch_of, parameters, texts, tiny
 
 
@@ -149,6 +152,58 @@ def test_level_warmup_and_scale():
   c.channel.levels = (config.Level("fast", 2, lr=0.4, warmup=8), config.Level("slow", 16, lr=0.1))
   assert float(reader.strength(c, 2).rates["fast"]) == pytest.approx(0.1)
   assert reader.strength(c).rates == {"fast": 0.4, "slow": 0.1}
+
+
+def test_evaluation_writes_as_training_does_at_that_step():
+  """Warmed up, decayed, with nothing left of the signal; or at its full strength, if asked to."""
+  batch, params = batch_of(texts(32, 32)), parameters("hope_attention")
+  def configured(how):
+    c = tiny("hope_attention", warmup=10, decay_start=20, decay_duration=20, at_evaluation=how)
+    c.channel.levels = tuple(dataclasses.replace(level, lr=0.5, warmup=5)
+                             for level in c.channel.levels)
+    return c
+  programs = {how: jax.jit(functools.partial(sequences.read, configured(how)))
+              for how in ("as_trained", "full", "step:2")}
+  def read(how, step):
+    out, stats = programs[how](params, batch, step)
+    return float(jnp.sum(out["nats_BxC"])), float(stats["moved/cms_fast"].sum())
+  learn = jax.jit(lambda step: sequences.learn(configured("full"), params, batch, None, step)[0])
+  full, most = read("full", 2)
+  for step in (0, 2, 15, 30, 40):
+    loss, moved = read("as_trained", step)
+    assert loss == pytest.approx(float(learn(step)), rel=1e-6)
+    assert (moved == 0) == (step in (0, 40)) and moved <= most
+    assert (abs(loss - full) > 1e-3) == (step != 15)
+  assert read("step:2", 15) == read("as_trained", 2)
+  assert reader.shares(configured("as_trained"), 2)["cms_fast"] == pytest.approx(0.2 * 0.4)
+  assert set(reader.shares(configured("full"), 2).values()) == {1.0}
+
+
+def test_a_mean_signal_is_of_the_whole_batch_however_it_is_accumulated():
+  batch, params = batch_of(texts(32, 32)), parameters("hope_attention")
+  def learn(pieces):
+    c = tiny("hope_attention", reduction="mean", scale=2000.0, clip=0.0)
+    c.optim.accumulate = pieces
+    program = jax.jit(lambda piece: sequences.learn(c, params, piece, None, 10)[:2])
+    outs = [program(jax.tree.map(lambda a: a[i::pieces], batch)) for i in range(pieces)]
+    return [float(sum(values)) for values in zip(*((loss, stats["moved/cms_fast"].sum() / pieces)
+                                                   for loss, stats in outs))]
+  (whole, moved), pieces = learn(1), learn(2)
+  assert moved > 0.3 and pieces == pytest.approx([whole, moved], rel=1e-5)
+
+
+def test_an_evaluation_says_how_strongly_it_wrote():
+  c = tiny("hope_attention", warmup=10, metric="loss")
+  c.data.update(dict(task="recall", recall_pairs=2, recall_keys=4, seq=32))
+  c.model.vocab, c.train.eval_batches = VOCAB, 1
+  step = steps.make_eval_step(c)
+  def result(number):
+    return validation.evaluate(c, number, lambda batch: step(parameters("hope_attention"), batch,
+                                                             number), lambda batch: batch)
+  assert result(5)["strength"]["cms_fast"] == 0.5 and result(50)["strength"]["cms_fast"] == 1
+  assert result(0)["strength"]["cms_fast"] == 0  # as trained: that is no fault of a memory
+  with pytest.raises(ValueError, match="at_evaluation=step:0 .* strength of 0, by the schedule"):
+    study.check_strength(tiny("hope_attention", warmup=10, at_evaluation="step:0"))
 
 
 @pytest.mark.parametrize("metric", ["l2", "loss", "logit_entropy"])

@@ -254,7 +254,7 @@ def test_launch_goes_on_from_a_transformer_and_resumes(trained, capfd):
 
   params, old, _ = weights.load(trained / "checkpoints")
   batch = next(iter(loader.train_batches(c)))  # the first that the new run trains on
-  out = steps.make_eval_step(old)(params, batch)
+  out = steps.make_eval_step(old)(params, batch, 0)
   first = losses(run)
   assert set(first) == {1, 2, 3}
   np.testing.assert_allclose(first[1], out["nats"].sum() / out["labels"].sum(), rtol=1e-5)

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+OWN = "use the checkpoint's own configuration (config.json beside it) or another workdir"
+
 
 def fingerprint(params: Any) -> str:
   """16 hex digits that change with any parameter's name, shape, type or value."""
@@ -16,12 +18,12 @@ def fingerprint(params: Any) -> str:
   return digest.hexdigest()[:16]
 
 
-def check_architecture(stored: Any, expected: Any, what: str = "architecture") -> None:
+def check_architecture(stored: Any, expected: Any, what: str = "architecture",
+                       fix: str = OWN) -> None:
   """ValueError unless two trees (leaves with shape and dtype) agree in path, shape and type."""
   a, b = ({name: f"{leaf.shape} {leaf.dtype}" for name, leaf in leaves(tree).items()}
           for tree in (stored, expected))
-  check_same(a, b, ("checkpoint", "this configuration"), f"checkpoint of another {what}",
-             "use the checkpoint's own configuration (config.json beside it) or another workdir")
+  check_same(a, b, ("checkpoint", "this configuration"), f"checkpoint of another {what}", fix)
 
 
 def check_same(a: dict, b: dict, names: tuple[str, str], what: str, fix: str) -> None:

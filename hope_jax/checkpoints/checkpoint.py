@@ -34,7 +34,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from hope_jax.checkpoints import sidecar, stored
-from hope_jax.checkpoints.arrays import check_architecture, fingerprint
+from hope_jax.checkpoints.arrays import OWN, check_architecture, fingerprint
 from hope_jax.runtime import hosts
 from hope_jax.runtime.startup import say
 
@@ -235,7 +235,9 @@ class Checkpoints:
     path = (stored.find if step in self._checked else stored.good)(self.directory, step)
     rest = like_state.replace(params=None)
     check_architecture(stored.shapes(path, "params"), like_state.params)
-    check_architecture(stored.shapes(path, "train"), rest, "optimizer or state")
+    check_architecture(stored.shapes(path, "train"), rest, "optimizer or state",
+                       f"{OWN}; of an earlier version, start at its parameters in another workdir, "
+                       f"with --init_from={self.directory.parent}")
     loaded = stored.read(path, {"params": like_state.params, "train": rest, "iterator": None,
                                 "meta": None})
     return loaded["train"].replace(params=loaded["params"]), loaded["iterator"], loaded["meta"]

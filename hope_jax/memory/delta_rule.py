@@ -80,7 +80,7 @@ solve.defvjp(_solve_forward, _solve_backward)
 def _ratios(later_C, earlier_C, diagonal: int):
   """exp(later_t - earlier_s) where s <= t + diagonal, else 0: masked before exp, to stay finite.
 
-  At most 1 but for rounding, 2e-4 in float32.
+  At most 1 but for rounding: in float32 1e-6 for each token of the chunk, for any retention.
   """
   mask = jnp.tril(jnp.ones((later_C.size, earlier_C.size), bool), diagonal)
   return jnp.exp(jnp.where(mask, later_C[:, None] - earlier_C, -jnp.inf))

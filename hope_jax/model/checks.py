@@ -196,6 +196,8 @@ def _validate_teach(c):
          f"full, or to chunks:n with n of {', '.join(map(str, fitting))}")
   _check(t.scale > 0, f"teach.scale={t.scale}: nothing would be written; set it above 0, or "
                       "channel.in_context=False")
+  _check(re.fullmatch(r"as_trained|full|step:\d+", t.at_evaluation),
+         f"teach.at_evaluation={t.at_evaluation!r}: choose as_trained, full or step:n")
   _check(c.data.align % chunk == 0, f"data.align={c.data.align} is not a multiple of "
                                     f"teach.chunk={chunk}: documents would start inside a chunk; "
                                     f"set data.align to {-(-c.data.align // chunk) * chunk}")

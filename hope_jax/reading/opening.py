@@ -14,8 +14,18 @@ def find(checkpoint: str | Path) -> tuple[Path, int | None]:
   return (path.absolute().parent if path.absolute().name == "checkpoints" else path), step
 
 
+def as_trained(config, step: int):
+  """The configuration of a checkpoint, which knows its step where that decides about writes."""
+  if config.teach.at_evaluation == "as_trained":
+    config.teach.at_evaluation = f"step:{step}"
+  return config
+
+
 def load(checkpoint: str | Path):
   """(config, params, tokenizer) of what `find` finds, on the first device.
+
+  The configuration knows the checkpoint's step: memories are written as they were trained there
+  (teach.at_evaluation).
 
   Raises FileNotFoundError without a checkpoint, ValueError when the tokenizer is missing or not the
   checkpoint's own.
@@ -28,5 +38,5 @@ def load(checkpoint: str | Path):
                      "data.task=text")
   tokenizer = Tokenizer(workdir / "tokenizer.model")
   stored.check_tokenizer(meta, tokenizer.digest)
-  params, config, _ = weights.load(steps, step=step)
-  return config, params, tokenizer
+  params, config, meta = weights.load(steps, step=step)
+  return as_trained(config, meta["step"]), params, tokenizer

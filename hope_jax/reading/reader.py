@@ -43,6 +43,33 @@ def strength(config, step=None) -> Strength | None:
   return Strength(t.scale * factor, rates, t.threshold)
 
 
+def in_training(config, step) -> Strength | None:
+  """`strength` for one of optim.accumulate pieces of a batch; a mean is over all of them."""
+  strong = strength(config, step)
+  if strong is None or config.teach.reduction != "mean":
+    return strong
+  return strong._replace(scale=strong.scale / config.optim.accumulate)
+
+
+def at_evaluation(config, step=None) -> Strength | None:
+  """`strength` as teach.at_evaluation has it; `step`: of the training that is under way, if any."""
+  kind, _, number = config.teach.at_evaluation.partition(":")
+  return strength(config, None if kind == "full" else int(number) if number else step)
+
+
+def shares(config, step: int | None = None) -> dict[str, float]:
+  """{path of each level: how strongly it is written where nothing is trained, of its full rate}."""
+  now, full = at_evaluation(config, step), strength(config)
+  return {plan.path(name): float(now.scale * now.rates[name] / full.scale / rate)
+          for name, rate in (full.rates.items() if full else ()) if rate}
+
+
+def describe(strengths: dict[str, float]) -> str:
+  """What `shares` has to say, if not everything is written at its full strength."""
+  weak = [f"{path} {share:.3g}" for path, share in strengths.items() if share < 1]
+  return f"; of full strength, as trained: {', '.join(weak)}" if weak else ""
+
+
 def probes(config, params, batch: int) -> dict:
   """Zeros added inside levels and at blocks' outputs; their gradients write memories (block.py)."""
   c, names = config, plan.of(config).levels
@@ -129,7 +156,7 @@ def _write_layers(config, fast, piece, strong, params, signals, taps, losses, lo
     factor_LxBxC = teach_signal.factor(signal, scale * entry.scale, t.clip)
     norm_LxBxC = factor_LxBxC * teach_signal.norm(signal)
     surprise = teach_signal.surprise(t.metric, norm_LxBxC, losses, logits, labelled_BxC)
-    may_L = jnp.asarray(own.layers[plan.path(name)]) & (strong.rates[name] > 0)
+    may_L = jnp.asarray(own.layers[plan.path(name)]) & (strong.scale * strong.rates[name] > 0)
     gate_LxB = (surprise >= strong.threshold) & jnp.any(labelled_BxC, 1) & may_L[:, None]
     write = functools.partial(_write_layer, config, name, strong.rates[name], place)
     blocks = {part: params["blocks"][part] for part in ("cms", "titan") if part in params["blocks"]}

@@ -12,9 +12,11 @@ from hope_jax.model import lm, sharding
 from hope_jax.reading import backward, reader
 
 
-def read(config, params, batch: dict):
-  """({"nats_BxC", "correct_BxC"} with C = T, statistics). Memories write as they do in training."""
-  strong = reader.strength(config)
+def read(config, params, batch: dict, step=None):
+  """({"nats_BxC", "correct_BxC"} with C = T, statistics). Memories write as they do in training at
+  this step, or as teach.at_evaluation says.
+  """
+  strong = reader.at_evaluation(config, step)
   if strong is None:
     out, _, _ = reader.chunk(config, params, None, batch, strong)
     return out, reader.by_layer(config, out.pop("stats"))
@@ -39,7 +41,7 @@ def learn_on(config, params, fast, batch: dict, rng, step):
 
   fast: their state; None where nothing writes: they start here, and no state is returned.
   """
-  strong = reader.strength(config, step)
+  strong = reader.in_training(config, step)
   if strong is None:
     out, fast, gradients = reader.chunk(config, params, fast, batch, strong, outer=True, rng=rng)
     return jnp.sum(out["nats_BxC"]), reader.by_layer(config, out["stats"]), gradients, fast

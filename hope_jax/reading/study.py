@@ -4,9 +4,10 @@
 
 texts: lists of token ids, one a stream.
 
-What is written, where and how strongly is config.teach. Texts may come in pieces of any length
-(`final=False`): a chunk is learned from when it is whole, so the outcome does not depend on how a
-text was cut. Memory does not grow with the text. Parameters never change.
+What is written, where and how strongly is config.teach (at_evaluation: as at which step of the
+training). Texts may come in pieces of any length (`final=False`): a chunk is learned from when it
+is whole, so the outcome does not depend on how a text was cut. Memory does not grow with the text.
+Parameters never change.
 """
 
 from collections.abc import Sequence
@@ -102,7 +103,7 @@ def _program(config, write: bool):
   """(params, fast, a chunk of every stream) -> (fast, {"nats_BxC", "stats"}); `fast` is donated."""
   def read(params, fast, piece):
     out, fast, _ = reader.chunk(config, params, fast, piece,
-                                reader.strength(config) if write else None)
+                                reader.at_evaluation(config) if write else None)
     return fast, {"nats_BxC": out["nats_BxC"], "stats": out["stats"]}
 
   return jax.jit(read, donate_argnums=1)
@@ -218,10 +219,20 @@ def mean_totals(totals: Sequence[dict]) -> dict:
 
 def check(config, readings: Sequence[Report]) -> None:
   """RuntimeError, with the reason, if an enabled memory was written in none of the readings."""
+  check_strength(config)
   enabled = plan.of(config).enabled
   check_updates(mean_totals([report.totals(enabled) for report in readings]))
   for mixer in [name for name in mixers.of(config) if name in enabled]:
     check_moved(readings[-1].stats[mixer])
+
+
+def check_strength(config) -> None:
+  """ValueError if the schedule leaves nothing of a memory's writes."""
+  strengths = reader.shares(config)
+  if still := [path for path in plan.of(config).enabled if not strengths.get(path, 1)]:
+    raise ValueError(f"with teach.at_evaluation={config.teach.at_evaluation} {', '.join(still)} "
+                     "would be written with a strength of 0, by the schedule of the teach signal: "
+                     "set it to full (--at_evaluation=full), or leave the memory out (teach.paths)")
 
 
 def check_moved(stats: dict) -> None:

@@ -4,7 +4,7 @@ from absl import flags
 
 from hope_jax import config as configs
 from hope_jax.model import checks, plan
-from hope_jax.reading import opening
+from hope_jax.reading import opening, study
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -14,7 +14,11 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_list("layers", None, "Layers to write in. Default: as trained.", flag_values=values)
   flags.DEFINE_float("threshold", None, "Surprise from which a chunk is written. Default: as "
                                         "trained.", flag_values=values)
-  flags.DEFINE_float("scale", None, "Of the teach signal. Default: as trained.", flag_values=values)
+  flags.DEFINE_float("scale", None, "Of the teach signal, whatever its schedule. Default: as "
+                                    "trained at the checkpoint's step.", flag_values=values)
+  flags.DEFINE_string("at_evaluation", None, "Strength of the writes. full: after warm-ups, before "
+                                             "decay; step:n: as at this step. Default: as at the "
+                                             "checkpoint's.", flag_values=values)
 
 
 def override(config, f: flags.FlagValues) -> None:
@@ -23,7 +27,8 @@ def override(config, f: flags.FlagValues) -> None:
     raise ValueError(f"--layers={unknown[0]}: layers are numbers from 0 to "
                      f"{config.model.layers - 1}")
   given = {"paths": f.paths and tuple(f.paths), "layers": f.layers and tuple(map(int, f.layers)),
-           "threshold": f.threshold, "scale": f.scale}
+           "threshold": f.threshold, "scale": f.scale,
+           "at_evaluation": f.at_evaluation or ("full" if f.scale is not None else None)}
   with config.unlocked():
     config.teach.update({name: value for name, value in given.items() if value is not None})
 
@@ -40,4 +45,5 @@ def load(f: flags.FlagValues):
                      "a model.titan")
   override(config, f)
   checks.validate(config)
+  study.check_strength(config)
   return config, params, tokenizer

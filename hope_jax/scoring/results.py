@@ -20,7 +20,7 @@ import jax
 
 from hope_jax import config as configs
 from hope_jax.checkpoints import arrays
-from hope_jax.reading import study
+from hope_jax.reading import reader, study
 
 
 def ready(path: str | Path) -> Path:
@@ -38,9 +38,13 @@ def stamp(*program: str) -> dict[str, str]:
 
 
 def of_model(config, params, tokenizer: str) -> dict:
-  """Which model was read with: its configuration, digests of its parameters and its tokenizer."""
+  """Which model was read with: its configuration, digests of its parameters and its tokenizer.
+
+  And how strongly its levels are written, 1 being their full strength.
+  """
   return {"fingerprint": arrays.fingerprint(params), "tokenizer": tokenizer,
-          "chunk": study.size(config), "config": json.loads(configs.to_json(config))}
+          "chunk": study.size(config), "strength": reader.shares(config),
+          "config": json.loads(configs.to_json(config))}
 
 
 def machine(*packages) -> dict:

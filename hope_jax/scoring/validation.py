@@ -9,6 +9,7 @@ import numpy as np
 
 from hope_jax.data import loader
 from hope_jax.model import mixers, plan
+from hope_jax.reading import reader
 from hope_jax.runtime.startup import say
 from hope_jax.scoring.bigram import Bigram
 
@@ -16,24 +17,29 @@ BIGRAM = ("bigram_bpb", "bigram_tokens")  # what a result says of the baseline
 BIGRAM_TOKENS = 20_000_000  # that the baseline counts: under a minute, however long the run
 
 
-def evaluate(config, step: Callable, place: Callable, token_bytes=None, model: Bigram | None = None,
-             stopped: Callable = lambda: False) -> dict | None:
+def evaluate(config, number: int, step: Callable, place: Callable, token_bytes=None,
+             model: Bigram | None = None, stopped: Callable = lambda: False) -> dict | None:
   """The scores over train.eval_batches batches; None if `stopped` before they are all read.
 
+  "strength" says how strongly the teach signal wrote each level, 1 being its full strength.
+
   Args:
+    number: of the training's step.
     step: placed batch -> per-row sums and statistics (step.make_eval_step, given the parameters).
     token_bytes: (V,) bytes of text in each token, where there is a tokenizer.
     model: of the training tokens; is scored beside.
   """
   total, domains, moved = dict.fromkeys(("nats", "labels", "correct", "bytes", "bigram"),
                                         0.0), {}, []
+  strength = reader.shares(config, number)
   for names, batch in loader.eval_batches(config, config.train.eval_batches):
     if stopped():
       return None
     out = jax.device_get(step(place(batch)))
     moved.append({name: float(np.nanmean(v))  # over the layers that have it
                   for name, v in out["memory"].items()
-                  if name.startswith("moved") and _writes(config, name)})
+                  if name.startswith("moved") and _writes(config, name)
+                  and strength.get(name.partition("/")[2], 1)})
     for row, name in enumerate(names):
       if not name:
         continue
@@ -49,7 +55,7 @@ def evaluate(config, step: Callable, place: Callable, token_bytes=None, model: B
                      "token each; give longer ones, or raise data.val_fraction")
   check_updates(moved)
   result = {"loss": total["nats"] / total["labels"], "accuracy": total["correct"] / total["labels"],
-            "labels": int(total["labels"])}
+            "labels": int(total["labels"])} | ({"strength": strength} if strength else {})
   if token_bytes is not None:
     def bits(sums, key="nats"):
       return sums[key] / math.log(2) / sums["bytes"]
@@ -67,7 +73,7 @@ def tell(step: int, result: dict) -> None:
   if "bigram_bpb" in result:
     text += (f" (interpolated bigram on {result['bigram_tokens']:,} of the training tokens: "
              f"{result['bigram_bpb']:.4f})")
-  say(text)
+  say(text + reader.describe(result.get("strength", {})))
 
 
 def count_bytes(token_bytes, labels) -> int:

@@ -14,7 +14,6 @@ stop at the same one.
 """
 
 import contextlib
-import functools
 import math
 from pathlib import Path
 import shutil
@@ -161,7 +160,7 @@ class _Run:
     began = time.perf_counter()
     with self.goodput.span("compile"):
       batch = costs.train_program(self.config)[2]
-      self.eval_step = self.eval_step.lower(self.state.params, batch).compile()
+      self.eval_step = self.eval_step.lower(self.state.params, batch, self.state.step).compile()
       if self.start < self.config.train.steps:
         self.train_step = self.train_step.lower(self.state, batch).compile()
     say(f"compiled in {time.perf_counter() - began:.1f} s")
@@ -376,8 +375,8 @@ class _Run:
       with self.pause("evaluation"):
         bigram = validation.bigram(self.config, i, lambda: self.signals.caught) if counts else None
         result = validation.evaluate(
-            self.config, functools.partial(self.eval_step, self.state.params), place,
-            self.token_bytes, bigram, stopped)
+            self.config, i, lambda batch: self.eval_step(self.state.params, batch, self.state.step),
+            place, self.token_bytes, bigram, stopped)
     except (ValueError, RuntimeError, OSError) as error:
       self.forgive(f"the evaluation of step {i} failed: {type(error).__name__}: {error}", error)
       return {}

@@ -117,10 +117,13 @@ def make_train_step(config, devices=None):
 
 
 def make_eval_step(config, devices=None):
-  """(params, batch) -> row sums (B,): nats, labels, correct; memories' statistics; replicated."""
-  def eval_step(params, batch):
+  """(params, batch, step) -> row sums (B,): nats, labels, correct; memories' statistics.
+
+  Replicated. step: of the training, for teach.at_evaluation.
+  """
+  def eval_step(params, batch, step):
     with axes.within(devices):
-      out, stats = sequences.read(config, params, batch)
+      out, stats = sequences.read(config, params, batch, step)
     return {"nats": jnp.sum(out["nats_BxC"], 1), "labels": jnp.sum(batch["labels"] >= 0, 1),
             "correct": jnp.sum(out["correct_BxC"], 1), "memory": stats}
 
