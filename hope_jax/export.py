@@ -25,7 +25,6 @@ An imported run has parameters and no optimizer state: it is for generate, memor
 
 import os
 from pathlib import Path
-import shutil
 
 from absl import app, flags
 import jax
@@ -35,7 +34,8 @@ import numpy as np
 from hope_jax import config as configs
 from hope_jax.checkpoints import arrays, sidecar, stored, weights
 from hope_jax.model import lm, mixers, parameters
-from hope_jax.runtime import program, startup
+from hope_jax.reading import opening
+from hope_jax.runtime import lock, program, startup
 from hope_jax.runtime.startup import say
 
 VERSION = "1"
@@ -99,12 +99,13 @@ def write(workdir: str | Path, output: str | Path, step: int | None = None,
   The file is whole or not there. Raises FileNotFoundError without a checkpoint, ValueError for a
   damaged one or another tokenizer, OSError for a full disk.
   """
-  library, workdir, output = _safetensors(), Path(workdir), Path(output)
+  library, output = _safetensors(), program.ready(output)
+  workdir, found = opening.find(workdir)
+  step = found if step is None else step
   params, config, meta = weights.load(workdir / "checkpoints", step=step, dtype=jnp.dtype(dtype))
   wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
   facts = {"hope_jax": VERSION, "config": meta["config"], "tokenizer": meta["tokenizer"],
            "step": str(meta["step"]), "fingerprint": arrays.fingerprint(wide)}
-  output.parent.mkdir(parents=True, exist_ok=True)
   _copy_tokenizer(workdir, output.parent, meta)
   partial = output.with_name(f"{output.name}.partial")
   try:
@@ -131,7 +132,7 @@ def _copy_tokenizer(source: Path, target: Path, meta: dict) -> None:
                             "trained with")
   stored.check_tokenizer(meta, sidecar.sha256(source))
   if not target.exists():
-    shutil.copy(source, target)
+    sidecar.copy(source, target)
   elif sidecar.sha256(target) != meta["tokenizer"]:
     raise ValueError(f"{target} is another model's tokenizer: choose another folder")
 
@@ -178,11 +179,11 @@ def import_run(path: str | Path, workdir: str | Path) -> int:
   params, _, facts = read(path)
   if sidecar.steps(workdir / "checkpoints"):
     raise FileExistsError(f"{workdir} has a checkpoint already: choose another --workdir")
-  workdir.mkdir(parents=True, exist_ok=True)
-  _copy_tokenizer(Path(path).parent, workdir, facts)
-  (workdir / "config.json").write_text(facts["config"])
-  weights.save(workdir / "checkpoints", int(facts["step"]), params,
-               {"config": facts["config"], "tokenizer": facts["tokenizer"]})
+  with lock.held(workdir / ".lock", "another --workdir"):
+    _copy_tokenizer(Path(path).parent, workdir, facts)
+    (workdir / "config.json").write_text(facts["config"])
+    weights.save(workdir / "checkpoints", int(facts["step"]), params,
+                 {"config": facts["config"], "tokenizer": facts["tokenizer"]})
   return int(facts["step"])
 
 
