@@ -90,10 +90,9 @@ def learned(folder: Path) -> object:
 
 
 def written(folder: Path) -> object:
-  """The digest of the file and of the tokenizer beside it."""
-  export.read(folder / "out" / "model.safetensors")
-  return [sidecar.sha256(path) for path in sorted((folder / "out").iterdir())
-          if not path.name.endswith(".partial")]
+  """What is in the file (its header has no order), whole, and the digest of its tokenizer."""
+  _, _, facts = export.read(folder / "out" / "model.safetensors")
+  return facts, sidecar.sha256(folder / "out" / "tokenizer.model")
 
 
 WORK = {"build": (build, built), "memorize": (learn, learned), "export": (write, written)}
@@ -132,8 +131,7 @@ def finish(what: str, folder: Path, delay: float = 0.0) -> float | None:
 def leftovers(folder: Path) -> list[str]:
   """Files and folders that only a process at work may have."""
   return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")
-                if ".partial" in path.name or path.name.startswith(".data") or
-                path.name == ".lock")
+                if path.name.startswith(".") or ".partial" in path.name)
 
 
 def kill(what: str, folder: Path, moments: int, rng: random.Random) -> dict:

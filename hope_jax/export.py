@@ -25,6 +25,7 @@ An imported run has parameters and no optimizer state: it is for generate, memor
 
 import os
 from pathlib import Path
+import shutil
 
 from absl import app, flags
 import jax
@@ -107,18 +108,22 @@ def write(workdir: str | Path, output: str | Path, step: int | None = None,
   facts = {"hope_jax": VERSION, "config": meta["config"], "tokenizer": meta["tokenizer"],
            "step": str(meta["step"]), "fingerprint": arrays.fingerprint(wide)}
   _copy_tokenizer(workdir, output.parent, meta)
-  partial = output.with_name(f"{output.name}.partial")
-  try:
-    partial.touch()
-    mode = partial.stat().st_mode  # safetensors leaves a file that only its owner may read
-    library.numpy.save_file(tensors(params, config), partial, metadata=facts)
-    partial.chmod(mode)
-    os.replace(partial, output)
-  except library.SafetensorError as error:
-    raise OSError(f"{output} cannot be written ({error}): free some space or choose another "
-                  "--output") from None
-  finally:
-    partial.unlink(missing_ok=True)
+  with lock.held(output.with_name(f".{output.name}.lock"), "another --output"):
+    folder = output.with_name(f".{output.name}.partial")  # safetensors makes files of its own there
+    shutil.rmtree(folder, ignore_errors=True)  # a killed process's
+    try:
+      folder.mkdir()
+      whole = folder / output.name
+      whole.touch()
+      mode = whole.stat().st_mode  # safetensors leaves a file that only its owner may read
+      library.numpy.save_file(tensors(params, config), whole, metadata=facts)
+      whole.chmod(mode)
+      os.replace(whole, output)
+    except library.SafetensorError as error:
+      raise OSError(f"{output} cannot be written ({error}): free some space or choose another "
+                    "--output") from None
+    finally:
+      shutil.rmtree(folder, ignore_errors=True)
   return meta["step"]
 
 

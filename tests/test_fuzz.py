@@ -133,9 +133,10 @@ def test_configurations():
 
 def test_configurations_that_are_accepted_train(tmp_path):
   rng, done = random.Random(1), 0
-  while done < 5:
+  while done < 3:
     c, given = draw(rng)
     try:
+      assert c.channel.kind == "swiglu"  # compiled in seconds
       checks.validate(c, 1)
       assert c.data.task == "recall" and max(c.data.batch * c.data.seq, c.model.dim * c.model.vocab,
                                              c.train.steps * c.train.eval_batches) < 3000
