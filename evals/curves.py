@@ -7,7 +7,6 @@ The table (every --every-th point) goes to stdout. Needs matplotlib: pip install
 
 import json
 from pathlib import Path
-import sys
 
 from absl import app, flags
 import matplotlib
@@ -21,7 +20,13 @@ FLAGS = flags.FLAGS
 
 def read(run: str, key: str) -> dict[int, float]:
   """step -> value. ValueError, listing what there is, for a run without that number."""
-  rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+  path, rows = Path(program.path(run)) / "metrics.jsonl", []
+  for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+    try:
+      if line.endswith("\n"):  # not one that is being written, or was when the run was killed
+        rows.append(json.loads(line))
+    except ValueError as error:
+      raise ValueError(f"{path}, line {number}: {error}") from None
   found = {row["step"]: row[key] for row in rows if key in row}
   if not found:
     known = sorted({name for row in rows for name in row} - {"step", "time"})
@@ -38,10 +43,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(_):
-  try:
+  with program.one_line(ValueError, OSError):
+    output = program.ready(FLAGS.output)
     curves = {Path(run).name: read(run, FLAGS.key) for run in FLAGS.runs}
-  except (ValueError, OSError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
   figure, axes = plt.subplots(figsize=(6, 3.5))
   for name, curve in curves.items():
     axes.plot(list(curve), list(curve.values()), marker=".", label=name)
@@ -49,8 +53,7 @@ def main(_):
   axes.grid(alpha=0.3)
   axes.legend()
   figure.tight_layout()
-  Path(FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(FLAGS.output, dpi=120)
+  figure.savefig(output, dpi=120)
 
   steps = sorted(set().union(*curves.values()))
   shown = [s for i, s in enumerate(steps) if i % FLAGS.every == 0 or s == steps[-1]]

@@ -1,4 +1,4 @@
-"""Kills, by SIGKILL at any moment, what a person runs beside training; starts one run twice at once.
+"""Kills at any moment, by SIGKILL, what a person runs beside training; starts a run twice at once.
 
     python evals/interrupted.py --moments=20
 
@@ -7,9 +7,10 @@
     export     parameters, over a file that is there
     race       two processes start the same run in one workdir
 
-After each kill what was there is whole, or the new is, and the next process is killed where that one
-left off; the last one may end, and leaves nothing of those before it. Of two that race one trains,
-as if it had been alone, and the other says who is there. Exit status 1 if anything is otherwise.
+After each kill what was there is whole, or the new is, and the next process is killed where that
+one left off; the last one may end, and leaves nothing of those before it. Of two that race one
+trains, as if it had been alone, and the other says who is there. Exit status 1 if anything is
+otherwise.
 """
 
 import json
@@ -89,10 +90,9 @@ def learned(folder: Path) -> object:
 
 
 def written(folder: Path) -> object:
-  """The digest of the file and of the tokenizer beside it."""
-  export.read(folder / "out" / "model.safetensors")
-  return [sidecar.sha256(path) for path in sorted((folder / "out").iterdir())
-          if not path.name.endswith(".partial")]
+  """What is in the file (its header has no order), whole, and the digest of its tokenizer."""
+  _, _, facts = export.read(folder / "out" / "model.safetensors")
+  return facts, sidecar.sha256(folder / "out" / "tokenizer.model")
 
 
 WORK = {"build": (build, built), "memorize": (learn, learned), "export": (write, written)}
@@ -131,13 +131,13 @@ def finish(what: str, folder: Path, delay: float = 0.0) -> float | None:
 def leftovers(folder: Path) -> list[str]:
   """Files and folders that only a process at work may have."""
   return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")
-                if ".partial" in path.name or path.name.startswith(".data") or
-                path.name == ".lock")
+                if path.name.startswith(".") or ".partial" in path.name)
 
 
 def kill(what: str, folder: Path, moments: int, rng: random.Random) -> dict:
   """A row of the table; RuntimeError for something lost or left."""
   look = WORK[what][1]
+  shutil.rmtree(folder / "data" if what == "build" else folder / "none", ignore_errors=True)
   took = finish(what, folder)
   whole, there, killed, halves = look(folder), 0, 0, 0
   while killed < moments:

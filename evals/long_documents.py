@@ -230,7 +230,7 @@ def define_flags(values: flags.FlagValues) -> None:
   string("field", "text", "Of JSON lines: where the text is.")
   whole("max_samples", 32, "Documents.", lower_bound=2)
   whole("skip", 0, "Documents left out, before --max_samples.", lower_bound=0)
-  whole("seed", 0, "Of the choice of documents and of the intervals.")
+  whole("seed", 0, "Of the choice of documents and of the intervals.", lower_bound=0)
   whole("tokens", 8192, "Of each document at most.", lower_bound=2)
   whole("min_tokens", 2048, "Shorter documents are left out.", lower_bound=2)
   whole("batch", 8, "Documents read at a time.", lower_bound=1)
@@ -252,9 +252,9 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     startup.prepare()
     output = results.ready(f.output)
     result, partial = evaluate(*opening.load(f.checkpoint), f)
+    print(show(result))
     results.write(output, results.stamp("evals/long_documents.py"), result)
     partial.close()
-  print(show(result))
   try:
     gain.draw(result).savefig(output.with_suffix(".png"), dpi=120)
   except ImportError:

@@ -99,9 +99,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(_):
-  if FLAGS.output:
-    results.ready(FLAGS.output)
   with tempfile.TemporaryDirectory() as cache, program.one_line(OSError, RuntimeError):
+    if FLAGS.output:
+      results.ready(FLAGS.output)
     before, after = (start(folder, f"{cache}/{i}")
                      for i, folder in enumerate((FLAGS.before, HERE)))
     rows = [compare(before, after, what, name, FLAGS.rounds)

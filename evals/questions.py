@@ -106,7 +106,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_integer("steps", 1, "Times a text is read.", lower_bound=1, flag_values=values)
   flags.DEFINE_integer("batch", 8, "Samples at once; with --noreset it is 1.", lower_bound=1,
                        flag_values=values)
-  flags.DEFINE_integer("seed", 0, "Of the intervals.", flag_values=values)
+  flags.DEFINE_integer("seed", 0, "Of the intervals.", lower_bound=0, flag_values=values)
   flags.DEFINE_bool("reset", True, "Every sample starts afresh; --noreset: from what those before "
                                    "it taught.", flag_values=values)
   flags.DEFINE_bool("use_correct_answer", False, "Memorize the answer, too: an upper bound.",
@@ -131,17 +131,18 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     def column(key):
       return np.array([row[key] for row in rows])
     gains = both_ways(column("off"), column("on"), column("tokens"), f.seed)
+    if f.use_correct_answer:
+      print("LEAKS THE ANSWER: it was memorized before the question was asked\n")
+    print(tables.markdown(
+        ["nats per token of the answer (95 %)", "memory off", "memory on", "gain"],
+        [[f"{len(rows)} questions", *map(tables.score, gains.values())]]))
+    print(tables.memories(memories, "reading"))
     if f.output is not None:
       results.write(f.output, results.stamp("evals/questions.py"),
                     results.of_model(config, params, tokenizer.digest),
                     {"seed": f.seed, "leaks_the_answer": f.use_correct_answer, "reset": f.reset,
                      "steps": f.steps, "samples": len(rows), "nats_per_token": gains,
                      "memories": memories, "rows": rows})
-  if f.use_correct_answer:
-    print("LEAKS THE ANSWER: it was memorized before the question was asked\n")
-  print(tables.markdown(["nats per token of the answer (95 %)", "memory off", "memory on", "gain"],
-                        [[f"{len(rows)} questions", *map(tables.score, gains.values())]]))
-  print(tables.memories(memories, "reading"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ teach.paths=("none",). The intervals (Wilson, 95 %) count sequences, not queries
 rather than narrow: queries of one sequence are not independent.
 """
 
-from pathlib import Path
 import time
 
 from absl import app, flags
@@ -124,24 +123,25 @@ def main(argv):
     if FLAGS.sequences % FLAGS.batch:
       raise ValueError(f"--sequences={FLAGS.sequences} is no multiple of --batch={FLAGS.batch}: "
                        f"set it to {-(-FLAGS.sequences // FLAGS.batch) * FLAGS.batch}")
-    folder = Path(FLAGS.checkpoint) / "checkpoints"
-    params, config, meta = weights.load(folder, step=FLAGS.step)
+    if FLAGS.output:
+      results.ready(FLAGS.output)
+    workdir, step = opening.find(FLAGS.checkpoint)
+    params, config, meta = weights.load(workdir / "checkpoints",
+                                        step=step if FLAGS.step is None else FLAGS.step)
     if config.data.task != "recall" or not config.data.recall_fillers:
       raise ValueError(f"{FLAGS.checkpoint} was not trained with data.task=recall and "
                        "data.recall_fillers: train configs/recall_long.py")
-    if FLAGS.output:
-      results.ready(FLAGS.output)
     config = opening.as_trained(config, meta["step"])
     place = sharding.replicated(sharding.mesh(configs.base()))
     gaps = measure(config, jax.device_put(params, place))
     chance = 1 / config.data.recall_keys
+    print(f"{config.data.recall_pairs} facts of {config.data.recall_keys} keys and values, "
+          f"{config.data.recall_fillers} fillers; chance {100 * chance:.1f} %\n\n"
+          f"{table(gaps)}")
     if FLAGS.output:
       results.write(FLAGS.output, results.stamp("evals/recall_long.py"), results.machine(),
                     results.of_model(config, params, meta["tokenizer"]),
                     {"step": meta["step"], "chance": chance, "gaps": gaps})
-  print(f"{config.data.recall_pairs} facts of {config.data.recall_keys} keys and values, "
-        f"{config.data.recall_fillers} fillers; chance {100 * chance:.1f} %\n\n"
-        f"{table(gaps)}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ import numpy as np
 from hope_jax import config as configs
 from hope_jax.checkpoints import arrays, sidecar, stored, weights
 from hope_jax.model import lm, mixers, parameters
-from hope_jax.runtime import program, startup
+from hope_jax.reading import opening
+from hope_jax.runtime import lock, program, startup
 from hope_jax.runtime.startup import say
 
 VERSION = "1"
@@ -99,25 +100,30 @@ def write(workdir: str | Path, output: str | Path, step: int | None = None,
   The file is whole or not there. Raises FileNotFoundError without a checkpoint, ValueError for a
   damaged one or another tokenizer, OSError for a full disk.
   """
-  library, workdir, output = _safetensors(), Path(workdir), Path(output)
+  library, output = _safetensors(), program.ready(output)
+  workdir, found = opening.find(workdir)
+  step = found if step is None else step
   params, config, meta = weights.load(workdir / "checkpoints", step=step, dtype=jnp.dtype(dtype))
   wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
   facts = {"hope_jax": VERSION, "config": meta["config"], "tokenizer": meta["tokenizer"],
            "step": str(meta["step"]), "fingerprint": arrays.fingerprint(wide)}
-  output.parent.mkdir(parents=True, exist_ok=True)
   _copy_tokenizer(workdir, output.parent, meta)
-  partial = output.with_name(f"{output.name}.partial")
-  try:
-    partial.touch()
-    mode = partial.stat().st_mode  # safetensors leaves a file that only its owner may read
-    library.numpy.save_file(tensors(params, config), partial, metadata=facts)
-    partial.chmod(mode)
-    os.replace(partial, output)
-  except library.SafetensorError as error:
-    raise OSError(f"{output} cannot be written ({error}): free some space or choose another "
-                  "--output") from None
-  finally:
-    partial.unlink(missing_ok=True)
+  with lock.held(output.with_name(f".{output.name}.lock"), "another --output"):
+    folder = output.with_name(f".{output.name}.partial")  # safetensors makes files of its own there
+    shutil.rmtree(folder, ignore_errors=True)  # a killed process's
+    try:
+      folder.mkdir()
+      whole = folder / output.name
+      whole.touch()
+      mode = whole.stat().st_mode  # safetensors leaves a file that only its owner may read
+      library.numpy.save_file(tensors(params, config), whole, metadata=facts)
+      whole.chmod(mode)
+      os.replace(whole, output)
+    except library.SafetensorError as error:
+      raise OSError(f"{output} cannot be written ({error}): free some space or choose another "
+                    "--output") from None
+    finally:
+      shutil.rmtree(folder, ignore_errors=True)
   return meta["step"]
 
 
@@ -131,7 +137,7 @@ def _copy_tokenizer(source: Path, target: Path, meta: dict) -> None:
                             "trained with")
   stored.check_tokenizer(meta, sidecar.sha256(source))
   if not target.exists():
-    shutil.copy(source, target)
+    sidecar.copy(source, target)
   elif sidecar.sha256(target) != meta["tokenizer"]:
     raise ValueError(f"{target} is another model's tokenizer: choose another folder")
 
@@ -178,11 +184,11 @@ def import_run(path: str | Path, workdir: str | Path) -> int:
   params, _, facts = read(path)
   if sidecar.steps(workdir / "checkpoints"):
     raise FileExistsError(f"{workdir} has a checkpoint already: choose another --workdir")
-  workdir.mkdir(parents=True, exist_ok=True)
-  _copy_tokenizer(Path(path).parent, workdir, facts)
-  (workdir / "config.json").write_text(facts["config"])
-  weights.save(workdir / "checkpoints", int(facts["step"]), params,
-               {"config": facts["config"], "tokenizer": facts["tokenizer"]})
+  with lock.held(workdir / ".lock", "another --workdir"):
+    _copy_tokenizer(Path(path).parent, workdir, facts)
+    (workdir / "config.json").write_text(facts["config"])
+    weights.save(workdir / "checkpoints", int(facts["step"]), params,
+                 {"config": facts["config"], "tokenizer": facts["tokenizer"]})
   return int(facts["step"])
 
 

@@ -33,7 +33,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     startup.prepare()
     config, params, tokenizer = memorization.load(f)
     if f.state is not None:
-      conversation.steps(f.state)  # before the work, not after it
+      conversation.ready(f.state)
     if f.output is not None:
       results.ready(f.output)
     text = files.text(f.text)

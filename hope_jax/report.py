@@ -4,8 +4,6 @@
     python -m hope_jax.report --memorized=out.json --output=out.png
 """
 
-from pathlib import Path
-
 from absl import app, flags
 
 from hope_jax.reports import memorized
@@ -23,9 +21,11 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: name the file with --memorized=...")
   with program.one_line(ImportError, OSError, ValueError):
+    output = program.ready(f.output)
     figure = memorized.draw(memorized.load(f.memorized))
-    Path(f.output).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(f.output, dpi=120)
+    if output.suffix[1:] not in figure.canvas.get_supported_filetypes():
+      raise ValueError(f"--output={output}: name a picture that ends with .png, .pdf or .svg")
+    figure.savefig(output, dpi=120)
 
 
 def run():

@@ -6,17 +6,22 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
+from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import config, integrity
+from evals import curves
+from hope_jax import config, export, integrity, report
 from hope_jax.checkpoints import checkpoint, sidecar, weights
-from hope_jax.data import loader, tokenized
+from hope_jax.data import heldout, loader, tokenized
+from hope_jax.reading import conversation
 from hope_jax.runtime import lock
-from hope_jax.scoring import validation
+from hope_jax.scoring import results, validation
 from hope_jax.training import loop, steps
 from tests.test_train import losses, small
 
@@ -207,3 +212,74 @@ def test_what_a_killed_data_build_left_is_cleaned_and_what_another_builds_is_not
     tokenized.build(c)
   assert not left.exists() and other.exists()
   assert sorted(path.name for path in tmp_path.glob(".data*")) == [other.name]
+
+
+def test_a_saver_waits_for_another(tmp_path):
+  taken = threading.Event()
+
+  def hold():
+    with lock.held(tmp_path / ".lock", "another"):
+      taken.set()
+      time.sleep(0.3)
+
+  other = threading.Thread(target=hold)
+  other.start()
+  assert taken.wait(10)
+  with pytest.raises(BlockingIOError):
+    with lock.held(tmp_path / ".lock", "another"):
+      pass
+  with lock.held(tmp_path / ".lock", "another", patience=30):
+    pass
+  other.join()
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
+  """None of the inputs is there: what is said is of the output."""
+  (tmp_path / "file").touch()
+  (tmp_path / "folder").mkdir()
+  for output in (tmp_path / "file" / "out", tmp_path / "folder"):
+    for write in (lambda: export.write(tmp_path / "none", output), lambda: results.ready(output)):
+      with pytest.raises(OSError, match=f"{output} cannot be written: .*; choose another file"):
+        write()
+  with pytest.raises(OSError, match="cannot be written"):
+    conversation.ready(tmp_path / "file" / "state")
+  for name in ("file/out.png", "folder", "out.nothing"):
+    values = flags.FlagValues()
+    report.define_flags(values)
+    values(["report", f"--memorized={tmp_path / 'none'}", f"--output={tmp_path / name}"])
+    with pytest.raises(SystemExit, match="cannot be written" if "nothing" not in name else "none"):
+      report.main(["report"], values)
+
+
+def test_a_copy_is_whole_or_as_it_was(tmp_path, monkeypatch):
+  (tmp_path / "new").write_bytes(b"new")
+  (tmp_path / "there").write_bytes(b"old")
+
+  def cut(source, target):
+    with open(target, "wb") as file:
+      file.write(b"n")
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as patch, pytest.raises(OSError):
+    patch.setattr(shutil, "copy", cut)
+    sidecar.copy(tmp_path / "new", tmp_path / "there")
+  assert (tmp_path / "there").read_bytes() == b"old"
+  sidecar.copy(tmp_path / "new", tmp_path / "there")
+  assert (tmp_path / "there").read_bytes() == b"new"
+
+
+def test_metrics_of_a_killed_run_are_drawn(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+  assert curves.read(str(tmp_path), "loss") == {1: 2.0}
+  path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n')
+  with pytest.raises(ValueError, match="metrics.jsonl, line 2: "):
+    curves.read(str(tmp_path), "loss")
+
+
+@pytest.mark.parametrize("ending", ["ndjson", "JSONL.bz2", "json.xz", "jsonl.gz"])
+def test_held_out_json_lines_are_those_of_training(tmp_path, ending):
+  (tmp_path / "texts").mkdir()
+  (tmp_path / "texts" / f"a.{ending}").touch()
+  (source, _), = heldout.sources([str(tmp_path / "texts")], "text", (), 0.1)
+  assert source.kind == "jsonl"

@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 from pathlib import Path
+import shutil
 
 SIDECAR = "integrity.json"
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -50,6 +51,13 @@ def sync(path: str | Path) -> None:
     os.fsync(number)
   finally:
     os.close(number)
+
+
+def copy(source: str | Path, target: str | Path) -> None:
+  """Copies a file; the target is whole or as it was."""
+  partial = f"{target}.partial"
+  shutil.copy(source, partial)
+  os.replace(partial, target)
 
 
 def read(folder: str | Path) -> dict:

@@ -72,6 +72,11 @@ def read(source: ConfigDict) -> Iterator[Document]:
                      "remove it from data.sources")
 
 
+def is_jsonl(path: Path) -> bool:
+  """Whether a file's name is one of JSON lines, packed or not."""
+  return _JSONL.search(files.stem(path)) is not None
+
+
 def split_of(name: str, val_fraction: float) -> str:
   """'train' or 'validation', by a hash of the name: new documents move none to the other split."""
   if not 0 <= val_fraction < 1:
@@ -118,7 +123,7 @@ def _read_jsonl(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
   root, others, empty = _existing(source), [], []
   for path in files.below(root):
     relative = path.relative_to(root.parent if root.is_file() else root).as_posix()
-    if not _JSONL.search(files.stem(path)) and path != root:
+    if not is_jsonl(path) and path != root:
       others.append(relative)
       continue
     domain = re.sub(r"\.(jsonl?|ndjson)(\.\w+)?$", "", path.name, flags=re.IGNORECASE)

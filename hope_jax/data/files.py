@@ -18,6 +18,8 @@ import sys
 from typing import BinaryIO
 import zlib
 
+from tqdm import tqdm
+
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -78,4 +80,4 @@ def encode(text: str) -> bytes:
 @functools.cache
 def tell(what: str) -> None:
   """Says once what is left out, and why."""
-  print(what, file=sys.stderr, flush=True)
+  tqdm.write(what, file=sys.stderr)  # on a line of its own, beside a bar

@@ -12,7 +12,7 @@ import re
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from hope_jax.data import corpus
+from hope_jax.data import corpus, files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ def sources(names: list[str], field: str, trained: tuple[ConfigDict, ...],
       found += [(source, val_fraction) for source in trained]
       continue
     path = Path(name).expanduser().resolve()
-    kind = (name if name == "embedded" else "jsonl" if any(map(_is_jsonl, [path, *path.rglob("*")]))
-            else "text")
+    lines = any(map(corpus.is_jsonl, [path, *files.below(path)]))
+    kind = name if name == "embedded" else "jsonl" if lines else "text"
     stem = re.sub(r"\W+", "_", path.name.split(".")[0]) or "text"
     source = ConfigDict(dict(name=stem, kind=kind, path=name, field=field, domains="", weight=1.0))
     found.append((source, val_fraction if _is_trained_on(source, path, trained) else None))
@@ -48,10 +48,6 @@ def sources(names: list[str], field: str, trained: tuple[ConfigDict, ...],
     raise ValueError(f"--documents: two of {', '.join(names)} have the same name: rename one, or "
                      "give their folder")
   return found
-
-
-def _is_jsonl(path: Path) -> bool:
-  return re.search(r"\.jsonl?(\.gz)?$", path.name) is not None
 
 
 def _is_trained_on(source: ConfigDict, path: Path, trained: tuple[ConfigDict, ...]) -> bool:

@@ -11,7 +11,9 @@ from hope_jax import versions
 from hope_jax.checkpoints import arrays, sidecar, stored
 from hope_jax.checkpoints.checkpoint import Checkpoints
 from hope_jax.model import plan
-from hope_jax.runtime import lock
+from hope_jax.runtime import lock, program
+
+PATIENCE = 60  # seconds to wait for another that is saving there: what was learned is not lost
 
 
 def owner(config: ConfigDict, params: Any) -> dict:
@@ -30,6 +32,13 @@ def steps(directory: str | Path) -> list[int]:
   return found
 
 
+def ready(directory: str | Path) -> None:
+  """OSError if nothing could be saved there; ValueError as `steps`. Before the work, not after it.
+  """
+  steps(directory)
+  program.ready(Path(directory) / "state")
+
+
 def save(directory: str | Path, fast: Any, meta: dict) -> None:
   """Replaces the one in `directory` once the new one is whole. Raises ValueError as `steps`.
 
@@ -38,7 +47,7 @@ def save(directory: str | Path, fast: Any, meta: dict) -> None:
   if missing := {"fingerprint", "levels"} - meta.keys():
     raise ValueError(f"meta has no {' and no '.join(sorted(missing))}: add "
                      "conversation.owner(config, params)")
-  with lock.held(Path(directory) / ".lock", "another folder for the state"):
+  with lock.held(Path(directory) / ".lock", "another folder for the state", PATIENCE):
     step = max(steps(directory), default=-1) + 1  # another may just have saved there
     with Checkpoints(directory, keep=1) as saved:
       saved.write(step, {"fast": fast, "meta": meta}, {"model": meta["fingerprint"]})

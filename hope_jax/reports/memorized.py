@@ -22,8 +22,8 @@ def load(path: str | Path) -> dict:
     series = [data["predicted"], *data["nats"].values(), *data["selfmod"].values()]
     series += [memory[key] for memory in data["memories"].values()
                for key in ("updates", "open", "moved", "surprise")]
-    np.asarray(series, float), float(data["chunk"]), float(data["threshold"])
-    good = len(set(map(len, series))) == 1
+    float(data["chunk"]), float(data["threshold"])
+    good = len({len(np.asarray(each, float)) for each in series}) == 1
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
     good = False
   if not good:

@@ -16,16 +16,26 @@ from pathlib import Path
 import shlex
 import socket
 import sys
+import time
 from typing import TextIO
 
 
 @contextlib.contextmanager
-def held(path: str | Path, fix: str) -> Iterator[None]:
-  """Holds the lock of a file. BlockingIOError, saying who holds it and the `fix`, if another does.
+def held(path: str | Path, fix: str, patience: float = 0) -> Iterator[None]:
+  """Holds the lock of a file. BlockingIOError, saying who holds it and the `fix`, if another does
+  for longer than `patience` seconds.
 
   Where the file system has no locks, nothing is held.
   """
-  file = _open(Path(path), fix)
+  end = time.monotonic() + patience
+  while True:
+    try:
+      file = _open(Path(path), fix)
+      break
+    except BlockingIOError:
+      if time.monotonic() >= end:
+        raise
+      time.sleep(0.1)
   try:
     yield
   finally:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import errno
 import importlib.util
 import os
 from pathlib import Path
 import sys
+import tempfile
 import traceback
 import types
 
@@ -31,6 +33,20 @@ def path(text: str) -> str:
   if whole.startswith("~"):
     raise ValueError(f"there is no home folder {whole.split('/')[0]}: write the whole path")
   return whole
+
+
+def ready(path: str | Path) -> Path:
+  """Makes the folder of a file that comes later; OSError if it could not be written there."""
+  path = Path(path)
+  try:
+    if path.is_dir():
+      raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+      return path
+  except OSError as error:
+    raise type(error)(error.errno, f"{path} cannot be written: {error.strerror}; choose another "
+                                   "file, or change the permissions of its folder") from None
 
 
 class _Path(flags.ArgumentParser):

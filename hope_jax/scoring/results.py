@@ -14,27 +14,24 @@ from pathlib import Path
 import platform
 import shlex
 import sys
-import tempfile
 
 import jax
 
 from hope_jax import config as configs
 from hope_jax.checkpoints import arrays
 from hope_jax.reading import reader, study
+from hope_jax.runtime import program
 
 
 def ready(path: str | Path) -> Path:
   """Makes the folder of a file that comes later; OSError if it could not be written there."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryFile(dir=path.parent):
-    return path
+  return program.ready(path)
 
 
-def stamp(*program: str) -> dict[str, str]:
+def stamp(*called: str) -> dict[str, str]:
   """{"date": now, "command": this call of a program, as python is told of it}."""
   return {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-          "command": shlex.join(["python", *program, *sys.argv[1:]])}
+          "command": shlex.join(["python", *called, *sys.argv[1:]])}
 
 
 def of_model(config, params, tokenizer: str) -> dict:
@@ -84,7 +81,10 @@ class Partial:
     lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
     # the last may be cut
     lines = [line for line in lines if line.endswith("\n")] if lines[:1] == [head] else [head]
-    self.batches = [json.loads(line) for line in lines[1:]]
+    try:
+      self.batches = [json.loads(line) for line in lines[1:]]
+    except ValueError as error:
+      raise ValueError(f"{path} is damaged ({error}): delete it to score all rows again") from None
     self._path.write_text("".join(lines))
 
   def add(self, rows: list[dict]) -> None:

@@ -16,7 +16,6 @@ stop at the same one.
 import contextlib
 import math
 from pathlib import Path
-import shutil
 import signal
 import time
 from typing import NamedTuple
@@ -121,7 +120,7 @@ class _Run:
     if jax.process_index() == 0:
       (workdir / "config.json").write_text(self.meta["config"])
       if tokenizer:
-        shutil.copy(tokenized.build(config) / "tokenizer.model", workdir / "tokenizer.model")
+        sidecar.copy(tokenized.build(config) / "tokenizer.model", workdir / "tokenizer.model")
     self.closed = {}  # steps since a gate of each memory opened
     self.train_step = steps.make_train_step(config, self.devices)
     self.eval_step = steps.make_eval_step(config, self.devices)
