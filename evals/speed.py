@@ -53,10 +53,12 @@ MODELS = {  # config.PRESETS, selfmod.memory, periods, what it is compared with
     "hybrid_1": ("hope_hybrid", None, PILOT, "transformer_wide"),
     "hybrid_8": ("hope_hybrid", None, SPARSE, "transformer_wide"),
     "gated_deltanet": ("gated_deltanet", None, None, "transformer"),
+    "titans_lmm": ("titans_lmm", None, None, "transformer"),
 }
 # channel.hidden of models without levels, such that parameters are equal; of the others 4, or 1 in
 # each of four levels that write
-HIDDEN = {"transformer": 8 / 3, "transformer_wide": 5.0, "gated_deltanet": 7 / 3}
+HIDDEN = {"transformer": 8 / 3, "transformer_wide": 5.0, "gated_deltanet": 7 / 3,
+          "titans_lmm": 2.0}
 
 
 def configuration(name: str, **changes):

@@ -25,6 +25,7 @@ PRESETS = {
     "titan_hybrid": dict(pattern=("attention",), titan="plain"),
     "gru": dict(pattern=("gru",), titan="none"),
     "gated_deltanet": dict(pattern=("gated_deltanet",), titan="none"),
+    "titans_lmm": dict(pattern=("titans_lmm",), titan="none"),
 }
 
 
@@ -92,6 +93,17 @@ def base() -> ConfigDict:
   c.gated_deltanet.alpha = True  # learned retention; off: 1
   c.gated_deltanet.output_gate = True
   c.gated_deltanet.beta_max = 1.0  # largest step; 2: factors of -1 too, which count (parity)
+
+  c.titans = ConfigDict()  # arXiv 2501.00663
+  c.titans.depth = 2  # matrices of a head's memory, 1 to 4
+  c.titans.hidden = 1.0  # its hidden width / head width
+  c.titans.residual = True  # it answers z + gain norm(MLP(z)); off: MLP(z)
+  c.titans.chunk = 16  # tokens whose gradients are taken at the same weights
+  c.titans.step = 0.1  # largest step of a write
+  c.titans.momentum = True  # learned, of the gradients; off: none
+  c.titans.forget = True  # learned; off: nothing is forgotten
+  c.titans.output_gate = True
+  c.titans.remat_chunks = 4  # recompute the backward pass in groups of n chunks; 0: store all
 
   c.selfmod = ConfigDict()  # NL Eq. 83-93
   c.selfmod.memory = "mlp"  # mlp | linear

@@ -32,7 +32,7 @@ from hope_jax.reading import opening
 SAME = ("model.pattern", "model.titan", "model.dim", "model.layers", "model.heads", "model.vocab",
         "model.embed_std", "attention.window",
         "attention.rope_base", "channel.hidden", "channel.activation", "channel.norm")
-MODEL = ("model", "channel", "titan", *mixers.TABLE)  # sections of the configuration
+MODEL = ("model", "channel", "titan", *mixers.SECTIONS)  # sections of the configuration
 # what a transformer's channel mixer is, as a level
 MLP = {"channel.activation": "swiglu", "channel.norm": "rms"}
 
