@@ -26,6 +26,7 @@ PRESETS = {
     "gru": dict(pattern=("gru",), titan="none"),
     "gated_deltanet": dict(pattern=("gated_deltanet",), titan="none"),
     "titans_lmm": dict(pattern=("titans_lmm",), titan="none"),
+    "samba": dict(pattern=("mamba", "attention"), titan="none"),  # with an attention.window
 }
 
 
@@ -93,6 +94,11 @@ def base() -> ConfigDict:
   c.gated_deltanet.alpha = True  # learned retention; off: 1
   c.gated_deltanet.output_gate = True
   c.gated_deltanet.beta_max = 1.0  # largest step; 2: factors of -1 too, which count (parity)
+
+  c.mamba = ConfigDict()  # arXiv 2405.21060
+  c.mamba.expand = 2  # inner width / dim; heads stay as wide
+  c.mamba.entries = 64  # of state, for each inner channel
+  c.mamba.chunk = 64  # tokens processed at once: speed alone
 
   c.titans = ConfigDict()  # arXiv 2501.00663
   c.titans.depth = 2  # matrices of a head's memory, 1 to 4

@@ -32,6 +32,7 @@ MODELS = {  # every kind, and every option that adds or changes a parameter
                     "channel.activation": "swiglu", "channel.norm": "layer"},
     "gru": {"model.pattern": ("gru", "attention")},
     "gated_deltanet": {"model.pattern": ("gated_deltanet",)},
+    "samba": {"model.pattern": ("mamba", "attention"), "attention.window": 16},
     "titans_lmm": {"model.pattern": ("titans_lmm",), "titans.depth": 3},
     "titan_hybrid": {"model.pattern": ("attention",), "model.titan": "plain",
                      "channel.kind": "swiglu"},

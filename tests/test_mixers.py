@@ -31,6 +31,8 @@ def tiny(name, titan="none", in_context=False):
                       levels=(config.Level("fast", 8, lr=0.02),)))
   c.selfmod.update(dict(memory="linear", chunk_generators=4, chunk_memory=4, eta_init=0.5))
   c.titans.update(dict(chunk=4))
+  c.mamba.update(dict(entries=4, chunk=8))
+  c.gated_deltanet.chunk = 8
   c.titan.update(dict(period=4, lr=0.02))
   c.teach.update(dict(chunk=8, clip=1.0))
   c.data.update(dict(task="recall", recall_pairs=2, recall_keys=6, seq=32, align=8, batch=2))

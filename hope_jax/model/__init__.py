@@ -11,6 +11,7 @@
     gru              gated recurrent unit
     projections      what linear memories have around them
     gated_deltanet   the gated delta rule
+    mamba            selective state space
     titans           Titans' neural memory
     mlp              gated MLP
     cms              continuum memory system

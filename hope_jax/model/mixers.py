@@ -1,6 +1,6 @@
 """The table of token mixers that model.pattern may name, a line each (contract.py: the record)."""
 
-from hope_jax.model import attention, gated_deltanet, gru, selfmod, titans
+from hope_jax.model import attention, gated_deltanet, gru, mamba, selfmod, titans
 from hope_jax.model.contract import Mixer, complete
 
 TABLE = {
@@ -8,6 +8,7 @@ TABLE = {
     "selfmod": selfmod.MIXER,  # self-modifying Titans
     "gru": gru.MIXER,  # gated recurrent unit
     "gated_deltanet": gated_deltanet.MIXER,  # the gated delta rule
+    "mamba": mamba.MIXER,  # selective state space
     "titans_lmm": titans.LMM_MIXER,  # Titans' neural memory alone
 }
 # sections of the configuration that some mixer reads
