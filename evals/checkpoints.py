@@ -17,7 +17,6 @@ import time
 from absl import app, flags
 import jax
 import jax.numpy as jnp
-from ml_collections import config_flags
 import numpy as np
 
 from hope_jax import config as configs
@@ -120,8 +119,7 @@ def measure(folder: Path, rounds: int) -> tuple[dict[str, list[tuple[float, floa
 
 
 def define_flags(values: flags.FlagValues) -> None:
-  config_flags.DEFINE_config_file("config", None, "Model whose training state is saved.",
-                                  flag_values=values)
+  program.define_config("Model whose training state is saved.", values)
   flags.DEFINE_float("gib", 1.0, "Without --config: size of the state, a third each for "
                      "parameters and two moments.", lower_bound=0.01, flag_values=values)
   program.define_path("folder", "Where to write: on the disk to be measured.", required=True,

@@ -53,7 +53,7 @@ def read(path: str, tokenizer) -> list[Sample]:
       prompt, answer = entry["prompt"], entry["answer"]
       text, prompt, answer = (tokenizer.encode(part)
                               for part in (entry.get("text", prompt), prompt, answer))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
       raise ValueError(f"{path}, line {number}: {error!r}; write one JSON object a line with the "
                        "texts \"prompt\" and \"answer\", and \"text\" if something else than the "
                        "prompt is to be memorized") from None

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+import re
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -35,7 +36,8 @@ class Level:
   """An entry of channel.levels: one level of the continuum memory system.
 
   period: tokens per update. In context (channel.in_context): from 1 to data.seq. Longer: stepped by
-    the outer optimizer, once per period. 0: by the outer optimizer, at every step.
+    the outer optimizer, once per period (training/optimizer.py says how). 0: by the outer
+    optimizer, at every step.
   rule, lr, beta: the inner optimizer (memory/inner_rules.py).
   warmup: optimizer steps in which lr rises from 0.
   scale: of the teach signal, on top of teach.scale.
@@ -69,11 +71,25 @@ def base() -> ConfigDict:
   c.model.remat = "none"
   # of the embedding at the start, divided out at the input; larger: embeddings move slower
   c.model.embed_std = 0.02
+  c.model.tied = True  # the head is the embedding; False: a table of its own
+  c.model.norm_epsilon = 1e-6  # of root-mean-square norms, but those of self-modifying memories
   c.model.dropout = 0.0  # on each residual branch
 
   c.attention = ConfigDict()
   c.attention.window = 0  # each token sees this many tokens, itself included; 0: the whole sequence
+  # heads of keys and values, each for model.heads / kv_heads of the queries'; 0: model.heads
+  c.attention.kv_heads = 0
+  c.attention.width = 0  # of a head; 0: model.dim / model.heads
+  c.attention.qk_norm = True  # queries and keys are normalised per head
+  c.attention.bias = "none"  # none | qkv: of queries, keys and values | all: of the output too
   c.attention.rope_base = 10_000.0
+  # positions beyond those of training: none | linear: divided by the factor | llama3: waves longer
+  # than original / low by the factor, those shorter than original / high not, between in between
+  c.attention.rope_scaling = "none"
+  c.attention.rope_factor = 1.0
+  c.attention.rope_low = 1.0
+  c.attention.rope_high = 4.0
+  c.attention.rope_original = 8192  # positions before scaling
   c.attention.context = 0  # cache length when window is 0; 0: data.seq
 
   c.channel = ConfigDict()  # the channel mixer
@@ -81,6 +97,7 @@ def base() -> ConfigDict:
   c.channel.hidden = 2.0  # swiglu: width / dim.  cms: width of each level / dim
   c.channel.norm = "rms"  # cms: rms | layer
   c.channel.activation = "gelu"  # cms: gelu | swiglu
+  c.channel.bias = False  # of every kernel
   c.channel.levels = (Level("fast", 0),)  # cms, from fast to slow
   # sequential (NL Eq. 73) | independent (Eq. 74) | nested (Eq. 72)
   c.channel.connection = "sequential"
@@ -114,8 +131,9 @@ def base() -> ConfigDict:
   c.selfmod = ConfigDict()  # NL Eq. 83-93
   c.selfmod.memory = "mlp"  # mlp | linear
   c.selfmod.hidden = 1.0  # mlp: memory hidden width / head width
-  c.selfmod.chunk_generators = 64  # keys, values, step sizes, retention
-  c.selfmod.chunk_memory = 64  # M_mem
+  # of keys, values, step sizes, retention; so many tokens are read at once as divide both chunks
+  c.selfmod.chunk_generators = 64
+  c.selfmod.chunk_memory = 64  # of M_mem
   c.selfmod.objective = "l2"  # l2 | dot (Eq. 92)
   c.selfmod.factor = "layer"  # mlp: what the rank-one factor multiplies: layer | input
   c.selfmod.rank_one = True  # the factor (alpha I - eta k k^T); off: alpha alone
@@ -165,7 +183,11 @@ def base() -> ConfigDict:
   c.teach.mode = "chunked"
   # the outer gradient through the writes: none | full (second order)
   c.teach.through_writes = "none"
-  c.teach.flush_partial = True  # at the end of a stream, use what an unfinished period has taught
+  # the outer gradient through what is context (attention's cache, convolutions, self-modifying
+  # memories): full | chunks:n, cut at every n-th chunk
+  c.teach.through_context = "full"
+  # use what an unfinished period has taught: at the end of a stream; across steps, of a run
+  c.teach.flush_partial = True
 
   c.data = ConfigDict()
   # tokenizer and token shards: built when missing, checked when there
@@ -176,9 +198,12 @@ def base() -> ConfigDict:
   c.data.val_fraction = 0.05  # by a hash of the document's name
   c.data.tokenizer_chars = 5_000_000  # characters the tokenizer learns from
   c.data.seq = 512
-  # documents start at multiples of this many tokens: a multiple of both chunk sizes
+  # documents start at multiples of this many tokens: a multiple of both chunk sizes of selfmod
   c.data.align = 64
   c.data.batch = 8  # sequences per optimizer step, all devices together
+  # each row of the batch reads on in its documents from step to step: fast state goes along until a
+  # document ends, as data; False: every sequence starts afresh
+  c.data.carry = False
   c.data.seed = 0
   c.data.task = "text"  # text | recall
   c.data.recall_pairs = 8
@@ -237,16 +262,30 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-  """Inverse of `to_json`, also of earlier versions (versions.py); an unknown field is an error."""
+  """Inverse of `to_json`, also of earlier versions (versions.py); ValueError for anything else."""
   c = base()
-  stored = versions.config(json.loads(text))
-  stored["model"]["pattern"] = tuple(stored["model"]["pattern"])
-  versions.check_known(stored, c.to_dict())
-  stored["channel"]["levels"] = tuple(Level(**entry) for entry in stored["channel"]["levels"])
-  stored["teach"] |= {name: tuple(stored["teach"][name]) for name in ("paths", "layers")}
-  stored["data"]["sources"] = tuple(ConfigDict(s) for s in stored["data"]["sources"])
-  c.update(stored)
+  try:
+    stored = versions.config(json.loads(text))
+    stored["model"]["pattern"] = tuple(stored["model"]["pattern"])
+    versions.check_known(stored, c.to_dict())
+    stored["channel"]["levels"] = tuple(Level(**entry) for entry in stored["channel"]["levels"])
+    stored["teach"] |= {name: tuple(stored["teach"][name]) for name in ("paths", "layers")}
+    stored["data"]["sources"] = tuple(ConfigDict(s) for s in stored["data"]["sources"])
+    c.update(stored)
+  except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    raise ValueError(f"no configuration of hope_jax ({type(error).__name__}: "
+                     f"{' '.join(str(error).split())})") from None
   return c
+
+
+def chunks(value: str, field: str = "") -> int:
+  """Chunks between two cuts of a gradient: full is 0 (no cut), chunks:n is n, none is 1.
+
+  ValueError, naming the field, for anything else.
+  """
+  if not re.fullmatch(r"full|none|chunks:[1-9]\d*", value):
+    raise ValueError(f"{field}={value!r}: choose full, none or chunks:n")
+  return {"full": 0, "none": 1}[value] if ":" not in value else int(value.partition(":")[2])
 
 
 def describe(config) -> str:

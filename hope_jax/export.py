@@ -157,7 +157,7 @@ def read(path: str | Path):
                      f"write one with {EXPORT}") from None
   try:
     config = configs.from_json(facts["config"])
-  except (KeyError, TypeError) as error:
+  except ValueError as error:
     raise ValueError(f"{path} has the configuration of another version of hope_jax ({error}): "
                      "import it with that one") from None
   params = assembled(named, config)

@@ -2,7 +2,8 @@
 
     python -m hope_jax.launch --config=configs/smoke.py --workdir=runs/smoke --config.seed=1
 
-Run again, it resumes. --init_from=<another run's workdir> starts at that run's parameters: those of
+Run again, it resumes; with fields changed that make it another run, under --allow_changes alone
+(changes.py). --init_from=<another run's workdir> starts at that run's parameters: those of
 the same model, or with the levels of this configuration stacked on them (stack.py). --dry_run
 prints what the model costs, and trains nothing. One of many processes where the environment says so
 (hosts.py).
@@ -12,19 +13,18 @@ import signal
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from hope_jax.model import checks
 from hope_jax.runtime import hosts, program, startup
 from hope_jax.training import costs, loop
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; "
-                                                         "--config.any.field=value changes one "
-                                                         "field.")
+CONFIG = program.define_config("Configuration file; --config.any.field=value changes one field.")
 WORKDIR = program.define_path("workdir", "Folder of the run.")
 INIT_FROM = program.define_path("init_from", "Folder of a run: its parameters are where a "
                                 "new run starts; the same model's, or a transformer's or "
                                 "hope_attention's with the levels of this configuration.")
+ALLOW_CHANGES = flags.DEFINE_bool("allow_changes", False, "Go on from a checkpoint although fields "
+                                                          "were changed that make it another run.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, fast state, FLOPs and memory; "
                                               "build and train nothing.")
 
@@ -43,7 +43,7 @@ def main(argv):
     elif WORKDIR.value is None:
       raise ValueError("no --workdir: name the folder of the run, e.g. --workdir=runs/smoke")
     else:
-      loop.train(CONFIG.value, WORKDIR.value, INIT_FROM.value)
+      loop.train(CONFIG.value, WORKDIR.value, INIT_FROM.value, ALLOW_CHANGES.value)
   except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
     hosts.fail(error)
   except KeyboardInterrupt:  # before the first step, or a second one: signals.py

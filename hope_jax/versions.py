@@ -3,12 +3,15 @@
     1    0.1.0, which wrote no version: model.kind; token mixers' fast state side by side in a layer
     2    model.pattern and model.titan; the fast state of token mixers by their names
     3    the section channel, which was called mixer; a section for each outer optimizer's fields
+    4    teach.through_context; before it every chunk was a cut
+
+Not by version: the position of the data counted batches, and now counts sequences.
 """
 
 import difflib
 import re
 
-NOW = 3
+NOW = 4
 KINDS = {  # of version 1: (model.pattern, model.titan)
     "transformer": (("attention",), "none"), "hope_attention": (("attention",), "none"),
     "hope_selfmod": (("selfmod",), "none"), "hope_hybrid": (("attention",), "modified"),
@@ -34,6 +37,8 @@ def config(stored: dict) -> dict:
     stored["channel"] = stored.pop("mixer")
     for (section, field), (new_section, new_field) in MOVED_2.items():
       stored.setdefault(new_section, {})[new_field] = stored[section].pop(field)
+  if version <= 3:
+    stored["teach"]["through_context"] = "chunks:1"
   return stored
 
 
@@ -53,6 +58,11 @@ def fast_path(path: str, version: int) -> str:
       if match := re.fullmatch(now, path):
         return match.expand(then)
   return path
+
+
+def position(stored: dict, batch: int) -> dict:
+  """A stored position of the data by today's name; `batch`: data.batch of its configuration."""
+  return {"sequences": stored["next_index"] * batch} if "next_index" in stored else stored
 
 
 def check_known(stored: dict, known: dict) -> None:

@@ -19,6 +19,8 @@ os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", 
 import jax
 import pytest
 
+from tests import small_data
+
 
 def pytest_configure(config):
   config.addinivalue_line("markers", "slow: one of the longest; leave out with -m 'not slow': "
@@ -30,3 +32,9 @@ def x64():
   """float64 within one test."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+  """Texts with a built data folder beside them; tests that damage it copy it first."""
+  return small_data.build(tmp_path_factory.mktemp("data"))

@@ -12,18 +12,22 @@ import pytest
 
 from hope_jax.model import attention, slots
 
-BATCH, TOKENS, HEADS, WIDTH, BASE = 3, 19, 2, 6, 100.0
+BATCH, TOKENS, HEADS, WIDTH, BASE = 3, 19, 4, 6, 100.0
+KINDS = {  # heads of keys, what is added, whether queries and keys are normalised
+    "own": (HEADS, "none", True), "shared": (2, "qkv", False), "one": (1, "all", True)}
 CLOSE = dict(atol=2e-5, rtol=1e-5)
 
 
 @functools.cache
-def setup(window):
-  module = attention.Attention(HEADS, 1, window, BASE, jnp.float32)
-  x = np.random.default_rng(0).standard_normal((BATCH, TOKENS, HEADS * WIDTH)).astype(np.float32)
+def setup(window, kind="own"):
+  groups, bias, normalised = KINDS[kind]
+  module = attention.Attention(HEADS, groups, WIDTH, 1, window, attention.Rotary(BASE), bias,
+                               1e-3 if normalised else None, jnp.float32)
+  x = np.random.default_rng(0).standard_normal((BATCH, TOKENS, 15)).astype(np.float32)
   lay = slots.arrange(jnp.ones((BATCH, TOKENS), int), jnp.zeros(BATCH, int), jnp.zeros(BATCH, int),
                       0)
   params = module.init(jax.random.key(1), x,
-                       attention.empty_cache(BATCH, 0, HEADS, WIDTH, jnp.float32), lay)["params"]
+                       attention.empty_cache(BATCH, 0, groups, WIDTH, jnp.float32), lay)["params"]
   rng = np.random.default_rng(1)
   params = jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape, np.float32), params)
 
@@ -35,22 +39,27 @@ def setup(window):
   return run, jax.tree.map(np.float64, params), x
 
 
-def start(length):
-  return attention.empty_cache(BATCH, length, HEADS, WIDTH,
+def start(length, kind="own"):
+  return attention.empty_cache(BATCH, length, KINDS[kind][0], WIDTH,
                                jnp.float32), jnp.zeros(BATCH, int), jnp.zeros(BATCH, int)
 
 
-def plain(params, x_TxD, position_T, document_T, window):
+def plain(params, x_TxD, position_T, document_T, window, kind="own"):
   """Softmax attention of one stream, query by query. Document -1 is padding."""
-  def norm(a, scale):
-    return a / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-6) * scale
+  groups, bias, normalised = KINDS[kind]
+  def norm(a, name):
+    if not normalised:
+      return a
+    return a / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-3) * params[name]["scale"]
   def rotate(a, position):
     half = WIDTH // 2
     angle = position * BASE ** (-np.arange(half) / half)
     turned = (a[..., :half] + 1j * a[..., half:]) * np.exp(1j * angle)
     return np.concatenate([turned.real, turned.imag], -1)
-  q, k, v = np.moveaxis((x_TxD @ params["qkv"]["kernel"]).reshape(-1, 3, HEADS, WIDTH), 1, 0)
-  q, k = norm(q, params["q_norm"]["scale"]), norm(k, params["k_norm"]["scale"])
+  rows = x_TxD @ params["qkv"]["kernel"] + params["qkv"].get("bias", 0)
+  q, k, v = np.split(rows.reshape(len(rows), -1, WIDTH), [HEADS, HEADS + groups], 1)
+  q, k = norm(q, "q_norm"), norm(k, "k_norm")
+  k, v = (np.stack([a[:, h * groups // HEADS] for h in range(HEADS)], 1) for a in (k, v))
   out = np.zeros_like(q)
   for t, (p, d) in enumerate(zip(position_T, document_T)):
     seen = [s for s in range(t + 1) if document_T[s] == d >= 0
@@ -60,7 +69,7 @@ def plain(params, x_TxD, position_T, document_T, window):
                         for s in seen]) / WIDTH ** 0.5
       share = np.exp(score - score.max())
       out[t, h] = share / share.sum() @ v[seen, h]
-  return out.reshape(len(x_TxD), -1) @ params["out"]["kernel"]
+  return out.reshape(len(x_TxD), -1) @ params["out"]["kernel"] + params["out"].get("bias", 0)
 
 
 # one document; packed; packed with padding at either end and between documents
@@ -75,12 +84,14 @@ def place(segments):
   return position, document
 
 
-@pytest.mark.parametrize("window", [0, 1, 4, 9, 12])  # banded up to 9
-def test_attention_is_the_plain_loop(window):
-  run, params, x = setup(window)
-  y = run(x, *start(0)[:1], jnp.asarray(SEGMENTS), *start(0)[1:])[0]
+@pytest.mark.parametrize("window, kind", [*((w, "own") for w in (0, 1, 4, 9, 12)),  # bands to 9
+                                          (0, "shared"), (4, "one")])
+def test_attention_is_the_plain_loop(window, kind):
+  run, params, x = setup(window, kind)
+  assert ("bias" in params["qkv"], "bias" in params["out"]) == (kind != "own", kind == "one")
+  y = run(x, *start(0, kind)[:1], jnp.asarray(SEGMENTS), *start(0)[1:])[0]
   for row, segments in enumerate(SEGMENTS):
-    want = plain(params, x[row].astype(float), *place(segments), window)
+    want = plain(params, x[row].astype(float), *place(segments), window, kind)
     here = segments > 0
     np.testing.assert_allclose(y[row, here], want[here], **CLOSE)
 
@@ -123,13 +134,14 @@ def test_attending_to_a_cache_is_attention_to_all_keys_and_so_are_its_gradients(
                *jax.jit(lambda: (all_of(ours), all_of(plain)))())
 
 
-def test_a_ring_of_tokens_is_the_window_however_the_document_is_cut():
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_ring_of_tokens_is_the_window_however_the_document_is_cut(kind):
   length = 4
-  run, params, x = setup(length)
-  want = np.stack([plain(params, row.astype(float), np.arange(TOKENS), np.zeros(TOKENS), length)
-                   for row in x])
+  run, params, x = setup(length, kind)
+  want = np.stack([plain(params, row.astype(float), np.arange(TOKENS), np.zeros(TOKENS), length,
+                         kind) for row in x])
   for cuts in (range(1, TOKENS), [5, 6, 12], [length, 2 * length]):
-    state, out = start(length), []
+    state, out = start(length, kind), []
     for a, b in zip([0, *cuts], [*cuts, TOKENS]):
       room = 1 if b - a == 1 else 12
       def pad(values):
@@ -153,3 +165,28 @@ def test_a_new_document_forgets_the_ring_and_padding_does_not():
     at = np.flatnonzero(flat == document)
     want = plain(params, x[0, at].astype(float), np.arange(len(at)), np.zeros(len(at)), length)
     np.testing.assert_allclose(y[0, at], want, **CLOSE)
+
+
+def test_scaled_positions_are_their_definition():
+  """llama3, wave by wave, as the authors' own code has it; linear: positions divided."""
+  half, base, factor, low, high, original = 32, 500_000.0, 8.0, 1.0, 4.0, 1024
+  want, kinds = [], set()
+  for frequency in base ** (-np.arange(half) / half):
+    wave = 2 * np.pi / frequency
+    if wave < original / high:
+      kinds.add("short")
+      want.append(frequency)
+    elif wave > original / low:
+      kinds.add("long")
+      want.append(frequency / factor)
+    else:
+      kinds.add("between")
+      share = (original / wave - low) / (high - low)
+      want.append((1 - share) * frequency / factor + share * frequency)
+  assert len(kinds) == 3
+  got = attention.Rotary(base, "llama3", factor, low, high, original).frequencies(half)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, 1, 8)), jnp.float32)
+  np.testing.assert_allclose(
+      attention.rotate(x, 2 * jnp.arange(5)[None], attention.Rotary(base, "linear", 2.0)),
+      attention.rotate(x, jnp.arange(5)[None], attention.Rotary(base)), atol=1e-6)

@@ -128,6 +128,9 @@ def test_a_spike_is_skipped(tmp_path, monkeypatch):
 def test_too_many_bad_steps_go_back_to_a_checkpoint_and_on_to_new_data(tmp_path, monkeypatch,
                                                                        capsys):
   c = short(rollback_after=2)
+  # a period of three steps that are taken: 1 to 3, and 4, 5, 9
+  c.channel.kind = "cms"
+  c.channel.levels = (configs.Level("fast", 0), configs.Level("slow", 3 * c.data.seq))
   poison(monkeypatch, {7: np.nan, 8: np.inf, 10: np.nan})
   loop.train(c, tmp_path / "run")
   said = capsys.readouterr().err

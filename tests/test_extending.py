@@ -49,7 +49,8 @@ def apply(text: str, change: str) -> str:
 def extended(folder: Path) -> Path:
   """A copy of the project with every example of the document."""
   for name in ("hope_jax", "configs", "evals", "tests"):
-    shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / name, folder / name, symlinks=True,
+                    ignore=shutil.ignore_patterns("__pycache__"))
   blocks = BLOCK.findall((ROOT / "docs" / "extending.md").read_text())
   assert len(blocks) == 7
   for language, name, body in blocks:

@@ -120,7 +120,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(run, tmp_path, told)
   step, = sidecar.steps(tmp_path / "run" / "checkpoints")
   assert f"stopped by SIGTERM: step {step} is saved" in said[0] and "stopped" not in said[1]
   assert max(losses(tmp_path / "run")) == step
-  again = local(*flags, f"--config.train.steps={step + 2}")
+  again = local(*flags, f"--config.train.steps={step + 2}", "--allow_changes")
   said = again.stderr.read()
   assert again.wait() == 0 and f"resuming at step {step} " in said, said
   assert set(losses(tmp_path / "run")) == set(range(1, step + 3))

@@ -61,7 +61,7 @@ def test_imports_go_one_way(name):
     assert {folder(other) for other in inside} <= set(allowed)
   if folder(name) == "memory":
     more = set() if name in SELF_MODIFYING else {"optax", "flax", "collections"}
-    assert outside <= {"jax", "dataclasses", "itertools", "typing"} | more
+    assert outside <= {"jax", "dataclasses", "itertools", "math", "typing"} | more
   if name in WITHOUT_JAX:
     assert not outside & {"jax", "flax", "optax"}
 

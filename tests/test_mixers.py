@@ -18,8 +18,14 @@ from hope_jax.training import costs, steps
 
 VOCAB, TOKENS = 14, 21
 CLOSE = dict(atol=3e-5, rtol=1e-4)
-PATTERNS = {name: (name,) for name in mixers.TABLE}
-PATTERNS["mixed"] = ("attention", "selfmod", "gru")
+PATTERNS = {name: (name,) for name in mixers.TABLE} | {
+    "mixed": ("attention", "selfmod", "gru"), "imported": ("attention",)}
+# what the models of others have (pretrained.py)
+FIELDS = {"imported": {
+    "model.heads": 4, "model.tied": False, "model.norm_epsilon": 1e-3, "attention.kv_heads": 2,
+    "attention.width": 6, "attention.qk_norm": False, "attention.bias": "all",
+    "attention.rope_scaling": "llama3", "attention.rope_factor": 4.0,
+    "attention.rope_original": 32, "channel.activation": "swiglu", "channel.bias": True}}
 
 
 def tiny(name, titan="none", in_context=False):
@@ -35,6 +41,7 @@ def tiny(name, titan="none", in_context=False):
   c.gated_deltanet.chunk = 8
   c.titan.update(dict(period=4, lr=0.02))
   c.teach.update(dict(chunk=8, clip=1.0))
+  c.update_from_flattened_dict(FIELDS.get(name, {}))
   c.data.update(dict(task="recall", recall_pairs=2, recall_keys=6, seq=32, align=8, batch=2))
   checks.validate(c)
   return c

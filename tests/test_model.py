@@ -25,7 +25,7 @@ SELFMOD = {
     "mlp": dict(chunk_memory=8, chunk_generators=4),
     "linear": dict(memory="linear", chunk_memory=8, chunk_generators=4, conv="shared",
                    momentum=0.5),
-    "mixed": dict(chunk_memory=4, chunk_generators=8, conv="none", momentum=0.5, adaptive_q=True),
+    "mixed": dict(chunk_memory=4, chunk_generators=6, conv="none", momentum=0.5, adaptive_q=True),
 }
 KINDS = ["transformer", "window", "mlp", "linear"]
 KINDS += [pytest.param(name, marks=pytest.mark.slow) for name in ("hope_attention", "mixed")]

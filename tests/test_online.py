@@ -16,17 +16,7 @@ from hope_jax import config
 from hope_jax.memory import teach_signal
 from hope_jax.model import lm, plan
 from hope_jax.reading import reader, sequences
-from tests.test_memorize import KINDS, VOCAB, parameters, texts, tiny
-
-
-def batch_of(tokens_BxT, segments_BxT=None):
-  tokens = np.asarray(tokens_BxT, np.int32)
-  segments = np.ones_like(tokens) if segments_BxT is None else np.asarray(segments_BxT, np.int32)
-  follows = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-  labels = np.full_like(tokens, -1)
-  labels[:, :-1] = np.where(follows, tokens[:, 1:], -1)
-  return {"tokens": jnp.asarray(tokens), "labels": jnp.asarray(labels),
-          "segments": jnp.asarray(segments)}
+from tests.tiny import KINDS, VOCAB, batch_of, parameters, texts, tiny
 
 
 @functools.cache

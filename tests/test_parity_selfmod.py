@@ -1,8 +1,11 @@
-"""The token loop of reference_selfmod.py gives the arrays of PyTorch code (parity/README.md).
+"""Self-modifying memories give the arrays of PyTorch code (parity/README.md): as the package reads
+and writes them, chunk-parallel, and as the token loop of reference_selfmod.py does.
 
     python -m pytest tests/test_parity_selfmod.py
 """
 
+import dataclasses
+import functools
 import json
 import pathlib
 
@@ -12,6 +15,10 @@ import numpy as np
 import pytest
 
 import reference_selfmod as ref
+import selfmod_cases as cases
+from hope_jax.memory import mlp_memory, self_modifying
+from hope_jax.memory.write_rule import Rule
+from hope_jax.model import layers
 
 FILES = sorted((pathlib.Path(__file__).parent / "parity").glob("selfmod_*.npz"))
 TOLERANCE = 1e-9  # relative to the largest entry of an array
@@ -76,6 +83,25 @@ def check_state(arrays, prefix, state):
   return names
 
 
+def check(arrays, read, write, named, start, x, x2):
+  """Outputs and states of both calls of a file, of what one stream reads and writes.
+
+  read: (state, x) -> y; write: (state, x) -> (y, state); named: state -> as `check_state` has it.
+  """
+  start = jax.tree.map(lambda w: jnp.broadcast_to(w, (len(x), *jnp.shape(w))), start)
+  def one(start, x, x2):
+    y, state = write(start, x)
+    y2, state2 = write(state, x2)
+    return ({"out_read_static": read(start, x), "out_updates": y,
+             "out_read_final_state": read(state, x), "out2_updates": y2},
+            {"final": named(state), "final2": named(state2)})
+  outs, states = jax.vmap(one)(start, x, x2)
+  for name, y in outs.items():
+    close(y, arrays[name], name)
+  for prefix, state in states.items():
+    assert check_state(arrays, prefix, state)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem.removeprefix("selfmod_"))
 def test_reference_matches_pytorch(path, x64):
@@ -84,21 +110,57 @@ def test_reference_matches_pytorch(path, x64):
   if "x_conv" in arrays:
     close(x, arrays["x_conv"], "x_conv")
 
-  def call(state, x_Txd):  # one call of theirs: chunks begin with the call and end with it
+  def read(state, x_Txd):
+    return jax.vmap(lambda x_d: ref.read(rule, params, state["start"], x_d, x_d, x_d).y)(x_Txd)
+
+  def write(state, x_Txd):  # one call of theirs: chunks begin with the call and end with it
     y, state = ref.run(rule, params, dict(state, count=0), x_Txd, x_Txd, x_Txd)
     return y, ref.flush(state)
 
-  def read(weights, x_Txd):
-    return jax.vmap(lambda x_d: ref.read(rule, params, weights, x_d, x_d, x_d).y)(x_Txd)
+  check(arrays, read, write, lambda state: state, ref.fresh(params), x, x2)
 
-  start = jax.tree.map(lambda w: jnp.broadcast_to(w, (x.shape[0], *jnp.shape(w))),
-                       ref.fresh(params))
-  y, state = jax.vmap(call)(start, x)
-  y2, state2 = jax.vmap(call)(state, x2)
 
-  close(jax.vmap(read)(start["start"], x), arrays["out_read_static"], "out_read_static")
-  close(y, arrays["out_updates"], "out_updates")
-  assert check_state(arrays, "final", state)
-  close(jax.vmap(read)(state["start"], x), arrays["out_read_final_state"], "out_read_final_state")
-  close(y2, arrays["out2_updates"], "out2_updates")
-  assert check_state(arrays, "final2", state2)
+def stacked(rule, params):
+  """The package's parameters: memories of equal shape are one array."""
+  def stack(names, matrix):
+    return jnp.stack([params[name][matrix] for name in names])
+  vectors, gates = mlp_memory.vectors(rule), mlp_memory.GATES
+  out = {"v_in": stack(vectors, "w2"), "v_out": stack(vectors, "w1"), "g_in": stack(gates, "w2"),
+         "g_out": stack(gates, "w1")}
+  if "skip" in params["eta"]:
+    out["g_skip"] = stack(gates, "skip")
+  return out | {name: params[name] for name in ("w_q", "b_eta", "b_alpha")}
+
+
+def mixed(arrays, x_BxTxD):
+  """The convolution as the package has it."""
+  x_BxTxD = jnp.array(x_BxTxD)
+  if "w.local_conv.weight" not in arrays:
+    return x_BxTxD
+  kernel = jnp.array(arrays["w.local_conv.weight"][:, 0, ::-1].T)  # ours: tap 0 is the present
+  batch, tokens, width = x_BxTxD.shape
+  extended = layers.extend(jnp.zeros((batch, layers.CONV - 1, width)), x_BxTxD,
+                           jnp.zeros(batch, int))
+  return layers.conv(kernel, extended, jnp.broadcast_to(jnp.arange(tokens), (batch, tokens)))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem.removeprefix("selfmod_"))
+def test_package_matches_pytorch(path, x64):
+  arrays, their_rule, params = load(path)
+  rule, params = Rule(**dataclasses.asdict(their_rule)), stacked(their_rule, params)
+  memory = self_modifying.memories(rule)
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def run(state, x_Txd, writes):
+    position = rule.grid + jnp.arange(len(x_Txd))  # a call begins chunks, and no document
+    y, state, _ = self_modifying.run(rule, params, state, x_Txd.T, x_Txd.T, x_Txd.T,
+                                     jnp.ones(len(x_Txd), bool), position, writes)
+    return y.T, memory.settle(rule, params, state, True, True)
+
+  def named(state):
+    return {part: cases.named(rule, memory.weights(rule, params, {"run": state[part]}))
+            for part in ("run", "momentum") if part in state}
+
+  check(arrays, lambda state, x_Txd: run(state, x_Txd, False)[0],
+        lambda state, x_Txd: run(state, x_Txd, True), named, self_modifying.fresh(rule, params),
+        mixed(arrays, arrays["x"]), mixed(arrays, arrays["x2"]))

@@ -31,7 +31,8 @@ def test_paths_are_those_of_a_person(monkeypatch):
 def test_evaluations_are_imported_side_by_side_and_name_their_flags(name):
   values = flags.FlagValues()
   importlib.import_module(f"evals.{name}").define_flags(values)
-  assert len(values) and not set(values) & set(flags.FLAGS)
+  everywhere = flags.FLAGS.flags_by_module_dict()
+  assert len(values) and not {f"evals.{name}", program.__name__} & set(everywhere)
   assert all(values[flag].help for flag in values)
 
 
@@ -60,3 +61,29 @@ def test_without_a_home_nothing_is_kept(monkeypatch):
   monkeypatch.setattr(startup.jax.config, "update", lambda name, value: kept.append((name, value)))
   startup.prepare()
   assert ("jax_compilation_cache_dir", None) in kept
+
+
+@pytest.mark.parametrize("text, told", [
+    (None, "there is no such file; hope_jax brings configs/mid.py, configs/online.py"),
+    ("x = 1", "AttributeError: module .* has no attribute 'get_config'"),
+    ("def get_config(:", r"SyntaxError: invalid syntax \(own.py, line 1\)"),
+    ("def get_config():\n  return 3", "get_config.. returned int: return base"),
+    ("import nothing_of_this_name", "line 1: ModuleNotFoundError: No module named"),
+    ("from hope_jax import config\ndef get_config():\n  c = config.base()\n  c.model.dimm = 3",
+     'line 4: AttributeError: .*Did you mean "dim"')])
+def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path, text, told):
+  if text:
+    (tmp_path / "own.py").write_text(text)
+  with pytest.raises(ValueError, match=told) as error:
+    program.configuration(str(tmp_path / "own.py"))
+  assert "\n" not in str(error.value)
+
+
+def test_a_configuration_is_here_or_in_the_package_and_may_be_given_a_text(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert program.configuration("configs/recall.py").data.task == "recall"
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs" / "recall.py").write_text(
+      "from hope_jax import config\ndef get_config(text):\n  c = config.base()\n"
+      "  c.data.task = text\n  return c")
+  assert program.configuration("configs/recall.py:text").data.task == "text"

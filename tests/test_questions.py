@@ -13,7 +13,7 @@ import pytest
 from hope_jax.model import lm
 from hope_jax.reading import study
 from tests import test_long_documents as documents
-from tests.test_memorize import parameters, texts, tiny
+from tests.tiny import parameters, texts, tiny
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evals import questions as program

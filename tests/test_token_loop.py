@@ -16,7 +16,7 @@ import reference_write as reference
 from hope_jax import config
 from hope_jax.model import lm, titan
 from hope_jax.reading import study
-from tests.test_memorize import parameters, texts, tiny
+from tests.tiny import parameters, texts, tiny
 
 LR, PERIODS = 0.05, {"fast": 2, "mid": 8, "slow": 16, "titan": 4}
 RULES = {"fast": "sgd", "mid": "momentum", "slow": "dmgd", "titan": "sgd"}

@@ -42,6 +42,8 @@ def small(folder, **fields):
   source = c.data.sources[0].copy_and_resolve_references()
   source.update(dict(name="notes", kind="text", path=str(text), field=""))
   c.data.sources, c.data.val_fraction = (source,), 0.2
+  # a period of four steps, which is saved in its middle
+  c.channel.levels = (config.Level("fast", 0), config.Level("slow", 128))
   c.optim.warmup = 2
   c.train.update(steps=12, log_every=1, eval_every=6, eval_batches=2, save_every=5)
   for name, value in fields.items():
@@ -83,7 +85,7 @@ def poison(monkeypatch, factors):
 def whole(tmp_path_factory):
   """A run that was never stopped: (folder, config, workdir, result)."""
   folder = tmp_path_factory.mktemp("whole")
-  c = small(folder)
+  c = small(folder, data__carry=True)
   return folder, c, folder / "run", loop.train(c, folder / "run")
 
 
@@ -164,7 +166,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_nothing(whole, monkeypa
   run = folder / "diverged"
   poison(monkeypatch, {6: np.nan})
   with pytest.raises(FloatingPointError,
-                     match="step 6: loss nan.*Checkpoint 5 is good.*Try a smaller optim.lr"):
+                     match="step 6: loss nan.*Checkpoint 5 is good.*, with --allow_changes, a"):
     loop.train(c, run)
   assert sidecar.steps(run / "checkpoints") == [5]
 
@@ -209,8 +211,11 @@ def test_a_save_that_fails_may_be_passed_over_but_not_the_last(whole, monkeypatc
 
 def test_workdir_of_another_model_is_refused(whole):
   folder, _, workdir, _ = whole
+  other = small(folder, model__dim=32)
+  with pytest.raises(ValueError, match="model.dim 16 -> 32 .another model, .*--allow_changes"):
+    loop.train(other, workdir)
   with pytest.raises(ValueError, match="checkpoint of another architecture(.|\n)*another workdir"):
-    loop.train(small(folder, model__dim=32, train__steps=20), workdir)
+    loop.train(other, workdir, allow_changes=True)
 
 
 def test_workdir_that_cannot_be_written_is_refused_before_anything_is_built(tmp_path):

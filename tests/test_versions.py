@@ -133,7 +133,7 @@ def test_a_run_goes_on(saved):
     like = jax.eval_shape(lambda: steps.init_state(c, jax.random.key(0)))
     state, position, _ = run.restore(run.newest_good(), like)
   batches = iter(loader.train_batches(c))
-  batches.set_state(position)
+  batches.set_state(versions.position(position, c.data.batch))
   same(trained(step, state, batches, MORE)[1], name, "run/losses")
 
 

@@ -3,8 +3,7 @@
     python -m hope_jax.data --config=configs/pilot.py
 """
 
-from absl import app
-from ml_collections import config_flags
+from absl import app, flags
 
 from hope_jax.data import tokenized
 from hope_jax.runtime import program
@@ -12,7 +11,8 @@ from hope_jax.runtime import program
 
 def run() -> None:
   """Entry point of the console script."""
-  chosen = config_flags.DEFINE_config_file("config")
+  chosen = program.define_config("Configuration file, of which the section data is used.")
+  flags.mark_flag_as_required("config")
 
   def main(_):
     with program.one_line(ValueError, OSError):

@@ -8,21 +8,48 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hope_jax.data import recall, tokenized
-from hope_jax.data.windows import Windows
+from hope_jax.data.windows import Lanes, Windows
 
 _EVAL_SEED = 0  # not data.seed: runs with different seeds are evaluated on the same windows
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches read ahead
 
 
-def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grain.DatasetIterator:
-  """Endless batches: dicts of int32 [data.batch, data.seq].
+class Batches(Iterator):
+  """Endless batches: dicts of int32 [data.batch, data.seq], by data.seed alone.
 
-  Sources are mixed by weight, each reshuffled every epoch. `rows`: only these of every batch, in
-  this order; nothing else is read. `get_state` and `set_state` resume exactly, with any rows.
-  Raises ValueError if the windows do not fill one batch.
+  Sources are mixed by weight, each reshuffled every epoch; with data.carry every row reads on in
+  one of them. `rows`: only these of every batch, in this order; nothing else is read. `get_state`
+  and `set_state` resume exactly, with any rows and, but for rows that read on, any size of a batch:
+  the position is the number of sequences before it.
   """
+
+  def __init__(self, windows: grain.MapDataset, size: int, rows: Sequence[int]):
+    self._windows, self._size, self._rows = windows, size, rows
+    self.set_state({"sequences": 0})
+
+  def get_state(self) -> dict:
+    """The position behind the last batch that was drawn; JSON."""
+    return {"sequences": self._read}
+
+  def set_state(self, state: dict) -> None:
+    self._read = first = state["sequences"]
+    windows, size, rows = self._windows, self._size, self._rows
+    mine = grain.MapDataset.range(sys.maxsize).map(
+        lambda i: windows[first + i // len(rows) * size + rows[i % len(rows)]])
+    self._batches = iter(mine.batch(len(rows), drop_remainder=True).to_iter_dataset(_READ))
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    batch = next(self._batches)
+    self._read += self._size
+    return batch
+
+
+def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> Batches:
+  """The batches of a configuration. ValueError if its windows do not fill one batch."""
   if _task(config) == "recall":
     windows = recall.dataset(config, "train")
+  elif config.data.carry:
+    windows = _Carried(config)
   else:
     folder = tokenized.build(config)
     parts = [Windows(folder, s.name, "train", config.data.seq, config.data.align, config.data.seed)
@@ -35,10 +62,35 @@ def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> grai
     windows = grain.MapDataset.mix(
         [grain.MapDataset.source(p).seed(config.data.seed).shuffle().repeat() for p in parts],
         [s.weight for s in config.data.sources])
-  size, own = config.data.batch, range(config.data.batch) if rows is None else rows
-  mine = grain.MapDataset.range(sys.maxsize).map(
-      lambda i: windows[i // len(own) * size + own[i % len(own)]])
-  return iter(mine.batch(len(own), drop_remainder=True).to_iter_dataset(_READ))
+  return Batches(windows, config.data.batch, range(config.data.batch) if rows is None else rows)
+
+
+class _Carried:
+  """Rows that read on; row r of batch i is at i * data.batch + r."""
+
+  def __init__(self, config: ConfigDict):
+    folder, d = tokenized.build(config), config.data
+    counts = _shares([source.weight for source in d.sources], d.batch)
+    lanes = [Lanes(folder, source.name, d.seq, d.align, d.seed, count)
+             for source, count in zip(d.sources, counts)]
+    self._rows = [(own, row) for own, count in zip(lanes, counts) for row in range(count)]
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    step, row = divmod(index, len(self._rows))
+    lanes, own = self._rows[row]
+    return lanes.window(step, own)
+
+
+def _shares(weights: Sequence[float], rows: int) -> list[int]:
+  """Rows of each source, by weight; ValueError where one has none."""
+  exact = np.array(weights) / sum(weights) * rows
+  counts = np.floor(exact).astype(int)
+  for i in np.argsort(counts - exact, kind="stable")[:rows - counts.sum()]:
+    counts[i] += 1
+  if not all(counts):
+    raise ValueError(f"data.carry gives each source rows of its own, and {rows} rows for weights "
+                     f"{list(weights)} leave one without: raise data.batch")
+  return counts.tolist()
 
 
 def eval_batches(config: ConfigDict,

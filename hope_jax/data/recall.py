@@ -38,8 +38,9 @@ def dataset(config: ConfigDict, split: str) -> grain.MapDataset:
   if min(gap, fillers) < 0:
     raise ValueError(f"data.recall_gap {gap}, data.recall_fillers {fillers}: set them to 0 or more")
   if gap and fillers < MIN_FILLERS:
-    raise ValueError(f"data.recall_fillers {fillers} is too few for a gap, which would be easy to "
-                     f"tell from facts; set data.recall_fillers to {MIN_FILLERS} or more")
+    raise ValueError(f"data.recall_fillers {fillers} is too few for data.recall_gap {gap}, which "
+                     "would be easy to tell from facts; set data.recall_fillers to "
+                     f"{MIN_FILLERS} or more")
   if 3 * pairs + gap > seq:
     raise ValueError(f"data.seq {seq} is too short for data.recall_pairs {pairs} and "
                      f"data.recall_gap {gap}; set data.seq to {3 * pairs + gap} or more")

@@ -7,6 +7,7 @@ file) and, for each source and split, `tokens` (flat, one document after another
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -37,8 +38,8 @@ def build(config: ConfigDict, verify: bool = False) -> Path:
   Checked are config, tokenizer digest and file sizes; all bytes if `verify`. Raises ValueError,
   naming the fix, when the folder does not fit the config or is damaged.
   """
-  _check_sources(config)
-  folder = Path(config.data.dir)
+  check_sources(config)
+  folder = Path(config.data.dir).expanduser()
   if folder.exists():
     _check(folder, config, verify)
     return folder
@@ -90,18 +91,26 @@ def check_unchanged(config: ConfigDict, meta: dict) -> None:
   if meta["data"] != mine and json.loads(meta["config"])["data"]["dir"] == folder:
     raise ValueError(f"{folder} holds other shards ({mine}) than those the checkpoint was trained "
                      f"on ({meta['data']}): put them back, or build the new ones in another "
-                     "data.dir, which is then read from the same position")
+                     "data.dir, which is then read from the same position (--allow_changes)")
 
 
-def _check_sources(config: ConfigDict) -> None:
-  sources = config.data.sources
+def check_sources(config: ConfigDict) -> None:
+  """ValueError for sources that are not described as corpus.py says."""
+  sources, fields = config.data.sources, ("name", "kind", "path", "field", "domains")
+  for s in sources:
+    if (not isinstance(s, ConfigDict) or {*s} != {*fields, "weight"}
+        or not all(isinstance(s[field], str) and "\0" not in s[field] for field in fields)
+        or not isinstance(s.weight, (int, float))):
+      about = s.to_dict() if isinstance(s, ConfigDict) else s
+      raise ValueError(f"data.sources: {about!r} is no source: give each the texts "
+                       f"{', '.join(fields)} and a number, weight")
   names = [s.name for s in sources]
   if (not sources or len(set(names)) < len(names)
       or not all(re.fullmatch(r"[\w-]+", n) for n in names)):
     raise ValueError(f"data.sources are named {names}: give each a name of its own, of letters, "
                      "digits, _ and -")
   for s in sources:
-    if not s.weight > 0:
+    if not 0 < s.weight < math.inf:
       raise ValueError(f"source {s.name}: weight {s.weight} is not positive; "
                        "remove it from data.sources to leave it out")
 

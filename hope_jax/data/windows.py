@@ -9,6 +9,7 @@ lies in the next window; -1 at its end and in padding), `segments` (1, 2, ... by
 padding). Every next-token pair occurs exactly once.
 """
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,38 @@ import numpy as np
 from hope_jax.data.shard import Shard
 
 
+class Lanes:
+  """Rows of batches that read on: row r of batch i goes on where row r of batch i - 1 ended.
+
+  The packed row of an epoch is cut into as many runs of windows as there are rows, equal to a
+  window; a row that has read its run begins that of the next epoch, whose documents have another
+  order. `segments` are numbers of documents, the same in every window that a document reaches into.
+  """
+
+  def __init__(self, folder: Path, source: str, seq: int, align: int, seed: int, rows: int):
+    def epoch(number: int) -> Windows:
+      return Windows(folder, source, "train", seq, align, (seed, number))
+    self._epoch, self._rows = functools.lru_cache(4)(epoch), rows
+    count = len(self._epoch(0))
+    if count < rows:
+      raise ValueError(f"{folder}: {count} training windows of {source} are fewer than the {rows} "
+                       "rows that read it; give more text (data.sources), or lower data.batch or "
+                       "data.seq")
+    self._first = [row * count // rows for row in range(rows + 1)]
+
+  def window(self, step: int, row: int) -> dict[str, np.ndarray]:
+    """Of one of its rows, at an optimizer step."""
+    epoch, place = divmod(step, self._first[row + 1] - self._first[row])
+    window = self._epoch(epoch).numbered(self._first[row] + place)
+    again = np.int32(epoch % 2 * 2**30)  # the last of an epoch and the first of the next differ
+    return window | {"segments": np.where(window["segments"] > 0, window["segments"] + again, 0)}
+
+
 class Windows:
   """Random access to packed windows of a source and split (of one domain, if given its number)."""
 
-  def __init__(self, folder: Path, source: str, split: str, seq: int, align: int, seed: int,
-               domain: int | None = None):
+  def __init__(self, folder: Path, source: str, split: str, seq: int, align: int,
+               seed: int | tuple, domain: int | None = None):
     if align < 1 or seq < 1 or seq % align:
       raise ValueError(f"data.seq {seq} is not a multiple of data.align {align}; "
                        f"set data.seq to {max(1, seq // max(align, 1)) * max(align, 1)}")
@@ -46,6 +74,12 @@ class Windows:
     return -(-blocks * self._align // self._seq)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    window = self.numbered(index)
+    segments = window["segments"]
+    return window | {"segments": np.where(segments > 0, segments - segments[0] + 1, 0)}
+
+  def numbered(self, index: int) -> dict[str, np.ndarray]:
+    """A window whose `segments` are the numbers of its documents, from 1 on, in packed order."""
     blocks = index * (self._seq // self._align) + np.arange(self._seq // self._align)
     # Blocks after the last document count as more of it: beyond its length, they are padding.
     document = np.minimum(np.searchsorted(self._ends, blocks, side="right"), len(self._ends) - 1)
@@ -56,5 +90,5 @@ class Windows:
     nothing = np.int32(0)
     tokens = np.where(left > 0, ahead[:, :-1], nothing)
     labels = np.where(left > 1, ahead[:, 1:], np.int32(-1))
-    segments = np.where(left > 0, (document - document[0] + 1)[:, None].astype(np.int32), nothing)
+    segments = np.where(left > 0, (document + 1)[:, None].astype(np.int32), nothing)
     return dict(tokens=tokens.ravel(), labels=labels.ravel(), segments=segments.ravel())

@@ -25,7 +25,7 @@ class Force(NamedTuple):
 
 
 def init(key, width: int, hidden: int, depth: int, norm: str = "rms",
-         activation: str = "gelu") -> dict:
+         activation: str = "gelu", bias: bool = False) -> dict:
   """Fresh parameters; `depth`: branches added to the residual stream in the whole model."""
   keys = jax.random.split(key, 3)
   def kernel(k, fan_in, fan_out, more=1):
@@ -37,6 +37,9 @@ def init(key, width: int, hidden: int, depth: int, norm: str = "rms",
     params["norm"]["bias"] = jnp.zeros(width, jnp.float32)
   if activation == "swiglu":
     params["gate"] = kernel(keys[2], width, hidden)
+  if bias:
+    for part in params.keys() - {"norm"}:
+      params[part]["bias"] = jnp.zeros_like(params[part]["kernel"][0])
   return params
 
 
@@ -47,7 +50,7 @@ def current(params: dict, delta: dict, axis: int = 0, through: bool = True) -> d
 
 
 def apply(params: dict, x_BxCxD, weights: dict | None = None, added: dict | None = None, *,
-          through: bool = True):
+          through: bool = True, epsilon: float = EPSILON["rms"]):
   """(what the level adds to its input, the input of each kernel).
 
   Args:
@@ -57,6 +60,7 @@ def apply(params: dict, x_BxCxD, weights: dict | None = None, added: dict | None
     through: the parameters' gradient comes through the weights, which is right to second order.
       Otherwise it comes past them, as one product over all streams; the weights must then be
       `current(..., through=False)`.
+    epsilon: of a root-mean-square norm.
   """
   if weights is not None and through:
     params = jax.lax.stop_gradient(params)
@@ -77,19 +81,19 @@ def apply(params: dict, x_BxCxD, weights: dict | None = None, added: dict | None
     return y + vector(part, "bias").astype(dtype) if "bias" in params[part] else y
 
   h = _normalise(x_BxCxD, vector("norm", "scale"),
-                 vector("norm", "bias") if "bias" in params["norm"] else None)
+                 vector("norm", "bias") if "bias" in params["norm"] else None, epsilon)
   up = dense("up", h)
   a = jax.nn.silu(dense("gate", h)) * up if "gate" in params else gelu(up)
   inputs = {part: a if part == "down" else h for part in params if part != "norm"}
   return dense("down", a), inputs
 
 
-def _normalise(x, scale, bias):
+def _normalise(x, scale, bias, epsilon):
   """Root-mean-square norm; layer norm where there is a bias. In float32 or better."""
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   if bias is not None:
     wide = wide - jnp.mean(wide, -1, keepdims=True)
-  epsilon = EPSILON["rms" if bias is None else "layer"]
+  epsilon = epsilon if bias is None else EPSILON["layer"]
   y = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + epsilon) * scale
   return (y if bias is None else y + bias).astype(x.dtype)
 
@@ -106,10 +110,12 @@ def paired(inputs: dict, gradient_of_added: dict) -> dict:
           for part, leaves in gradient_of_added.items()}
 
 
-def forces(params: dict, weights: dict, x_BxCxD, teach_BxCxD) -> dict:
+def forces(params: dict, weights: dict, x_BxCxD, teach_BxCxD,
+           epsilon: float = EPSILON["rms"]) -> dict:
   """The gradient of sum(teach * level(x)), token by token, in the structure of params."""
   added = zeros(params, *x_BxCxD.shape[:2])
-  _, pull, inputs = jax.vjp(lambda more: apply(params, x_BxCxD, weights, more), added, has_aux=True)
+  _, pull, inputs = jax.vjp(lambda more: apply(params, x_BxCxD, weights, more, epsilon=epsilon),
+                                added, has_aux=True)
   force, = pull(teach_BxCxD.astype(x_BxCxD.dtype))
   return paired(inputs, force)
 

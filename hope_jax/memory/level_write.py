@@ -34,6 +34,7 @@ class Clock:
   rule: str = "sgd"
   beta: float = 0.9
   hold: str = "smaller"  # smaller | tokens | sums: what is kept of a period longer than the chunk
+  epsilon: float = level.EPSILON["rms"]  # of the level's norm
 
   @property
   def groups(self) -> int:
@@ -124,7 +125,7 @@ def write(clock: Clock, lr, params: dict, state: LevelState, x_BxCxD, teach_BxCx
     return _hold_tokens(clock, lr, params, state, x_BxCxD, teach_BxCxD, open_BxC, due_BxG[:, 0],
                         at_B)
   if force is None:
-    force = level.forces(params, _weights(params, state), x_BxCxD, teach_BxCxD)
+    force = level.forces(params, _weights(params, state), x_BxCxD, teach_BxCxD, clock.epsilon)
   if isinstance(state.held, Sums):
     return _hold_sums(clock, lr, params, state, force, open_BxC, due_BxG[:, 0])
   happens_BxG = due_BxG & jnp.any(open_BxC.reshape(*due_BxG.shape, -1), -1)
@@ -166,7 +167,8 @@ def _hold_tokens(clock, lr, params, state, x_BxCxD, teach_BxCxD, open_BxC, due_B
                 hold(state.held.open_BxP, open_BxC))
 
   def learned():
-    force = level.forces(params, _weights(params, state), held.x_BxPxD, held.teach_BxPxD)
+    force = level.forces(params, _weights(params, state), held.x_BxPxD, held.teach_BxPxD,
+                         clock.epsilon)
     return _sums(clock, params, state, force, held.open_BxP)
 
   happens_B = due_B & jnp.any(held.open_BxP, 1)

@@ -15,6 +15,7 @@ at the start.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -47,13 +48,13 @@ class Rule:
 
   @property
   def chunk(self) -> int:
-    """Tokens processed at once."""
-    return min(self.chunk_memory, self.chunk_generators)
+    """Tokens processed at once: between two of them no weights that are read change."""
+    return math.gcd(self.chunk_memory, self.chunk_generators)
 
   @property
   def grid(self) -> int:
-    """Documents start at multiples of this many slots."""
-    return max(self.chunk_memory, self.chunk_generators)
+    """Documents start at multiples of this many slots, where both kinds of chunk begin."""
+    return math.lcm(self.chunk_memory, self.chunk_generators)
 
   @property
   def general(self) -> bool:

@@ -1,10 +1,13 @@
 """Softmax attention with rotary positions: full or sliding window, packed documents, a ring cache.
 
+Several heads of queries may share one of keys and values (arXiv 2305.13245).
+
 Letters: B streams, S slots of the call, W cache length (also the window when there is a cache),
-H heads, K head width.
+H heads, G heads of keys and values, K head width.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 from flax import struct
@@ -21,7 +24,7 @@ HIDDEN = -1e30  # score of a key that a query may not see
 
 @struct.dataclass
 class Cache:
-  """The last W tokens of the document a stream is in; token p lies at p modulo W."""
+  """The last W tokens of the document a stream is in; token p lies at p modulo W. H as of keys."""
   key_BxHxWxK: jax.Array
   value_BxHxWxK: jax.Array
   position_BxW: jax.Array  # -1: empty
@@ -39,10 +42,30 @@ def emptied(cache: Cache) -> Cache:
                jnp.full_like(cache.position_BxW, -1))
 
 
-def rotate(x_BxSxHxK, position_BxS, base: float):
+class Rotary(NamedTuple):
+  """The fields of config.attention without their prefix rope_."""
+  base: float
+  scaling: str = "none"
+  factor: float = 1.0
+  low: float = 1.0
+  high: float = 4.0
+  original: int = 8192
+
+  def frequencies(self, half: int):
+    """(half,) radians per token. llama3: as the models of that name do since version 3.1."""
+    plain = self.base ** (-jnp.arange(half) / half)
+    if self.scaling == "none":
+      return plain
+    if self.scaling == "linear":
+      return plain / self.factor
+    turns = self.original * plain / (2 * math.pi)  # within the positions before scaling
+    kept = jnp.clip((turns - self.low) / (self.high - self.low), 0, 1)
+    return kept * plain + (1 - kept) * plain / self.factor
+
+
+def rotate(x_BxSxHxK, position_BxS, rotary: Rotary):
   """Rotary position embedding (arXiv 2104.09864), in float32 or better."""
-  half = x_BxSxHxK.shape[-1] // 2
-  angle = position_BxS[..., None, None] * base ** (-jnp.arange(half) / half)
+  angle = position_BxS[..., None, None] * rotary.frequencies(x_BxSxHxK.shape[-1] // 2)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   a, b = jnp.split(x_BxSxHxK.astype(jnp.promote_types(x_BxSxHxK.dtype, jnp.float32)), 2, -1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxSxHxK.dtype)
@@ -152,17 +175,41 @@ def store(cache: Cache, k_BxHxSxK, v_BxHxSxK, layout: Layout) -> Cache:
 
 
 class Heads(nn.Module):
-  """(B, S, D) -> q, k, v (B, S, 3, H, K); devices share the kernel (D, 3 H K) by head."""
+  """(B, S, D) -> q (B, S, H, K), k and v (B, S, G, K).
+
+  The kernel (D, (H + 2 G) K) holds the heads of q, then k, then v; devices share each by head.
+  """
   heads: int
+  kv_heads: int
+  width: int
+  bias: bool
   dtype: Any
 
   @nn.compact
   def __call__(self, x_BxSxD):
-    dim = x_BxSxD.shape[-1]
-    kernel = self.param("kernel", scaled_normal(dim), (dim, 3 * dim), jnp.float32)
-    kernel_Dx3xHxK = constrain(kernel.astype(self.dtype).reshape(dim, 3, self.heads, -1), None,
-                               None, "heads")
-    return jnp.einsum("bsd,dnhk->bsnhk", x_BxSxD.astype(self.dtype), kernel_Dx3xHxK)
+    x_BxSxD, dim, own = x_BxSxD.astype(self.dtype), x_BxSxD.shape[-1], self.heads * self.width
+    columns = own + 2 * self.kv_heads * self.width
+    kernel = self.param("kernel", scaled_normal(dim), (dim, columns), jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, (columns,), jnp.float32) if self.bias else None
+
+    def some(number, heads, columns):
+      """That many times so many heads, by one product."""
+      def part(a):
+        a = a.astype(self.dtype)[..., columns]
+        return a.reshape(*a.shape[:-1], number, heads, self.width)
+      y = jnp.einsum("bsd,dnhk->bsnhk", x_BxSxD, constrain(part(kernel), None, None, "heads"))
+      y = y if bias is None else y + constrain(part(bias), None, "heads")
+      return [y[:, :, i] for i in range(number)]
+
+    if self.kv_heads == self.heads:
+      return some(3, self.heads, slice(None))
+    return some(1, self.heads, slice(own)) + some(2, self.kv_heads, slice(own, None))
+
+
+def grouped(q_BxHxSxK, kv_heads: int):
+  """The queries of heads that share a key, one after the other: (B, G, H / G * S, K)."""
+  batch, heads, total, width = q_BxHxSxK.shape
+  return q_BxHxSxK.reshape(batch, kv_heads, heads // kv_heads * total, width)
 
 
 class Attention(nn.Module):
@@ -171,23 +218,29 @@ class Attention(nn.Module):
   Queries and keys are normalised per head, which keeps Muon and bf16 stable.
   """
   heads: int
+  kv_heads: int
+  width: int
   layers: int
   window: int  # 0: the whole document
-  rope_base: float
+  rotary: Rotary
+  bias: str
+  norm_epsilon: float | None  # None: queries and keys are not normalised
   dtype: Any
 
   @nn.compact
   def __call__(self, x_BxSxD, state: Cache | None, layout: Layout, may_write=True):
     batch, total, dim = x_BxSxD.shape
-    cache = state or empty_cache(batch, 0, self.heads, dim // self.heads, self.dtype)
-    def dense(name, features, init):
-      return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
-    qkv = Heads(self.heads, self.dtype, name="qkv")(x_BxSxD)
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    q = rotate(nn.RMSNorm(dtype=self.dtype, name="q_norm")(q), layout.position_BxS, self.rope_base)
-    k = rotate(nn.RMSNorm(dtype=self.dtype, name="k_norm")(k), layout.position_BxS, self.rope_base)
+    cache = state or empty_cache(batch, 0, self.kv_heads, self.width, self.dtype)
+    q, k, v = Heads(self.heads, self.kv_heads, self.width, self.bias != "none", self.dtype,
+                    name="qkv")(x_BxSxD)
+    if self.norm_epsilon is not None:
+      q = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, name="q_norm")(q)
+      k = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, name="k_norm")(k)
+    q, k = (rotate(a, layout.position_BxS, self.rotary) for a in (q, k))
 
-    length = cache.position_BxW.shape[1]
+    length, shared = cache.position_BxW.shape[1], self.heads // self.kv_heads
+    if not length and shared > 1:
+      k, v = (jnp.repeat(a, shared, 2) for a in (k, v))
     if not length and 0 < 2 * self.window < total:
       y = attend_banded(q, k, v, layout, self.window)
     else:
@@ -199,19 +252,33 @@ class Attention(nn.Module):
                      length or self.window)
       if length:
         q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-        y = attend_after(q, cache.key_BxHxWxK.astype(k.dtype), cache.value_BxHxWxK.astype(v.dtype),
-                         k, v, mask).swapaxes(1, 2)
+        y = attend_after(grouped(q, self.kv_heads), cache.key_BxHxWxK.astype(k.dtype),
+                         cache.value_BxHxWxK.astype(v.dtype), k, v,
+                         jnp.tile(mask, (1, shared, 1))).reshape(q.shape).swapaxes(1, 2)
         cache = store(cache, k, v, layout)
       else:
         y = attend(q, k, v, mask)
-    return (dense("out", dim, scaled_normal(dim, 2 * self.layers))(y.reshape(batch, total, dim)),
-            cache if state else None, {})
+    out = nn.Dense(dim, use_bias=self.bias == "all", dtype=self.dtype, name="out",
+                   kernel_init=scaled_normal(self.heads * self.width, 2 * self.layers))
+    return out(y.reshape(batch, total, -1)), cache if state else None, {}
+
+
+def kv_heads(config) -> int:
+  """Heads of keys and values."""
+  return config.attention.kv_heads or config.model.heads
+
+
+def head_width(config) -> int:
+  """Of a head."""
+  return config.attention.width or config.model.dim // config.model.heads
 
 
 def build(config) -> Attention:
   """The module of a configuration."""
   m, a = config.model, config.attention
-  return Attention(m.heads, m.layers, a.window, a.rope_base, compute_dtype(config),
+  rotary = Rotary(*(a[f"rope_{field}"] for field in Rotary._fields))
+  return Attention(m.heads, kv_heads(config), head_width(config), m.layers, a.window, rotary,
+                   a.bias, m.norm_epsilon if a.qk_norm else None, compute_dtype(config),
                    name="attention")
 
 
@@ -222,8 +289,8 @@ def context(config) -> int:
 
 def fresh(config, batch: int) -> Cache:
   """An empty cache of that length."""
-  m = config.model
-  return empty_cache(batch, context(config), m.heads, m.dim // m.heads, compute_dtype(config))
+  return empty_cache(batch, context(config), kv_heads(config), head_width(config),
+                     compute_dtype(config))
 
 
 def grid(config) -> int:
@@ -232,17 +299,30 @@ def grid(config) -> int:
 
 
 def check(config) -> None:
-  """ValueError for heads that cannot be rotated."""
-  width = config.model.dim // config.model.heads
+  """ValueError for heads that cannot be rotated or shared, and for a scaling that is none."""
+  width, heads, groups, a = (head_width(config), config.model.heads, kv_heads(config),
+                             config.attention)
   if width % 2:
     raise ValueError(f"head width {width} is odd, rotary positions need it even: change model.dim "
-                     "or model.heads")
+                     "or model.heads, or set attention.width")
+  if heads % groups:
+    raise ValueError(f"model.heads={heads} is not divisible by attention.kv_heads={groups}: set "
+                     "attention.kv_heads to a divisor, or 0")
+  if a.rope_base <= 1 or a.rope_factor <= 0 or a.rope_original < 1 or a.rope_low >= a.rope_high:
+    raise ValueError(f"attention.rope_base={a.rope_base}, rope_factor={a.rope_factor}, "
+                     f"rope_original={a.rope_original}, rope_low={a.rope_low}, "
+                     f"rope_high={a.rope_high}: set the base above 1, the factor above 0, original "
+                     "to 1 or more, low below high")
 
 
 MIXER = Mixer(
     build=build, fresh=fresh, forget=emptied, context=context, grid=grid, check=check, writes=False,
     parameters=(
         Parameter(r"([qk]_norm)/scale", (), "vector", r"self_attn.\1.weight"),
-        Parameter(r"qkv/kernel", ("model", "heads"), "matrix", r"self_attn.qkv_proj.weight", True),
-        Parameter(r"out/kernel", ("heads", "model"), "matrix", r"self_attn.o_proj.weight", True)),
+        Parameter(r"qkv/kernel", ("model", "heads"), "matrix", r"self_attn.qkv_proj.weight", True,
+                  heads=-1, width=head_width),  # of q, k and v
+        Parameter(r"out/kernel", ("heads", "model"), "matrix", r"self_attn.o_proj.weight", True,
+                  heads=-2, width=head_width),
+        Parameter(r"qkv/bias", (), "vector", r"self_attn.qkv_proj.bias"),
+        Parameter(r"out/bias", (), "vector", r"self_attn.o_proj.bias")),
     state_axes=((r"(key|value)_BxHxWxK", ("heads",)), (r".*", ())))

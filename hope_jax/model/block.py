@@ -30,12 +30,12 @@ class Block(nn.Module):
   def __call__(self, x_BxSxD, state, layout, rng, weights, probes, may_write):
     c, dtype = self.config, compute_dtype(self.config)
     taps, through = {}, c.teach.through_writes == "full"
-    dim, layers = c.model.dim, c.model.layers
-    h = nn.RMSNorm(dtype=dtype, name="mixer_norm")(x_BxSxD)
+    dim, layers, epsilon = c.model.dim, c.model.layers, c.model.norm_epsilon
+    h = nn.RMSNorm(epsilon, dtype=dtype, name="mixer_norm")(x_BxSxD)
     y, state, notes = mixers.TABLE[self.mixer].build(c)(h, state, layout, may_write)
     if c.model.titan != "none":
       titan = Titan(int(c.titan.hidden * dim), layers, c.model.titan == "modified", through,
-                    name="titan")
+                    epsilon, name="titan")
       taps["titan_read"], of_kernels = titan(y, weights.get("titan"))
       taps["titan"] = y, of_kernels
       y = y + taps["titan_read"]
@@ -43,12 +43,12 @@ class Block(nn.Module):
 
     hidden = int(c.channel.hidden * dim)
     if c.channel.kind == "swiglu":
-      h = nn.RMSNorm(dtype=dtype, name="channel_norm")(x_BxSxD)
-      y = SwiGLU(hidden, layers, dtype, name="mlp")(h)
+      h = nn.RMSNorm(epsilon, dtype=dtype, name="channel_norm")(x_BxSxD)
+      y = SwiGLU(hidden, layers, c.channel.bias, dtype, name="mlp")(h)
     elif c.channel.levels:
       names = tuple(entry.name for entry in c.channel.levels)
       cms = CMS(names, c.channel.connection, hidden, layers, c.channel.norm, c.channel.activation,
-                through, name="cms")
+                c.channel.bias, epsilon, through, name="cms")
       y, inputs = cms(x_BxSxD, weights, probes)
       taps |= inputs
     else:

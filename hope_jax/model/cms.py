@@ -30,13 +30,15 @@ class CMS(nn.Module):
   layers: int
   norm: str
   activation: str
+  bias: bool
+  epsilon: float
   through: bool
 
   @nn.compact
   def __call__(self, x_BxTxD, weights: dict, probes: dict):
     depth = 2 * self.layers * len(self.names)
     init = functools.partial(level.init, width=x_BxTxD.shape[-1], hidden=self.hidden, depth=depth,
-                             norm=self.norm, activation=self.activation)
+                             norm=self.norm, activation=self.activation, bias=self.bias)
     if self.connection == "independent":
       share = jax.nn.softmax(self.param("share", nn.initializers.zeros,
                                         (len(self.names),))) * len(self.names)
@@ -44,7 +46,7 @@ class CMS(nn.Module):
     for i, name in enumerate(self.names):
       x = x_BxTxD if self.connection == "independent" else x_BxTxD + added
       y, of_kernels = level.apply(self.param(name, init), x, weights.get(name), probes.get(name),
-                                  through=self.through)
+                                  through=self.through, epsilon=self.epsilon)
       inputs[name] = x, of_kernels
       added = added + (share[i].astype(y.dtype) * y if self.connection == "independent" else y)
     return added, inputs
@@ -58,4 +60,5 @@ PARAMETERS = (
               True),
     Parameter(r"([^/]+)/down/kernel", ("hidden", "model"), "matrix", r"cms.\1.down_proj.weight",
               True),
+    Parameter(r"([^/]+)/(gate|up|down)/bias", (), "vector", r"cms.\1.\2_proj.bias"),
 )

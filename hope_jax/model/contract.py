@@ -20,6 +20,11 @@ class Parameter(NamedTuple):
   transposed: bool = False  # in exported files
   # config -> {part: its index after the axes layer and head}
   cuts: Callable[[Any], dict[str, Any]] | None = None
+  # of an array that is several matrices (training/matrices.py): the axis, -1 or -2, in which those
+  # of all heads lie side by side; the parts that are vectors, where parts are rows of one array
+  heads: int = 0
+  width: Callable[[Any], int] | None = None  # of those heads; None: model.dim / model.heads
+  vectors: tuple[str, ...] | None = None
 
 
 class Mixer(NamedTuple):

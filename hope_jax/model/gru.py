@@ -75,8 +75,10 @@ MIXER = Mixer(
     build=build, fresh=fresh, forget=jnp.zeros_like, context=lambda config: 0,
     grid=lambda config: 0, check=lambda config: None, writes=False,
     parameters=(
-        Parameter(r"in/kernel", ("model", None), "matrix", r"gru.in_proj.weight", True),
-        Parameter(r"out/kernel", ("heads", "model"), "matrix", r"gru.out_proj.weight", True),
+        Parameter(r"in/kernel", ("model", None), "matrix", r"gru.in_proj.weight", True,
+                  heads=-1),  # of gates and candidates
+        Parameter(r"out/kernel", ("heads", "model"), "matrix", r"gru.out_proj.weight", True,
+                  heads=-2),
         Parameter(r"recur", ("heads", None, "model"), "matrix", r"gru.recurrent"),
         Parameter(r"bias", (), "vector", r"gru.forget.bias")),
     state_axes=((r".*", ("heads",)),))

@@ -1,4 +1,4 @@
-"""The language model: embedding, N blocks scanned over stacked parameters, norm, tied head.
+"""The language model: embedding, N blocks scanned over stacked parameters, norm, head.
 
 The token mixers of successive layers are those of model.pattern, repeated; the scan goes over one
 period of it, so that what is compiled does not grow with depth. Parameters and state that all
@@ -84,12 +84,20 @@ class HopeLM(nn.Module):
                                  weights, probes, layout, rng)
 
     # so the tied head starts the same at any embed_std
-    head = nn.initializers.constant(0.02 / c.model.embed_std)
-    x = nn.RMSNorm(dtype=dtype, scale_init=head, name="norm")(slots.to_tokens(layout, x))
-    logits = jnp.einsum("btd,vd->btv", x, table_VxD.astype(dtype),
+    scale = nn.initializers.constant(0.02 / c.model.embed_std if c.model.tied else 1.0)
+    x = nn.RMSNorm(c.model.norm_epsilon, dtype=dtype, scale_init=scale,
+                   name="norm")(slots.to_tokens(layout, x))
+    head_VxD = table_VxD if c.model.tied else constrain(self.own_head(), "vocab", None)
+    logits = jnp.einsum("btd,vd->btv", x, head_VxD.astype(dtype),
                         preferred_element_type=jnp.promote_types(dtype, jnp.float32))
     after = FastState(layout.segment_B, layout.count_B, LayerState(tokens, levels), held)
     return constrain(logits, "streams", None, "vocab"), None if fast is None else after, notes
+
+  def own_head(self):
+    """(V, D), where the head is not the embedding."""
+    m = self.config.model
+    return nn.Embed(m.vocab, m.dim, embedding_init=nn.initializers.normal(0.02),
+                    name="head").embedding
 
   def restart(self, fast, layout, documents: int):
     """Levels and held tokens of streams, fresh where a document begins; None: there are none."""

@@ -18,7 +18,7 @@ SECTIONS = tuple(dict.fromkeys(section for name, mixer in TABLE.items()
 
 def of(config) -> dict[str, Mixer]:
   """The mixers of a pattern, by name. ValueError for a name that is none, or a record not whole."""
-  unknown = [name for name in config.model.pattern if name not in TABLE]
+  unknown = [name for name in config.model.pattern if name not in tuple(TABLE)]
   if unknown or not config.model.pattern:
     raise ValueError(f"model.pattern={tuple(config.model.pattern)}: "
                      + (f"{unknown[0]} is no token mixer" if unknown else

@@ -12,13 +12,14 @@ class SwiGLU(nn.Module):
   """W_down (silu(W_gate x) * W_up x)."""
   hidden: int
   layers: int
+  bias: bool
   dtype: Any
 
   @nn.compact
   def __call__(self, x_BxTxD):
     width = x_BxTxD.shape[-1]
     def dense(name, features, init):
-      return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+      return nn.Dense(features, use_bias=self.bias, dtype=self.dtype, kernel_init=init, name=name)
     gate = dense("gate", self.hidden, scaled_normal(width))(x_BxTxD)
     up = dense("up", self.hidden, scaled_normal(width))(x_BxTxD)
     return dense("down", width, scaled_normal(self.hidden, 2 * self.layers))(nn.silu(gate) * up)
@@ -27,4 +28,5 @@ class SwiGLU(nn.Module):
 PARAMETERS = (
     Parameter(r"(gate|up)/kernel", ("model", "hidden"), "matrix", r"mlp.\1_proj.weight", True),
     Parameter(r"down/kernel", ("hidden", "model"), "matrix", r"mlp.down_proj.weight", True),
+    Parameter(r"(gate|up|down)/bias", (), "vector", r"mlp.\1_proj.bias"),
 )

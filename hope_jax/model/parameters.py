@@ -12,10 +12,12 @@ import re
 from hope_jax.model import cms, mixers, mlp, titan
 from hope_jax.model.contract import Parameter
 
+HEADS = "heads"  # the part of a parameter that is its heads' matrices (training/matrices.py)
 LAYER = "model.layers.{layer}."  # before the exported names of what lies below blocks/
 MODEL = (  # paths and names below nothing
     Parameter(r"embed/embedding", ("vocab", "model"), "embedding", r"model.embed_tokens.weight"),
     Parameter(r"norm/scale", (), "vector", r"model.norm.weight"),
+    Parameter(r"head/embedding", ("vocab", "model"), "embedding", r"lm_head.weight"),
 )
 BLOCK = (  # below blocks/
     Parameter(r"mixer_norm/scale", (), "vector", r"input_layernorm.weight"),
@@ -36,13 +38,27 @@ def table() -> tuple[tuple[str, Parameter], ...]:
 
 @functools.cache
 def row(path: str) -> Parameter:
-  """The row of a parameter, or of what an optimizer keeps of it. ValueError if there is none.
+  """The row of a parameter, of a part of one, or of what an optimizer keeps of it. ValueError if
+  there is none.
 
   Its exported name is written out but for {layer} and {part}.
   """
   path = path[path.index("blocks/"):] if "blocks/" in path else "/".join(path.split("/")[-2:])
+  whole, _, part = path.rpartition("/")
+  if p := _find(path):
+    return p
+  if (p := _find(whole)) and part == HEADS and p.heads:
+    rows, columns = p.axes
+    axes = (columns, rows, None) if p.heads == -1 else (rows, None, columns)
+    return p._replace(axes=axes, heads=0)
+  if p and p.vectors is not None:
+    return p._replace(group="vector" if part in p.vectors else p.group, vectors=None)
+  raise ValueError(f"no row for parameter {path}: add one to the parameters of its module "
+                   "(hope_jax/model/parameters.py lists them)")
+
+
+def _find(path: str) -> Parameter | None:
   for pattern, p in table():
     if match := re.fullmatch(pattern, path):
       return p._replace(name=match.expand(p.name))
-  raise ValueError(f"no row for parameter {path}: add one to the parameters of its module "
-                   "(hope_jax/model/parameters.py lists them)")
+  return None

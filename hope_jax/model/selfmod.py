@@ -5,7 +5,6 @@ The memories and how they are read and written: memory/self_modifying.py.
 
 import functools
 import math
-import re
 from typing import Any
 
 from flax import struct
@@ -13,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hope_jax.config import chunks
 from hope_jax.memory import linear_memory, mlp_memory, self_modifying
 from hope_jax.memory.write_rule import Rule, from_config
 from hope_jax.model.contract import Mixer, Parameter
@@ -126,10 +126,8 @@ class SelfMod(nn.Module):
 def build(config) -> SelfMod:
   """The module of a configuration."""
   m, s = config.model, config.selfmod
-  kind, _, chunks = s.through_writes.partition(":")
-  truncate = int(chunks) if chunks else {"full": 0, "none": 1}[kind]
   return SelfMod(from_config(s), m.heads, int(s.hidden * m.dim // m.heads), s.conv,
-                 s.gate_skip, s.eta_init, s.alpha_init, truncate, s.remat_chunks,
+                 s.gate_skip, s.eta_init, s.alpha_init, chunks(s.through_writes), s.remat_chunks,
                  compute_dtype(config), name="selfmod")
 
 
@@ -144,18 +142,15 @@ def fresh_state(config, batch: int) -> State:
 
 
 def check(config) -> None:
-  """ValueError for chunks, gates or bounds that do not fit."""
+  """ValueError for documents inside a chunk, gates or bounds that do not fit."""
   s, d = config.selfmod, config.data
-  small, large = sorted((s.chunk_generators, s.chunk_memory))
+  chunks(s.through_writes, "selfmod.through_writes")
+  grid = math.lcm(s.chunk_generators, s.chunk_memory)
   faults = (
-      (large % small, f"selfmod.chunk_generators={s.chunk_generators} and "
-                      f"chunk_memory={s.chunk_memory}: one must be a multiple of the other; set "
-                      f"the larger to {-(-large // small) * small}"),
-      (d.align % large, f"data.align={d.align} is not a multiple of the chunk size {large}: "
-                        "documents would start inside a chunk; set data.align to "
-                        f"{-(-d.align // large) * large}"),
-      (not re.fullmatch(r"full|none|chunks:[1-9]\d*", s.through_writes),
-       f"selfmod.through_writes={s.through_writes!r}: choose full, none or chunks:n"),
+      (d.align % grid, f"data.align={d.align} is not a multiple of {grid}, where chunks of "
+                       f"selfmod.chunk_generators={s.chunk_generators} and "
+                       f"chunk_memory={s.chunk_memory} begin together: documents would start "
+                       f"inside a chunk; set data.align to {-(-d.align // grid) * grid}"),
       (not 0 <= s.momentum < 1, f"selfmod.momentum={s.momentum}: set it to 0 or more and below 1"),
       (not (0 < s.alpha_init < 1 and s.eta_init > 0),
        f"selfmod.alpha_init={s.alpha_init}, eta_init={s.eta_init}: retention lies between 0 and 1, "
@@ -190,9 +185,9 @@ MIXER = Mixer(
     grid=lambda config: from_config(config.selfmod).grid, check=check, writes=True,
     parameters=(
         Parameter(r"in/kernel", ("model", "heads"), "matrix", r"self_modifying.in_proj.weight",
-                  True),
+                  True, heads=-1),
         Parameter(r"out/kernel", ("heads", "model"), "matrix", r"self_modifying.out_proj.weight",
-                  True),
+                  True, heads=-2),
         Parameter(r"norm/scale", (), "vector", r"self_modifying.norm.weight"),
         Parameter(r"(conv(_[kvq])?)", (), "vector", r"self_modifying.\1.weight"),
         Parameter(r"w_q", ("heads", None, "model"), "matrix", r"self_modifying.q_proj.weight"),
@@ -203,6 +198,6 @@ MIXER = Mixer(
         Parameter(r"g_(out|skip)", ("heads", None, None, "model"), "vector",
                   r"self_modifying.memory_{part}.w_\1", cuts=_gates),
         Parameter(r"w", ("heads", None, "model"), "matrix", r"self_modifying.memory_{part}.weight",
-                  cuts=_rows),
+                  cuts=_rows, vectors=mlp_memory.GATES),
         Parameter(r"b_(eta|alpha)", (), "vector", r"self_modifying.memory_\1.bias")),
     state_axes=((r"memory/.*", ("heads",)), (r".*", ())))

@@ -102,9 +102,10 @@ def of_state(state, devices: Mesh):
             for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
 
   def of_optimizer(path, leaf):
-    parts = path_name(path).split("/")
-    owner = next((name for i in range(len(parts))
-                  if shapes.get(name := "/".join(parts[i:])) == leaf.shape), None)
+    words = path_name(path).split("/")
+    names = ["/".join(words[i:]) for i in range(len(words))]
+    owner = next((name for name in names if shapes.get(name) == leaf.shape
+                  or name.rpartition("/")[0] in shapes), None)  # or a part (training/matrices.py)
     if owner is None and len(leaf.shape) > 1:
       raise ValueError(f"optimizer state {path_name(path)} of shape {leaf.shape} belongs to no "
                        "parameter: say in hope_jax.sharding.of_state where it lies")
@@ -132,7 +133,7 @@ def place_fast(fast, devices: Mesh):
 
 
 def apart(fn, devices: Mesh):
-  """fn(batch, params, *same) -> (gradients, sums, means), each device's part of the batch apart.
+  """fn(batch, fast, params, *same) -> (gradients, sums, means, fast), each device's streams apart.
 
   What a loop adds up is then summed over devices once, after the loop, and not in each of its
   steps; and parameters are gathered once, so that each device holds them and their gradient whole
@@ -148,18 +149,20 @@ def apart(fn, devices: Mesh):
                                       tiled=True)
     return jax.lax.psum(gradient, "data" if "fsdp" in spec else AXES["streams"])
 
-  def part(batch, *same):
-    gradients, sums, means = fn(batch, *same)
+  def part(batch, *rest):
+    gradients, sums, means, fast = fn(batch, *rest)
     return (jax.tree_util.tree_map_with_path(reduce, gradients),
-            jax.lax.psum(sums, AXES["streams"]), jax.lax.pmean(means, AXES["streams"]))
+            jax.lax.psum(sums, AXES["streams"]), jax.lax.pmean(means, AXES["streams"]), fast)
 
-  def whole(batch, params, *same):
-    everywhere, cut = PartitionSpec(), jax.tree.map(lambda where: where.spec,
-                                                    of_params(params, devices))
+  def whole(batch, fast, params, *same):
+    def specs(shardings):
+      return jax.tree.map(lambda where: where.spec, shardings)
+    everywhere, streams = PartitionSpec(), specs(of_fast(fast, devices))
     return jax.shard_map(part, mesh=devices,
-                         in_specs=(by_stream(devices).spec, *[everywhere] * (1 + len(same))),
-                         out_specs=(cut, everywhere, everywhere),
-                         check_vma=False)(batch, params, *same)
+                         in_specs=(by_stream(devices).spec, streams,
+                                   *[everywhere] * (1 + len(same))),
+                         out_specs=(specs(of_params(params, devices)), everywhere, everywhere,
+                                    streams), check_vma=False)(batch, fast, params, *same)
   return whole
 
 

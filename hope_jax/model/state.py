@@ -47,6 +47,15 @@ def select(fast: FastState, streams) -> FastState:
                    jax.tree.map(lambda a: a[:, streams], fast.layers), held)
 
 
+def by_stream(change, fast: FastState | None) -> FastState | None:
+  """change(leaf, its stream axis) of every leaf; None stays None."""
+  if fast is None:
+    return None
+  def leaf(path, a):
+    return change(a, int(path[0].name == "layers"))
+  return jax.tree_util.tree_map_with_path(leaf, fast)
+
+
 def fast_bytes(fast: FastState) -> int:
   """Bytes per stream."""
   total = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(fast))

@@ -52,6 +52,7 @@ class Titan(nn.Module):
   layers: int
   modifier: bool
   through: bool
+  epsilon: float
 
   @nn.compact
   def __call__(self, x_BxTxD, weights):
@@ -59,7 +60,7 @@ class Titan(nn.Module):
     memory = self.param("memory", lambda key: level.init(key, width, self.hidden, 2 * self.layers))
     if self.modifier:
       self.param("modifier", lambda key: init_modifier(key, width, self.hidden))
-    return level.apply(memory, x_BxTxD, weights, through=self.through)
+    return level.apply(memory, x_BxTxD, weights, through=self.through, epsilon=self.epsilon)
 
 
 PARAMETERS = (

@@ -5,6 +5,8 @@ configuration, which knows them without jax: optax is imported where it is used.
     muon     matrices by Muon, all else by AdamW
 
 FIELDS: {field: default}. WHOLE: whether a matrix has to be on one device while it is stepped.
-make(config, rate, matrices) -> optax transform, with its learning rate and decay. rate: peak ->
-optax schedule. matrices: parameters -> the same tree of bools, False at embeddings and vectors.
+make(config, rate, matrices) -> optax transform, with its learning rate and decay, whose updates are
+proportional to the rate. rate: peak -> optax schedule. matrices: parameters -> the same tree of
+bools, False at embeddings and vectors. A matrix is the last two axes of an array; where it is to be
+WHOLE, heads are axes before them, too (training/matrices.py).
 """

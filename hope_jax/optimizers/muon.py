@@ -1,6 +1,6 @@
 """Matrices by Muon (arXiv 2502.16982), one by one; all else by AdamW (optim.lr, section adamw).
 
-Stacked layers, heads and memories are batch axes.
+Layers, heads, q, k and v, and memories are batch axes.
 """
 
 FIELDS = {

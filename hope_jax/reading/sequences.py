@@ -1,4 +1,4 @@
-"""A batch of whole sequences from a fresh state, read or learned from.
+"""A batch of whole sequences, read or learned from, from a fresh state or from where streams are.
 
 At once, or chunk after chunk where levels are written by the teach signal. A batch holds int32
 (B, T) arrays: tokens, labels (the next token, -1 where there is none) and segments (documents of a
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.model import lm, sharding
-from hope_jax.reading import reader
+from hope_jax.reading import backward, reader
 
 
 def read(config, params, batch: dict):
@@ -30,34 +30,22 @@ def read(config, params, batch: dict):
 
 def learn(config, params, batch: dict, rng, step):
   """(summed loss, statistics, gradients) at an optimizer step; rng: key for dropout, or None."""
-  strong, second_order = reader.strength(config, step), config.teach.through_writes == "full"
+  fast = None if reader.strength(config) is None else _fresh(config, batch)
+  return learn_on(config, params, fast, batch, rng, step)[:3]
+
+
+def learn_on(config, params, fast, batch: dict, rng, step):
+  """(summed loss, statistics, gradients, state) of streams that read on; their past is data.
+
+  fast: their state; None where nothing writes: they start here, and no state is returned.
+  """
+  strong = reader.strength(config, step)
   if strong is None:
-    out, _, gradients = reader.chunk(config, params, None, batch, strong, outer=True, rng=rng)
-    return jnp.sum(out["nats_BxC"]), reader.by_layer(config, out["stats"]), gradients
-  pieces, fast = reader.scan_chunks(config, batch), _fresh(config, batch)
-
-  def one(params, carry, xs):
-    (fast, gradients), (i, piece) = carry, xs
-    key = None if rng is None else jax.random.fold_in(rng, i)
-    out, fast, own = reader.chunk(config, params, fast, piece, strong, outer=not second_order,
-                                  rng=key)
-    if not second_order:
-      gradients = sharding.constrain_params(jax.tree.map(jnp.add, gradients, own))
-    return (sharding.constrain_fast(fast), gradients), (jnp.sum(out["nats_BxC"]), out["stats"])
-
-  def total(params, gradients):
-    def body(carry, xs):
-      return one(params, carry, xs)
-    (_, gradients), (losses, stats) = jax.lax.scan(
-        jax.checkpoint(body) if second_order else body, (fast, gradients),
-        (jnp.arange(len(pieces["tokens"])), pieces))
-    return jnp.sum(losses), (reader.summary(config, stats), gradients)
-
-  if second_order:
-    (loss, (stats, _)), gradients = jax.value_and_grad(total, has_aux=True)(params, None)
-  else:
-    loss, (stats, gradients) = total(params, jax.tree.map(jnp.zeros_like, params))
-  return loss, stats, gradients
+    out, fast, gradients = reader.chunk(config, params, fast, batch, strong, outer=True, rng=rng)
+    return jnp.sum(out["nats_BxC"]), reader.by_layer(config, out["stats"]), gradients, fast
+  losses, stats, gradients, fast = backward.gradient(
+      config, params, fast, reader.scan_chunks(config, batch), strong, rng)
+  return jnp.sum(losses), reader.summary(config, stats), gradients, fast
 
 
 def _fresh(config, batch: dict):

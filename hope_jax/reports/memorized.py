@@ -22,8 +22,9 @@ def load(path: str | Path) -> dict:
     series = [data["predicted"], *data["nats"].values(), *data["selfmod"].values()]
     series += [memory[key] for memory in data["memories"].values()
                for key in ("updates", "open", "moved", "surprise")]
-    good = len(set(map(len, series))) == 1 and {"chunk", "threshold"} <= data.keys()
-  except (ValueError, TypeError, KeyError, AttributeError):
+    np.asarray(series, float), float(data["chunk"]), float(data["threshold"])
+    good = len(set(map(len, series))) == 1
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
     good = False
   if not good:
     raise ValueError(f"{path} was not written by python -m hope_jax.memorize --output: run that "

@@ -2,8 +2,10 @@
 
     steps          one optimizer step, one evaluation step
     optimizer      the outer optimizer, as an optax chain
+    matrices       parameters as it sees them: every matrix and every vector apart
     spikes         bad steps change nothing
     loop           evaluate, save, draw, step, log
+    changes        a run that goes on with another configuration
     stack          a trained model gets levels: --init_from
     costs          parameters, FLOPs, memory, time to compile
     collectives    what a device sends to others in a compiled program

@@ -104,7 +104,9 @@ def training_flops(config) -> float:
 def optimizer_flops(config) -> float:
   """FLOPs per token of the optimizer alone, spread over the batch: Muon's products, 0 for AdamW."""
   params, tx = param_shapes(config), optimizer.make(config)
-  return count_flops(tx.update, params, jax.eval_shape(tx.init, params),
+  def update(*trees):
+    return tx.update(*trees, labels=1, applied=0, last=False)
+  return count_flops(update, params, jax.eval_shape(tx.init, params),
                      params) / (config.data.batch * config.data.seq)
 
 

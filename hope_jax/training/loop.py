@@ -26,27 +26,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import config as configs
+from hope_jax import config as configs, versions
 from hope_jax.checkpoints import checkpoint, sidecar, stored
 from hope_jax.data import loader, tokenized
-from hope_jax.model import checks, sharding
+from hope_jax.model import checks, lm, sharding
 from hope_jax.runtime import hosts, lock
 from hope_jax.runtime.goodput import Goodput
 from hope_jax.runtime.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.runtime.signals import Signals
 from hope_jax.runtime.startup import say
 from hope_jax.scoring import validation
-from hope_jax.training import costs, stack, steps
+from hope_jax.training import changes, costs, stack, steps
 
 CLOSED_STEPS = 100  # without an open gate, after which it is said
 
 
-def train(config, workdir: str | Path, init_from: str | Path | None = None) -> dict:
+def train(config, workdir: str | Path, init_from: str | Path | None = None,
+          allow_changes: bool = False) -> dict:
   """Trains until config.train.steps, from the last checkpoint if any; returns the last evaluation.
 
   Args:
     init_from: workdir of another run; without a checkpoint of its own this one starts at its
       parameters (stack.py).
+    allow_changes: goes on although fields were changed that make it another run (changes.py).
 
   Raises ValueError for a configuration, data or checkpoint that does not fit, OSError for a workdir
   that cannot be written, FloatingPointError for a loss that is not finite (train.rollback_after),
@@ -68,7 +70,7 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None) -> d
     if config.data.task == "text":
       tokenized.build(config, verify=True)
       tokenizer = tokenized.tokenizer(config)
-    return _Run(config, workdir, saved, tokenizer, stacked, goodput).train()
+    return _Run(config, workdir, saved, tokenizer, stacked, goodput, allow_changes).train()
 
 
 class Taken(NamedTuple):
@@ -82,7 +84,7 @@ class Taken(NamedTuple):
 class _Run:
   """What the loop needs at every step."""
 
-  def __init__(self, config, workdir, saved, tokenizer, stacked, goodput):
+  def __init__(self, config, workdir, saved, tokenizer, stacked, goodput, allow_changes):
     self.config, self.workdir, self.saved, self.tokenizer, self.goodput = (config, workdir, saved,
                                                                            tokenizer, goodput)
     self.token_bytes = None if tokenizer is None else tokenizer.token_bytes
@@ -110,15 +112,17 @@ class _Run:
       meta = saved.meta(self.start)
       stored.check_tokenizer(meta, digest)
       tokenized.check_unchanged(config, meta)
+      then = configs.from_json(meta["config"])
+      changes.check(self.start, then, config, meta["data"] == self.meta["data"], allow_changes)
       with goodput.span("restore"):
         self.state, position, meta = saved.restore(self.start, self.like)
-      self.batches.set_state(position)
+      self.batches.set_state(versions.position(position, then.data.batch))
       self.interval = meta["interval"]
     goodput.resume(self.start)
     if jax.process_index() == 0:
       (workdir / "config.json").write_text(self.meta["config"])
       if tokenizer:
-        shutil.copy(Path(config.data.dir) / "tokenizer.model", workdir / "tokenizer.model")
+        shutil.copy(tokenized.build(config) / "tokenizer.model", workdir / "tokenizer.model")
     self.closed = {}  # steps since a gate of each memory opened
     self.train_step = steps.make_train_step(config, self.devices)
     self.eval_step = steps.make_eval_step(config, self.devices)
@@ -280,8 +284,9 @@ class _Run:
       raise FloatingPointError(
           f"{text}. " + (f"Checkpoint {good} is good and a restart goes on from it. "
                          if good is not None else "")
-          + "Try a smaller optim.lr or muon.lr, a longer optim.warmup, a smaller optim.clip, "
-            "selfmod.bound > 0, or train.rollback_after=10, which skips such steps")
+          + "Try train.rollback_after=10, which skips such steps, or, with --allow_changes, a "
+            "smaller optim.lr or muon.lr, a longer optim.warmup, a smaller optim.clip, "
+            "selfmod.bound > 0")
     say(f"{text} (mean {guard.norm:.3g}): skipped; {guard.in_a_row} in a row, {guard.skipped} in "
         "all")
 
@@ -306,6 +311,8 @@ class _Run:
       guard = state.guard.replace(skipped=guard.skipped, in_a_row=np.int32(0),
                                   rollbacks=guard.rollbacks + 1)
       state = state.replace(step=np.int32(i), guard=guard)
+      if state.fast is not None:  # of documents that the data have left
+        state = state.replace(fast=lm.init_fast(self.config, self.config.data.batch))
     self.goodput.lose(i - older)
     say(f"step {i}: rolled back to the parameters of step {older}; the data go on")
     return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), state, self.like)

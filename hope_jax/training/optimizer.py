@@ -1,18 +1,30 @@
 """The outer optimizer as an optax chain: clipping, then the rule of optim.name, on each clock.
 
-Each CMS level with a clock of its own is a partition: with a period longer than the sequence it
-accumulates its gradient and is stepped once per period (NL Eq. 71).
+A CMS level with a period longer than the sequence has a clock of its own: it is stepped once per
+period, by the gradient of the period (NL Eq. 71). What is stepped together is clipped together.
+
+    gradient   of the mean loss of all labels of the period: the sum over its tokens that the
+               equation asks for, divided by their number, as a step's gradient is. A rate then
+               means the same for every period, and a step counts by its labels. It is clipped
+               once, when it is whole
+    rate       that of the step at which the period ends
+    end        an unfinished period ends with the last step of the run (train.steps); with
+               teach.flush_partial off it is dropped
+    steps      are those that are taken: one that is skipped, or without a label, is in no period
 """
 
 import importlib
 import re
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from hope_jax import optimizers
 from hope_jax.model import parameters
 from hope_jax.model.sharding import constrain_layers, constrain_params, path_name
+from hope_jax.training.matrices import apart
 
 
 def kind(path) -> str:
@@ -40,26 +52,65 @@ def level_steps(config) -> dict[str, int]:
           if entry.period > config.data.seq}
 
 
-def make(config) -> optax.GradientTransformation:
-  """The outer optimizer; its updates are added to the parameters."""
+def make(config) -> optax.GradientTransformationExtraArgs:
+  """The outer optimizer; its updates are added to the parameters.
+
+  Where levels have clocks of their own, `update` is also told of the step, as keywords: `labels` in
+  its batch, `applied` steps before it, and whether it is the `last`.
+  """
   slow, factor = level_steps(config), schedule(config)
   module = importlib.import_module(f"{optimizers.__name__}.{config.optim.name}")
 
-  def rule(every: int):
-    """All parameters on one clock, stepped once in `every` steps."""
-    inner = module.make(config, lambda peak: lambda count: peak * factor(count * every), matrices)
-    inner = by_layer(inner) if module.WHOLE else inner
-    return inner if every == 1 else optax.MultiSteps(inner, every).gradient_transformation()
+  def rule(rate):
+    inner = module.make(config, rate, matrices)
+    return optax.chain(optax.clip_by_global_norm(config.optim.clip),
+                       by_layer(inner) if module.WHOLE else inner)
 
   def clock(path, _):
     level = re.search(r"cms/([^/]+)/", path_name(path))
     return level[1] if level and level[1] in slow else ""
 
-  rules = {"": rule(1)} | {name: rule(every) for name, every in slow.items()}
-  return optax.chain(
-      optax.clip_by_global_norm(config.optim.clip),
-      optax.partition(rules, lambda params: jax.tree_util.tree_map_with_path(clock, params))
-      if slow else rules[""])
+  tx = rule(lambda peak: lambda count: peak * factor(count))
+  if slow:
+    at_peak = rule(lambda peak: lambda count: peak)
+    tx = optax.partition(
+        {"": tx} | {name: once_a_period(at_peak, every, factor, config.teach.flush_partial)
+                    for name, every in slow.items()},
+        lambda params: jax.tree_util.tree_map_with_path(clock, params))
+  return apart(config, tx, module.WHOLE)
+
+
+class Period(NamedTuple):
+  """An unfinished period of a level."""
+  steps: jax.Array  # taken in it
+  labels: jax.Array  # of them, float32
+  mean: Any  # gradient of the mean loss of these labels
+  inner: Any  # the rule's state
+
+
+def once_a_period(tx: optax.GradientTransformation, every: int, factor, flush: bool):
+  """`tx`, at its peak rate, once in so many steps, times the schedule's factor at that step."""
+  def fresh(params, inner):
+    return Period(jnp.zeros((), jnp.int32), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params),
+                  inner)
+
+  def update(gradients, state, params, *, labels, applied, last):
+    total = state.labels + labels
+    share = labels / jnp.maximum(total, 1)
+    mean = jax.tree.map(lambda m, g: m + share * (g - m), state.mean, gradients)
+
+    def step():
+      updates, inner = tx.update(mean, state.inner, params)
+      return jax.tree.map(lambda u: u * factor(applied), updates), fresh(params, inner)
+
+    def wait():
+      return (jax.tree.map(jnp.zeros_like, params),
+              Period(state.steps + 1, total, mean, state.inner))
+
+    return jax.lax.cond((state.steps + 1 == every) | (last & flush), step, wait)
+
+  return optax.GradientTransformationExtraArgs(lambda params: fresh(params, tx.init(params)),
+                                               update)
 
 
 def by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:

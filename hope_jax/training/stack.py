@@ -27,11 +27,14 @@ import jax.numpy as jnp
 from hope_jax import config as configs
 from hope_jax.checkpoints import weights
 from hope_jax.model import mixers
+from hope_jax.model.attention import Rotary
 from hope_jax.reading import opening
 
-SAME = ("model.pattern", "model.titan", "model.dim", "model.layers", "model.heads", "model.vocab",
-        "model.embed_std", "attention.window",
-        "attention.rope_base", "channel.hidden", "channel.activation", "channel.norm")
+SAME = (*(f"model.{name}" for name in ("pattern", "titan", "dim", "layers", "heads", "vocab",
+                                       "embed_std", "tied", "norm_epsilon")),
+        *(f"attention.{name}" for name in ("window", "kv_heads", "width", "qk_norm", "bias")),
+        *(f"attention.rope_{name}" for name in Rotary._fields),
+        *(f"channel.{name}" for name in ("hidden", "activation", "norm", "bias")))
 MODEL = ("model", "channel", "titan", *mixers.SECTIONS)  # sections of the configuration
 # what a transformer's channel mixer is, as a level
 MLP = {"channel.activation": "swiglu", "channel.norm": "rms"}

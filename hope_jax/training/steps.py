@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from hope_jax.model import axes, lm, plan, sharding
-from hope_jax.model.state import TrainState
+from hope_jax.model.state import TrainState, by_stream
 from hope_jax.reading import sequences
 from hope_jax.training import optimizer, spikes
 
@@ -20,8 +20,9 @@ def init_state(config, key) -> TrainState:
   """Fresh parameters and optimizer state."""
   params_key, rng = jax.random.split(key)
   params = lm.init_params(config, params_key)
+  fast = lm.init_fast(config, config.data.batch) if config.data.carry else None
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.make(config).init(params), rng,
-                    guard=spikes.fresh())
+                    fast, spikes.fresh())
 
 
 def state_shardings(config, devices):
@@ -40,25 +41,39 @@ def _reduces_once(config, devices) -> bool:
           and (fsdp == 1 or bool(plan.of(config).levels)))
 
 
-def _sums(config, batch, params, rng, step):
-  """(gradients, loss, statistics) of a batch, one of optim.accumulate pieces after the other."""
+def _sums(config, batch, fast, params, rng, step):
+  """(gradients, loss, statistics, state of the streams) of a batch, in optim.accumulate pieces.
+
+  fast: of streams that read on; None: they start here.
+  """
   parts = config.optim.accumulate
 
-  def add(gradients, piece_and_number):
-    piece, i = piece_and_number
+  def add(gradients, piece):
+    batch, fast, i = piece
     key = None if rng is None else jax.random.fold_in(rng, i)
-    loss, stats, own = sequences.learn(config, params, piece, key, step)
-    return sharding.constrain_params(jax.tree.map(jnp.add, gradients, own)), (loss, stats)
+    if fast is None:
+      loss, stats, own = sequences.learn(config, params, batch, key, step)
+    else:
+      loss, stats, own, fast = sequences.learn_on(config, params, fast, batch, key, step)
+    return sharding.constrain_params(jax.tree.map(jnp.add, gradients, own)), (loss, stats, fast)
 
   # rows of a piece are interleaved, so that every device works on every piece
-  pieces = jax.tree.map(lambda a: axes.constrain(a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1),
-                                                 None, "streams"), batch)
+  def cut(a, axis=0):
+    a = jnp.moveaxis(a.reshape(*a.shape[:axis], -1, parts, *a.shape[axis + 1:]), axis + 1, 0)
+    return axes.constrain(a, None, *[None] * axis, "streams")
+
+  def whole(a, axis):
+    a = jnp.moveaxis(a, 0, axis + 1)
+    return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2:])
+
   zeros = sharding.constrain_params(jax.tree.map(jnp.zeros_like, params))
   if parts == 1:
-    gradients, (loss, stats) = add(zeros, (jax.tree.map(lambda a: a[0], pieces), 0))
-    return gradients, loss, stats
-  gradients, (losses, stats) = jax.lax.scan(add, zeros, (pieces, jnp.arange(parts)))
-  return gradients, jnp.sum(losses), jax.tree.map(lambda a: jnp.mean(a, 0), stats)
+    gradients, (loss, stats, fast) = add(zeros, (batch, fast, 0))
+    return gradients, loss, stats, fast
+  gradients, (losses, stats, fast) = jax.lax.scan(
+      add, zeros, (jax.tree.map(cut, batch), by_stream(cut, fast), jnp.arange(parts)))
+  return (gradients, jnp.sum(losses), jax.tree.map(lambda a: jnp.mean(a, 0), stats),
+          by_stream(whole, fast))
 
 
 def make_train_step(config, devices=None):
@@ -78,20 +93,22 @@ def make_train_step(config, devices=None):
     labels = jnp.sum(batch["labels"] >= 0)
     some, count = labels > 0, jnp.maximum(labels, 1)
     with axes.within(devices):
-      gradients, loss, stats = sums(batch, state.params, rng, state.step)
+      gradients, loss, stats, fast = sums(batch, state.fast, state.params, rng, state.step)
       gradients, loss = jax.tree.map(lambda g: g / count, gradients), loss / count
       norm = optax.tree.norm(gradients)
       good, guard = spikes.judge(state.guard, loss, norm, config.optim.skip_above)
       def apply():
-        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params, labels=labels,
+                                       applied=state.guard.applied,
+                                       last=state.step + 1 == config.train.steps)
         return optax.apply_updates(state.params, updates), opt_state
       old = state.params, state.opt_state
       new, guard = jax.lax.cond(some, lambda: (apply(), guard), lambda: (old, state.guard))
     if config.train.rollback_after:
-      new = spikes.choose(good, new, old)
+      new, fast = spikes.choose(good, (new, fast), (old, state.fast))
     metrics = {"loss": loss, "labels": labels, "grad_norm": norm,
                "lr": config.optim.lr * factor(state.guard.applied), "memory": stats, "guard": guard}
-    return TrainState(state.step + 1, *new, state.rng, guard=guard), metrics
+    return TrainState(state.step + 1, *new, state.rng, fast, guard), metrics
 
   if devices is None:
     return jax.jit(train_step, donate_argnums=0)
