@@ -223,10 +223,14 @@ def base() -> ConfigDict:
   c.mesh.tensor = 1
 
   c.optim = ConfigDict()
-  c.optim.name = "adamw"  # a file of hope_jax/optimizers, which lists its own fields: adamw | muon
+  # a file of hope_jax/optimizers, which lists its own fields: adamw | muon | full_muon | m3
+  c.optim.name = "adamw"
   c.optim.lr = 1e-3
   c.optim.warmup = 100  # steps
-  c.optim.final_lr = 0.1  # of the peak, at train.steps (cosine)
+  # after the warm-up: cosine | wsd: stable, then a line over the last `decay` of the steps
+  c.optim.schedule = "cosine"
+  c.optim.decay = 0.2
+  c.optim.final_lr = 0.1  # of the peak, at train.steps
   c.optim.weight_decay = 0.1  # matrices only
   c.optim.clip = 1.0  # global gradient norm
   # times the mean norm: a step with a larger one is skipped; 0: only one that is not finite

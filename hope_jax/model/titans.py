@@ -120,18 +120,15 @@ def fresh(config, batch: int) -> State:
 
 
 def check(config) -> None:
-  """ValueError for a depth, a step or a chunk that cannot be."""
-  own = config.titans
-  for wrong, message in (
-      (not 1 <= own.depth <= 4, f"titans.depth={own.depth}: set it to 1, 2, 3 or 4"),
-      (own.step <= 0, f"titans.step={own.step}: nothing would be written; set it above 0, or "
-                      "teach.paths=('none',)"),
-      (own.chunk < 1, f"titans.chunk={own.chunk}: set it to 1 or more"),
-      (config.data.align % own.chunk, f"data.align={config.data.align} is not a multiple of "
-       f"titans.chunk={own.chunk}: documents would start inside a chunk; set data.align to "
-       f"{-(-config.data.align // own.chunk) * own.chunk}")):
-    if wrong:
-      raise ValueError(message)
+  """ValueError for documents that would start inside a chunk, and memories of no width."""
+  own, m, align = config.titans, config.model, config.data.align
+  if align % own.chunk:
+    raise ValueError(f"data.align={align} is not a multiple of titans.chunk={own.chunk}: documents "
+                     "would start inside a chunk; set data.align to "
+                     f"{-(-align // own.chunk) * own.chunk}")
+  if int(own.hidden * (m.dim // m.heads)) < 1:
+    raise ValueError(f"titans.hidden={own.hidden} of {m.dim // m.heads} is a width below 1: set it "
+                     f"to {m.heads / m.dim:.3g} or more")
 
 
 WEIGHTS = (
