@@ -53,10 +53,14 @@ MODELS = {  # config.PRESETS, selfmod.memory, periods, what it is compared with
     "hybrid_1": ("hope_hybrid", None, PILOT, "transformer_wide"),
     "hybrid_8": ("hope_hybrid", None, SPARSE, "transformer_wide"),
     "gated_deltanet": ("gated_deltanet", None, None, "transformer"),
+    "samba": ("samba", None, None, "transformer"),
+    "titans_lmm": ("titans_lmm", None, None, "transformer"),
 }
 # channel.hidden of models without levels, such that parameters are equal; of the others 4, or 1 in
 # each of four levels that write
-HIDDEN = {"transformer": 8 / 3, "transformer_wide": 5.0, "gated_deltanet": 7 / 3}
+HIDDEN = {"transformer": 8 / 3, "transformer_wide": 5.0, "gated_deltanet": 7 / 3,
+          "samba": 7 / 3, "titans_lmm": 2.0}
+WINDOW = 128  # tokens that attention sees in samba
 
 
 def configuration(name: str, **changes):
@@ -71,6 +75,8 @@ def configuration(name: str, **changes):
     c.selfmod.memory = memory
   c.channel.kind = "swiglu" if name in HIDDEN else "cms"
   c.channel.hidden = HIDDEN.get(name, 4.0)
+  if kind == "samba":
+    c.attention.window = WINDOW
   if periods:
     c.channel.levels = tuple(configs.Level(f"every{period}", period) for period in periods)
     c.channel.hidden, c.channel.in_context, c.titan.hidden = 1.0, True, 1.0

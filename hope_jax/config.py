@@ -26,6 +26,8 @@ PRESETS = {
     "titan_hybrid": dict(pattern=("attention",), titan="plain"),
     "gru": dict(pattern=("gru",), titan="none"),
     "gated_deltanet": dict(pattern=("gated_deltanet",), titan="none"),
+    "titans_lmm": dict(pattern=("titans_lmm",), titan="none"),
+    "samba": dict(pattern=("mamba", "attention"), titan="none"),  # with an attention.window
 }
 
 
@@ -109,6 +111,22 @@ def base() -> ConfigDict:
   c.gated_deltanet.alpha = True  # learned retention; off: 1
   c.gated_deltanet.output_gate = True
   c.gated_deltanet.beta_max = 1.0  # largest step; 2: factors of -1 too, which count (parity)
+
+  c.mamba = ConfigDict()  # arXiv 2405.21060
+  c.mamba.expand = 2  # inner width / dim; heads stay as wide
+  c.mamba.entries = 64  # of state, for each inner channel
+  c.mamba.chunk = 64  # tokens processed at once: speed alone
+
+  c.titans = ConfigDict()  # arXiv 2501.00663
+  c.titans.depth = 2  # matrices of a head's memory, 1 to 4
+  c.titans.hidden = 1.0  # its hidden width / head width
+  c.titans.residual = True  # it answers z + gain norm(MLP(z)); off: MLP(z)
+  c.titans.chunk = 16  # tokens whose gradients are taken at the same weights
+  c.titans.step = 0.1  # largest step of a write
+  c.titans.momentum = True  # learned, of the gradients; off: none
+  c.titans.forget = True  # learned; off: nothing is forgotten
+  c.titans.output_gate = True
+  c.titans.remat_chunks = 4  # recompute the backward pass in groups of n chunks; 0: store all
 
   c.selfmod = ConfigDict()  # NL Eq. 83-93
   c.selfmod.memory = "mlp"  # mlp | linear
@@ -209,10 +227,14 @@ def base() -> ConfigDict:
   c.mesh.tensor = 1
 
   c.optim = ConfigDict()
-  c.optim.name = "adamw"  # a file of hope_jax/optimizers, which lists its own fields: adamw | muon
+  # a file of hope_jax/optimizers, which lists its own fields: adamw | muon | full_muon | m3
+  c.optim.name = "adamw"
   c.optim.lr = 1e-3
   c.optim.warmup = 100  # steps
-  c.optim.final_lr = 0.1  # of the peak, at train.steps (cosine)
+  # after the warm-up: cosine | wsd: stable, then a line over the last `decay` of the steps
+  c.optim.schedule = "cosine"
+  c.optim.decay = 0.2
+  c.optim.final_lr = 0.1  # of the peak, at train.steps
   c.optim.weight_decay = 0.1  # matrices only
   # gradient norm of all that is stepped together: all parameters, but for levels stepped once per
   # period, which are clipped by themselves

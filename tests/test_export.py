@@ -35,6 +35,8 @@ MODELS = {  # every kind, and every option that adds or changes a parameter
                  "attention.width": 6, "attention.bias": "all", "attention.qk_norm": False,
                  "model.tied": False, "channel.kind": "swiglu", "channel.bias": True},
     "gated_deltanet": {"model.pattern": ("gated_deltanet",)},
+    "samba": {"model.pattern": ("mamba", "attention"), "attention.window": 16},
+    "titans_lmm": {"model.pattern": ("titans_lmm",), "titans.depth": 3},
     "titan_hybrid": {"model.pattern": ("attention",), "model.titan": "plain",
                      "channel.kind": "swiglu"},
 }

@@ -16,7 +16,8 @@ WITHOUT_JAX = (
     "data.tokenizer", "data.shard", "data.windows", "data.tokenized", "scoring.bigram",
     "scoring.intervals", "reports.tables", "reports.memorized")
 SELF_MODIFYING = [f"memory.{name}" for name in (
-    "products", "delta_rule", "write_rule", "linear_memory", "mlp_memory", "self_modifying")]
+    "products", "chunks", "delta_rule", "write_rule", "linear_memory", "mlp_memory",
+    "self_modifying", "recurrence", "neural_memory")]
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
            for path in PACKAGE.rglob("*.py")
            if path.name != "__init__.py"}

@@ -1,4 +1,4 @@
-"""Gated DeltaNet against its equations, token by token in numpy, from x to y.
+"""Gated DeltaNet and Mamba against their equations, token by token in numpy, from x to y.
 
     python -m pytest tests/test_linear_mixers.py
 """
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hope_jax import config
-from hope_jax.model import gated_deltanet, slots
+from hope_jax.model import gated_deltanet, mamba, slots
 
 BATCH, TOKENS, DIM, HEADS = 2, 9, 8, 2
 
@@ -19,7 +19,8 @@ BATCH, TOKENS, DIM, HEADS = 2, 9, 8, 2
 def tiny(**fields):
   c = config.base()
   c.model.update(dict(dim=DIM, heads=HEADS, layers=1))
-  c.gated_deltanet.update(dict(chunk=4))
+  c.gated_deltanet.chunk = 4
+  c.mamba.update(dict(chunk=4, entries=3))
   c.update_from_flattened_dict(fields)
   return c
 
@@ -112,3 +113,23 @@ def test_gated_deltanet_is_its_equation():
     gates = x[row] @ params["gates"]["in"]["kernel"] + params["gates"]["bias"].reshape(-1)
     alpha = np.exp(-np.exp(params["rate"]) * softplus(gates[:, HEADS:]))
     np.testing.assert_allclose(y[row], delta_rule(params, x[row], alpha), atol=2e-5)
+
+
+def test_mamba_is_its_equation():
+  c = tiny()
+  params, x, y = run(mamba, c)
+  heads, entries = 2 * HEADS, c.mamba.entries
+  for row in range(BATCH):
+    mixed = convolved(params["conv"], x[row] @ params["in"]["kernel"])
+    v, k, q = np.split(mixed, [2 * DIM, 2 * DIM + entries], 1)
+    v = v.reshape(TOKENS, heads, -1)
+    dt, out = softplus(x[row] @ params["dt"]["kernel"] + params["dt_bias"]), np.zeros_like(v)
+    for h in range(heads):
+      state = np.zeros((v.shape[2], entries))
+      for t in range(TOKENS):
+        state = np.exp(-dt[t, h] * np.exp(params["rate"][h])) * state
+        state = state + dt[t, h] * np.outer(v[t, h], k[t])
+        out[t, h] = state @ q[t] + params["skip"][h] * v[t, h]
+    gated = out.reshape(TOKENS, -1) * silu(x[row] @ params["gate"]["kernel"])
+    want = normed(gated, params["norm"]["scale"]) @ params["out"]["kernel"]
+    np.testing.assert_allclose(y[row], want, atol=2e-5)

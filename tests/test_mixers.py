@@ -36,6 +36,9 @@ def tiny(name, titan="none", in_context=False):
   c.channel.update(dict(hidden=1.0, in_context=in_context,
                       levels=(config.Level("fast", 8, lr=0.02),)))
   c.selfmod.update(dict(memory="linear", chunk_generators=4, chunk_memory=4, eta_init=0.5))
+  c.titans.update(dict(chunk=4))
+  c.mamba.update(dict(entries=4, chunk=8))
+  c.gated_deltanet.chunk = 8
   c.titan.update(dict(period=4, lr=0.02))
   c.teach.update(dict(chunk=8, clip=1.0))
   c.update_from_flattened_dict(FIELDS.get(name, {}))

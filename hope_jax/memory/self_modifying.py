@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax.memory import linear_memory, mlp_memory
+from hope_jax.memory import chunks, linear_memory, mlp_memory
 from hope_jax.memory.write_rule import Rule, unit
 
 
@@ -76,40 +76,19 @@ def run(rule: Rule, params: dict, state: dict | None, xk_DxT, xv_DxT, xq_DxT, va
   """
   total, initial, from_start = xk_DxT.shape[1], fresh(rule, params), state is None
   size = 1 if total == 1 else rule.chunk
-  chunks = -(-total // size)
-  groups = -(-chunks // (remat or chunks))
-  shape = groups, -(-chunks // groups), size
-  tokens = jax.tree.map(lambda a: _split(a, shape), (xk_DxT, xv_DxT, xq_DxT, valid_T, position_T))
-  number = jnp.arange(shape[0] * shape[1]).reshape(shape[:2])
 
-  def step(state, xs):
-    i, (*x, valid_C, position_C) = xs
+  def step(state, tokens):
+    *x, valid_C, position_C, index_C = tokens
     if truncate:
-      state = _cut(state, initial, i % truncate == 0)
+      state = _cut(state, initial, index_C[0] // size % truncate == 0)
     state = _begin(rule, params, initial, state, position_C[0], valid_C[0], from_start and size)
     y_DxC, state, token = chunk(rule, params, state, *x, valid_C & writes)
     return state, (y_DxC, token.eta, token.alpha)
 
-  def group(state, xs):
-    return jax.lax.scan(step, state, xs)
-
-  if remat:
-    group = jax.checkpoint(group)
-  state, outputs = jax.lax.scan(group, initial if from_start else state, (number, tokens))
-  y_DxT, eta_T, alpha_T = jax.tree.map(lambda a: _join(a, total), outputs)
+  tokens = xk_DxT, xv_DxT, xq_DxT, valid_T, position_T, jnp.arange(total)
+  state, (y_DxT, eta_T, alpha_T) = chunks.scan(step, initial if from_start else state, tokens, size,
+                                               remat)
   return y_DxT, state, {"eta_T": eta_T, "alpha_T": alpha_T}
-
-
-def _split(a_xT, shape: tuple[int, int, int]):
-  """(..., T) -> (groups, chunks of a group, ..., C), zeros after the last token."""
-  groups, chunks, size = shape
-  a = jnp.pad(a_xT, (*[(0, 0)] * (a_xT.ndim - 1), (0, groups * chunks * size - a_xT.shape[-1])))
-  return jnp.moveaxis(a.reshape(*a.shape[:-1], *shape), (-3, -2), (0, 1))
-
-
-def _join(a, total: int):
-  """And back."""
-  return jnp.moveaxis(a, (0, 1), (-3, -2)).reshape(*a.shape[2:-1], -1)[..., :total]
 
 
 def _cut(state, initial, here):

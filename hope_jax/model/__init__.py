@@ -12,6 +12,8 @@
     gru              gated recurrent unit
     projections      what linear memories have around them
     gated_deltanet   the gated delta rule
+    mamba            selective state space
+    titans           Titans' neural memory
     mlp              gated MLP
     cms              continuum memory system
     titan            the Titan memory of the hybrids and its self-modifier

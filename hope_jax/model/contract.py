@@ -44,6 +44,8 @@ class Mixer(NamedTuple):
   parameters: tuple[Parameter, ...]
   # (pattern of a leaf's path in the state, its axes after N and B)
   state_axes: tuple[tuple[str, tuple], ...]
+  # of the configuration, that it reads; none: the one of its own name
+  sections: tuple[str, ...] = ()
 
 
 def complete(name: str, mixer: Mixer) -> Mixer:

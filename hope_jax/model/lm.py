@@ -193,7 +193,7 @@ def init_blocks(config, key) -> dict:
 
 def frozen(config) -> FrozenConfigDict:
   """What a model depends on, as a hashable configuration."""
-  parts = {part: config[part] for part in ("model", "channel", "titan", "teach", *mixers.TABLE)}
+  parts = {part: config[part] for part in ("model", "channel", "titan", "teach", *mixers.SECTIONS)}
   return FrozenConfigDict(parts | {"data": {"seq": config.data.seq}})
 
 

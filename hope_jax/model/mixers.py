@@ -1,6 +1,6 @@
 """The table of token mixers that model.pattern may name, a line each (contract.py: the record)."""
 
-from hope_jax.model import attention, gated_deltanet, gru, selfmod
+from hope_jax.model import attention, gated_deltanet, gru, mamba, selfmod, titans
 from hope_jax.model.contract import Mixer, complete
 
 TABLE = {
@@ -8,7 +8,12 @@ TABLE = {
     "selfmod": selfmod.MIXER,  # self-modifying Titans
     "gru": gru.MIXER,  # gated recurrent unit
     "gated_deltanet": gated_deltanet.MIXER,  # the gated delta rule
+    "mamba": mamba.MIXER,  # selective state space
+    "titans_lmm": titans.LMM_MIXER,  # Titans' neural memory alone
 }
+# sections of the configuration that some mixer reads
+SECTIONS = tuple(dict.fromkeys(section for name, mixer in TABLE.items()
+                               for section in mixer.sections or (name,)))
 
 
 def of(config) -> dict[str, Mixer]:

@@ -39,7 +39,7 @@ def table() -> tuple[tuple[str, Parameter], ...]:
 @functools.cache
 def row(path: str) -> Parameter:
   """The row of a parameter, of a part of one, or of what an optimizer keeps of it. ValueError if
-  there is none.
+  there is none, or more than one.
 
   Its exported name is written out but for {layer} and {part}.
   """
@@ -58,7 +58,8 @@ def row(path: str) -> Parameter:
 
 
 def _find(path: str) -> Parameter | None:
-  for pattern, p in table():
-    if match := re.fullmatch(pattern, path):
-      return p._replace(name=match.expand(p.name))
-  return None
+  found = [(match, p) for pattern, p in table() if (match := re.fullmatch(pattern, path))]
+  if len(found) > 1:
+    raise ValueError(f"parameter {path} has rows {', '.join(p.path for _, p in found)}: let one of "
+                     "them match it alone (hope_jax/model/parameters.py)")
+  return found[0][1]._replace(name=found[0][0].expand(found[0][1].name)) if found else None

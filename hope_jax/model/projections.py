@@ -36,7 +36,8 @@ class Inputs(nn.Module):
   @nn.compact
   def __call__(self, x_BxSxD, tail_Bx3xN, layout: Layout):
     batch, total, dim = x_BxSxD.shape
-    x_BxSxN = Heads(self.heads, self.dtype, name="qkv")(x_BxSxD).reshape(batch, total, 3 * dim)
+    qkv = Heads(self.heads, self.heads, dim // self.heads, False, self.dtype, name="qkv")(x_BxSxD)
+    x_BxSxN = jnp.concatenate([part.reshape(batch, total, dim) for part in qkv], -1)
     kernel = self.param("conv", pass_through(), (CONV, 3 * dim))
     x_BxSxN, tail_Bx3xN = short_conv(kernel, x_BxSxN, tail_Bx3xN, layout)
     return [heads_last(part, self.heads) for part in jnp.split(x_BxSxN, 3, -1)], tail_Bx3xN
@@ -83,11 +84,12 @@ def parameters(name: str) -> tuple[Parameter, ...]:
   """
   return (
       Parameter(r"inputs/qkv/kernel", ("model", "heads"), "matrix", f"{name}.qkv_proj.weight",
-                True),
+                True, heads=-1),
       Parameter(r"inputs/conv", (), "vector", f"{name}.conv.weight"),
       Parameter(r"gates/in/kernel", ("model", None), "matrix", f"{name}.gate_proj.weight", True),
       Parameter(r"gates/bias", (), "vector", f"{name}.gate.bias"),
       Parameter(r"output/norm/scale", (), "vector", f"{name}.norm.weight"),
       Parameter(r"output/gate/kernel", ("model", "heads"), "matrix",
                 f"{name}.output_gate_proj.weight", True),
-      Parameter(r"output/out/kernel", ("heads", "model"), "matrix", f"{name}.o_proj.weight", True))
+      Parameter(r"output/out/kernel", ("heads", "model"), "matrix", f"{name}.o_proj.weight", True,
+                heads=-2))

@@ -70,6 +70,14 @@ def param_shapes(config):
   return jax.eval_shape(lambda key: lm.init_params(config, key), _key())
 
 
+def parameters(config) -> tuple[int, int]:
+  """How many: (all, all but the embedding)."""
+  shapes = param_shapes(config)
+  def count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+  return count(shapes), count(shapes) - count(shapes["embed"])
+
+
 def fast_bytes(config) -> int:
   """Bytes of fast state per stream."""
   return state.fast_bytes(jax.eval_shape(lambda: lm.init_fast(config, 1)))
@@ -169,7 +177,8 @@ def parameter_table(config) -> str:
       indent = name + "/"
     lines += [row(indent + leaf, "x".join(map(str, shape)), math.prod(shape))
               for leaf, shape in leaves.items()]
-  return "\n".join([*lines, row("total", "", total)])
+  return "\n".join([*lines, row("without the embedding", "", total - counts["embed"]),
+                    row("total", "", total)])
 
 
 def devices_of(config) -> list:

@@ -32,14 +32,20 @@ def kind(path) -> str:
   return parameters.row(path_name(path)).group
 
 
-def matrices(params):
-  """Which parameters are matrices: the same tree of bools."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: kind(path) == "matrix", params)
+def matrices(params, groups=("matrix",)):
+  """Which parameters are matrices, or of these groups: the same tree of bools."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: kind(path) in groups, params)
 
 
 def schedule(config):
-  """Linear warm-up, then cosine to final_lr; factor 1 at the peak."""
+  """Linear warm-up, then to final_lr by a cosine, or at the end by a line; factor 1 at the peak."""
   o, steps = config.optim, config.train.steps
+  if o.schedule == "wsd":
+    decay = max(1, round(o.decay * steps))
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, 1.0, o.warmup) if o.warmup else optax.constant_schedule(1.0),
+         optax.constant_schedule(1.0), optax.linear_schedule(1.0, o.final_lr, decay)],
+        [o.warmup, max(steps - decay, o.warmup)])
   return optax.warmup_cosine_decay_schedule(0.0, 1.0, o.warmup, max(steps, o.warmup + 1),
                                             o.final_lr)
 

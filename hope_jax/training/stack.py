@@ -35,7 +35,7 @@ SAME = (*(f"model.{name}" for name in ("pattern", "titan", "dim", "layers", "hea
         *(f"attention.{name}" for name in ("window", "kv_heads", "width", "qk_norm", "bias")),
         *(f"attention.rope_{name}" for name in Rotary._fields),
         *(f"channel.{name}" for name in ("hidden", "activation", "norm", "bias")))
-MODEL = ("model", "channel", "titan", *mixers.TABLE)  # sections of the configuration
+MODEL = ("model", "channel", "titan", *mixers.SECTIONS)  # sections of the configuration
 # what a transformer's channel mixer is, as a level
 MLP = {"channel.activation": "swiglu", "channel.norm": "rms"}
 

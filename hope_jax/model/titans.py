@@ -1,0 +1,141 @@
+"""Titans (arXiv 2501.00663): a neural memory, written at every token with a step, a momentum and a
+forgetting that the token decides.
+
+    titans_lmm    the memory alone is the token mixer
+
+Queries, keys and values come out of short convolutions; entries of queries and keys have a mean
+square of 1, and the loss of a write is a mean over the width, so that a step means the same at any.
+The memory: memory/neural_memory.py.
+"""
+
+import math
+from typing import Any
+
+from flax import struct
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hope_jax.memory import neural_memory
+from hope_jax.memory.neural_memory import Token
+from hope_jax.memory.write_rule import unit
+from hope_jax.model import projections
+from hope_jax.model.contract import Mixer, Parameter
+from hope_jax.model.layers import CONV, compute_dtype
+from hope_jax.model.slots import Layout
+
+# at the start: half of the largest step, momentum 0.5, a hundredth is forgotten
+GATES = {"step": 0.0, "momentum": 0.0, "forget": math.log(0.01 / 0.99)}
+
+
+@struct.dataclass
+class State:
+  """What streams keep."""
+  memory: dict  # weights read, written, and the momentum: neural_memory.fresh, (B, H, ...)
+  conv_Bx3xN: jax.Array  # the convolutions' last inputs
+
+
+def shapes(config) -> dict:
+  """Of one head's weights."""
+  m, own = config.model, config.titans
+  width = m.dim // m.heads
+  widths = [width, *[int(own.hidden * width)] * (own.depth - 1), width]
+  layers = {f"w_{i}": pair for i, pair in enumerate(zip(widths[1:], widths))}
+  return layers | ({"gain": (width,)} if own.residual else {})
+
+
+def gates(config, raw_NxBxHxS, writes_BxHxS) -> dict:
+  """step, momentum and forget, (B, H, S), of gates before their sigmoid; padding writes nothing."""
+  own, (step, momentum, forget) = config.titans, jax.nn.sigmoid(raw_NxBxHxS)
+  width = config.model.dim // config.model.heads
+  return {"step_T": jnp.where(writes_BxHxS, own.step / width * step, 0.0),
+          "momentum_T": jnp.where(writes_BxHxS, own.momentum * momentum, 1.0),
+          "forget_T": jnp.where(writes_BxHxS, own.forget * forget, 0.0)}
+
+
+class Memory(nn.Module):
+  """All heads' memories: ([q, k, v], gates before sigmoid, state, layout) -> (y, state, notes).
+
+  q, k, v and y: (B, H, K, S).
+  """
+  config: Any
+  name_of_notes: str
+
+  @nn.compact
+  def __call__(self, inputs, raw_NxBxHxS, state: dict | None, layout: Layout, may_write=True):
+    own, (q, k, v) = self.config.titans, inputs
+    batch, heads, width, total = q.shape
+    params = {name: self.param(name, nn.initializers.normal(shape[-1] ** -0.5)
+                               if name != "gain" else nn.initializers.zeros, (heads, *shape))
+              for name, shape in shapes(self.config).items()}
+    valid = layout.valid_BxS[:, None]
+    position = layout.position_BxS[:, None]
+    def of_all(a_Bx1xS):
+      return jnp.broadcast_to(a_Bx1xS, (batch, heads, total))
+    writes = of_all(valid & may_write)
+    token = Token(width ** 0.5 * unit(q), width ** 0.5 * unit(k), v, valid_T=writes,
+                  first_T=of_all(valid & (position == 0)),
+                  boundary_T=of_all(valid & (position % own.chunk == 0)),
+                  **gates(self.config, raw_NxBxHxS, writes))
+
+    def run(*args):
+      return neural_memory.run(*args, size=own.chunk, remat=own.remat_chunks)
+    # a copy of the initial weights for each stream: their gradient is summed over streams once
+    copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (batch, *p.shape)), params)
+    memory, y = jax.vmap(jax.vmap(run))(copies, state, token)
+    squares = [jnp.sum(jnp.square(memory["run"][name] - w), range(2, w.ndim))
+               for name, w in copies.items()]
+    moved = jnp.mean(jnp.sqrt(sum(squares)))
+    return y, memory, {f"moved/{self.name_of_notes}": jax.lax.stop_gradient(moved)}
+
+
+class LMM(nn.Module):
+  """(x, state, layout, may_write) -> (y, state, notes)."""
+  config: Any
+
+  @nn.compact
+  def __call__(self, x_BxSxD, state, layout: Layout, may_write=True):
+    m, dtype = self.config.model, compute_dtype(self.config)
+    inputs, tail = projections.Inputs(m.heads, dtype, name="inputs")(
+        x_BxSxD, state.conv_Bx3xN if state else None, layout)
+    raw = projections.Gates(m.heads, tuple(GATES.values()), dtype, name="gates")(x_BxSxD)
+    y, memory, notes = Memory(self.config, "titans_lmm", name="memory")(
+        inputs, raw, state.memory if state else None, layout, may_write)
+    y = projections.Output(m.layers, self.config.titans.output_gate, dtype, name="output")(
+        y, x_BxSxD)
+    return y, State(memory, tail) if state else None, notes
+
+
+def fresh_memory(config, batch: int) -> dict:
+  """Of streams that have read nothing: zeros, which their first token replaces."""
+  zeros = {name: jnp.zeros((batch, config.model.heads, *shape))
+           for name, shape in shapes(config).items()}
+  return jax.tree.map(jnp.copy, neural_memory.fresh(zeros))  # buffers that can be donated
+
+
+def fresh(config, batch: int) -> State:
+  """Of streams that have read nothing."""
+  tail = jnp.zeros((batch, CONV - 1, 3 * config.model.dim), compute_dtype(config))
+  return State(fresh_memory(config, batch), tail)
+
+
+def check(config) -> None:
+  """ValueError for documents that would start inside a chunk, and memories of no width."""
+  own, m, align = config.titans, config.model, config.data.align
+  if align % own.chunk:
+    raise ValueError(f"data.align={align} is not a multiple of titans.chunk={own.chunk}: documents "
+                     "would start inside a chunk; set data.align to "
+                     f"{-(-align // own.chunk) * own.chunk}")
+  if int(own.hidden * (m.dim // m.heads)) < 1:
+    raise ValueError(f"titans.hidden={own.hidden} of {m.dim // m.heads} is a width below 1: set it "
+                     f"to {m.heads / m.dim:.3g} or more")
+
+
+WEIGHTS = (
+    Parameter(r"memory/w_(\d)", ("heads", None, "model"), "matrix", r"titans.memory.w_\1"),
+    Parameter(r"memory/gain", (), "vector", r"titans.memory.gain"))
+LMM_MIXER = Mixer(
+    build=lambda config: LMM(config, name="titans_lmm"), fresh=fresh, forget=lambda state: state,
+    context=lambda config: 0, grid=lambda config: config.titans.chunk, check=check, writes=True,
+    parameters=(*projections.parameters("titans"), *WEIGHTS),
+    state_axes=((r"memory/.*", ("heads",)), (r".*", ())), sections=("titans",))
