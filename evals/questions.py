@@ -59,7 +59,7 @@ def read(path: str, tokenizer) -> list[Sample]:
                        "prompt is to be memorized") from None
     if not answer or not text:
       raise ValueError(f"{path}, line {number}: the {'text' if answer else 'answer'} is empty")
-    samples.append(Sample([tokenizer.bos, *text], [tokenizer.bos, *prompt], answer))
+    samples.append(Sample([*tokenizer.begin, *text], [*tokenizer.begin, *prompt], answer))
   if len(samples) < 2:
     raise ValueError(f"{path} has {len(samples)} questions: an interval needs 2")
   return samples

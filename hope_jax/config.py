@@ -200,6 +200,8 @@ def base() -> ConfigDict:
       ConfigDict(dict(name="embedded", kind="embedded", path="", field="text", domains="",
                       weight=1.0)),)
   c.data.val_fraction = 0.05  # by a hash of the document's name
+  # a file of one, or the run that has it; "": one is trained
+  c.data.tokenizer = ""
   c.data.tokenizer_chars = 5_000_000  # characters the tokenizer learns from
   c.data.seq = 512
   # documents start at multiples of this many tokens: a multiple of both chunk sizes of selfmod

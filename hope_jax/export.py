@@ -16,7 +16,7 @@ memory's hidden width, O its outputs (K; 1 for eta and alpha).
                                 model.embed_std
 
 The file's metadata: "hope_jax" (version of this format), "config" (JSON), "tokenizer" (digest),
-"step", and "fingerprint", that of the parameters in float32 as the file has them. tokenizer.model
+"step", and "fingerprint", that of the parameters in float32 as the file has them. The tokenizer
 lies beside the file.
 
 An imported run has parameters and no optimizer state: it is for generate, memorize, evaluations and
@@ -34,6 +34,7 @@ import numpy as np
 
 from hope_jax import config as configs
 from hope_jax.checkpoints import arrays, sidecar, stored, weights
+from hope_jax.data import tokenizer
 from hope_jax.model import lm, mixers, parameters
 from hope_jax.reading import opening
 from hope_jax.runtime import lock, program, startup
@@ -95,7 +96,7 @@ def assembled(named: dict[str, np.ndarray], config):
 
 def write(workdir: str | Path, output: str | Path, step: int | None = None,
           dtype: str = "float32") -> int:
-  """Writes a run's parameters and, beside them, its tokenizer.model; returns the step.
+  """Writes a run's parameters and, beside them, its tokenizer; returns the step.
 
   The file is whole or not there. Raises FileNotFoundError without a checkpoint, ValueError for a
   damaged one or another tokenizer, OSError for a full disk.
@@ -128,12 +129,13 @@ def write(workdir: str | Path, output: str | Path, step: int | None = None,
 
 
 def _copy_tokenizer(source: Path, target: Path, meta: dict) -> None:
-  """Copies tokenizer.model, if any, replacing no other. Raises ValueError, FileNotFoundError."""
-  source, target = source / "tokenizer.model", target / "tokenizer.model"
+  """Copies the tokenizer, if any, replacing no other. Raises ValueError, FileNotFoundError."""
+  source = tokenizer.find(source)
+  target = target / source.name
   if meta["tokenizer"] == "none":
     return
   if not source.is_file():
-    raise FileNotFoundError(f"no {source}: put the tokenizer.model there that the model was "
+    raise FileNotFoundError(f"no {source}: put the {source.name} there that the model was "
                             "trained with")
   stored.check_tokenizer(meta, sidecar.sha256(source))
   if not target.exists():

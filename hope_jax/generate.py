@@ -11,7 +11,7 @@ import time
 
 from absl import app, flags
 
-from hope_jax.data.tokenizer import StreamDecoder, Tokenizer
+from hope_jax.data.pieces import Pieces, StreamDecoder
 from hope_jax.model.state import fast_bytes
 from hope_jax.reading import opening
 from hope_jax.reading.stream import Stream
@@ -21,12 +21,12 @@ from hope_jax.runtime.startup import say
 COMMANDS = "/save DIR, /load DIR, /reset, /quit"
 
 
-def answer(stream: Stream, tokenizer: Tokenizer, text: str, tokens: int) -> None:
+def answer(stream: Stream, tokenizer: Pieces, text: str, tokens: int) -> None:
   """Reads the text and prints what comes after it, as it comes."""
   ids = tokenizer.encode(text)
-  ids = [tokenizer.bos, *ids] if ids and not stream.count else ids  # a document begins with it
+  ids = [*tokenizer.begin, *ids] if ids and not stream.count else ids
   decoder, began, written = StreamDecoder(tokenizer), time.perf_counter(), 0
-  for written, token in enumerate(stream.generate(ids, tokens, tokenizer.eos), 1):
+  for written, token in enumerate(stream.generate(ids, tokens, tokenizer.stops), 1):
     print(decoder.push(token), end="", flush=True)
   print(decoder.flush(), flush=True)
   say(f"[{len(ids)} tokens read, {written} "
@@ -49,7 +49,7 @@ def obey(stream: Stream, command: str) -> None:
   say(f"[{command}: {stream.count} tokens in this conversation]")
 
 
-def converse(stream: Stream, tokenizer: Tokenizer, tokens: int) -> None:
+def converse(stream: Stream, tokenizer: Pieces, tokens: int) -> None:
   """Answers the lines of stdin, each read with its newline, until /quit or the end."""
   say(f"[{stream.count} tokens in this conversation; type a line, or {COMMANDS}]")
   for line in sys.stdin:
@@ -92,7 +92,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   with program.one_line(ValueError, OSError, RuntimeError):
     startup.prepare()
     config, params, tokenizer = opening.load(f.checkpoint)
-    never = [tokenizer.eos] if f.endless else []
+    never = [*range(tokenizer.size, config.model.vocab), *(tokenizer.stops if f.endless else ())]
     stream = Stream(config, params, temperature=f.temperature, top_p=f.top_p, seed=f.seed,
                     never=never)
     if f.state is not None:

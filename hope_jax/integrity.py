@@ -14,6 +14,7 @@ import sys
 from absl import app
 
 from hope_jax.checkpoints import sidecar
+from hope_jax.data.tokenizer import find
 from hope_jax.runtime import program
 
 
@@ -34,11 +35,11 @@ def _folders(path: Path) -> list[Path]:
 def _beside(workdir: Path, newest: dict) -> tuple[list[str], list[str]]:
   """(faults, notes) of files beside a run's checkpoints, by the newest good step's sidecar."""
   faults, notes = [], []
-  tokenizer, config = workdir / "tokenizer.model", workdir / "config.json"
+  tokenizer, config = find(workdir), workdir / "config.json"
   if newest["tokenizer"] != "none" and not tokenizer.exists():
-    faults.append("tokenizer.model: is missing")
+    faults.append(f"{tokenizer.name}: is missing")
   elif newest["tokenizer"] != "none" and sidecar.sha256(tokenizer) != newest["tokenizer"]:
-    faults.append(f"tokenizer.model: differs from the one that step {newest['step']} was trained "
+    faults.append(f"{tokenizer.name}: differs from the one that step {newest['step']} was trained "
                   "with")
   if config.exists() and sidecar.sha256(config) != newest["config"]:
     notes.append(f"config.json: is not that of step {newest['step']}: edited, or the run was "

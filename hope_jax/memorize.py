@@ -37,7 +37,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     if f.output is not None:
       results.ready(f.output)
     text = files.text(f.text)
-    ids = [tokenizer.bos, *tokenizer.encode(text)]
+    ids = [*tokenizer.begin, *tokenizer.encode(text)]
     if len(ids) < 3:
       raise ValueError(f"{f.text} holds {len(ids) - 1} tokens: there is nothing to learn from "
                        "fewer than 2")

@@ -234,7 +234,7 @@ def test_refuses_another_architecture(tmp_path):
 def test_refuses_another_tokenizer_and_incomplete_meta(tmp_path):
   stored.check_tokenizer(META, "sha256:aaaa")
   with pytest.raises(ValueError,
-                     match="sha256:aaaa, this one is sha256:bbbb; use the tokenizer.model kept "
+                     match="sha256:aaaa, this one is sha256:bbbb; use the tokenizer kept "
                            "beside"):
     stored.check_tokenizer(META, "sha256:bbbb")
   saved = Checkpoints(tmp_path, keep=1)

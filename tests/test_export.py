@@ -315,7 +315,7 @@ def test_tokenizers_that_differ(tmp_path):
   assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"pieces"
   (tmp_path / "out" / "tokenizer.model").write_bytes(b"others")
   with pytest.raises(ValueError,
-                     match="tokenizer does not match the checkpoint: .* use the tokenizer.model "
+                     match="tokenizer does not match the checkpoint: .* use the tokenizer "
                            "kept beside"):
     export.import_run(tmp_path / "out" / "m.safetensors", tmp_path / "in")
   with pytest.raises(ValueError,

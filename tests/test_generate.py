@@ -145,11 +145,20 @@ def test_nucleus_draws_from_the_likeliest_in_proportion():
     assert not seen[want == 0].any()
 
 
+def test_a_text_longer_than_attention_keeps_is_read_as_by_a_window(capsys):
+  c, params = setup("hope_attention")
+  other = c.copy_and_resolve_references()
+  other.attention.window = CONTEXT
+  texts = [write(Stream(each, params), PROMPT * 3, 12) for each in (c, other)]
+  assert texts[0] == texts[1] != write(Stream(c, params), (PROMPT * 3)[-CONTEXT:], 12)
+  assert capsys.readouterr().err.count("longer than the 40 tokens that attention keeps") == 1
+
+
 def test_some_tokens_are_never_chosen_and_one_ends_the_text():
   text = write(stream(), PROMPT[:9], 20)
   stop = text[7]
   s = stream()
-  assert write(s, PROMPT[:9], 20, stop=stop) == text[:text.index(stop)]
+  assert write(s, PROMPT[:9], 20, stop={stop, VOCAB}) == text[:text.index(stop)]
   # it has read what it wrote, and not the stop
   assert s.pending is None and s.count == 9 + text.index(stop)
   assert stop not in write(stream(never=[stop]), PROMPT[:9], 20)
@@ -200,15 +209,12 @@ def test_refusals(tmp_path):
       ([], 5, "the prompt is empty: give .* at least one token"),
       ([3, VOCAB], 5, f"token {VOCAB} is not in the vocabulary of {VOCAB}: encode with the run's "
                       "tokenizer"),
-      ([-1], 5, "token -1 is not"),
-      (PROMPT[:21], 5, "prompt is 21 tokens long and attention sees 20: shorten it, or")):
+      ([-1], 5, "token -1 is not")):
     with pytest.raises(ValueError, match=message):
       s.generate(ids, tokens)  # at once, not at the first token
   with pytest.raises(TypeError):
     s.generate([1.5], 5)
   assert s.count == 0
-  with pytest.raises(ValueError, match=f"prompt is 41 tokens long and attention sees {CONTEXT}"):
-    stream("hope_attention").generate([1] * 41, 5)
   stream("hope_selfmod").generate([1] * 5000, 5)
   with pytest.raises(FileNotFoundError,
                      match=f"no conversation in {tmp_path}/none: save one there with /save"):

@@ -33,7 +33,7 @@ def score(some, *, steps=1, batch=3, reset=True, leak=False, **teach):
 
 class Letters:
   """A tokenizer."""
-  bos, encode = 0, staticmethod(lambda text: [ord(letter) for letter in text])
+  begin, encode = [0], staticmethod(lambda text: [ord(letter) for letter in text])
 
 
 def column(rows, key):

@@ -1,11 +1,16 @@
 """Lossless on any byte string, bytes counted exactly, streaming == whole, one file per text."""
 
+import functools
+import io
+import json
 import random
 import string
 
 import pytest
+import sentencepiece as spm
 
 from hope_jax.data import tokenizer
+from hope_jax.foreign import vocabulary
 from hope_jax.data.tokenizer import StreamDecoder, Tokenizer
 
 CODE = "def f(x):\n    if x:\r\n\t\treturn 'naïve ▁ 日本'  # 12345\n\n\n        pass\n" * 5
@@ -22,9 +27,53 @@ def model(tmp_path_factory):
   return path
 
 
-@pytest.fixture(scope="module")
-def tok(model):
-  return Tokenizer(model)
+@pytest.fixture(scope="module", params=["sentencepiece", "byte_level", "byte_fallback"])
+def tok(model, request, tmp_path_factory):
+  """Of 512 tokens, but pairs that fall back to bytes, of as many as they come with."""
+  if request.param == "sentencepiece":
+    return Tokenizer(model)
+  folder = tmp_path_factory.mktemp(request.param)
+  stored = byte_level() if request.param == "byte_level" else fallback()[0]
+  (folder / "tokenizer.json").write_text(json.dumps(stored))
+  return tokenizer.load(folder)
+
+
+@functools.cache
+def byte_level():
+  """Trained by the tokenizers library, as Qwen's: spaces before words, text normalised."""
+  library = pytest.importorskip("tokenizers")
+  made = library.Tokenizer(library.models.BPE())
+  made.normalizer = library.normalizers.NFC()
+  made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
+  made.decoder = library.decoders.ByteLevel()
+  made.train_from_iterator([t.encode("utf-8", "replace").decode() for t in texts()],
+                           library.trainers.BpeTrainer(
+      vocab_size=512, special_tokens=["<s>", "</s>", "<unk>"], show_progress=False,
+      initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet()))
+  return json.loads(made.to_str()) | {"hope_jax": {"bos": 0, "eos": 1, "stops": [1],
+                                                   "chat": None}}
+
+
+@functools.cache
+def fallback():
+  """(as a GGUF of Llama 2 has it: the pieces and scores of pairs that SentencePiece found, that
+  model).
+  """
+  model = io.BytesIO()
+  spm.SentencePieceTrainer.train(
+      sentence_iterator=iter([line for text in texts() for line in
+                              text.encode("utf-8", "replace").decode().split("\n")]),
+      model_writer=model, vocab_size=512, **tokenizer._TRAINER | {
+          "model_type": "bpe", "user_defined_symbols": [], "add_dummy_prefix": True})
+  found = spm.SentencePieceProcessor(model_proto=model.getvalue())
+  numbers = range(found.get_piece_size())
+  types = [2 if found.is_unknown(i) else 3 if found.is_control(i) else 6 if found.is_byte(i) else 1
+           for i in numbers]
+  return vocabulary.of_gguf({
+      "tokenizer.ggml.model": "llama", "tokenizer.ggml.token_type": types,
+      "tokenizer.ggml.tokens": [found.id_to_piece(i) for i in numbers],
+      "tokenizer.ggml.scores": [found.get_score(i) for i in numbers],
+      "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}), found
 
 
 def texts():
@@ -52,7 +101,7 @@ def test_every_byte_string_comes_back_and_is_counted(tok):
   for data, ids in zip(inputs, tok.encode_batch(inputs), strict=True):
     assert tok.decode_bytes(ids) == data
     assert tok.token_bytes[ids].sum() == len(data)
-    assert tok.bos not in ids and tok.eos not in ids and 0 not in ids
+    assert (tok.token_bytes[ids] > 0).all()  # no control token
 
 
 def test_text_comes_back_and_str_is_its_bytes(tok):
@@ -78,7 +127,8 @@ def test_indentation_is_one_token(tmp_path):
 def test_control_tokens_are_no_text(tok):
   ids = [tok.bos, *tok.encode("a b"), tok.eos]
   assert tok.decode(ids) == "a b"
-  assert tok.token_bytes[[0, tok.bos, tok.eos]].tolist() == [0, 0, 0]
+  assert tok.token_bytes[[tok.bos, tok.eos]].tolist() == [0, 0]
+  assert tok.begin == [tok.bos] and tok.stops == {tok.eos}
   assert tok.token_bytes.shape == (tok.size,) == (512,)
 
 
@@ -94,9 +144,9 @@ def test_streaming_is_whole(tok):
 
 def test_stream_holds_back_half_a_character(tok):
   stream = StreamDecoder(tok)
-  pushed = [stream.push(i) for i in tok.encode("\u2581")]
-  assert pushed == ["", "", "\u2581"]
-  stream.push(tok.encode("\u2581")[0])
+  pushed = [stream.push(i) for i in tok.encode("𝔘")]
+  assert pushed == ["", "", "", "𝔘"]
+  stream.push(tok.encode("𝔘")[0])
   assert stream.flush() == "\ufffd"
 
 
@@ -134,3 +184,64 @@ def test_a_model_that_loses_text_is_refused(tmp_path, monkeypatch):
   tokenizer.train(texts(), tmp_path / "m", 512)
   with pytest.raises(ValueError, match="does not keep text as it is"):
     Tokenizer(tmp_path / "m")
+
+
+def write(folder, change):
+  stored = json.loads(json.dumps(byte_level()))
+  change(stored)
+  (folder / "tokenizer.json").write_text(json.dumps(stored))
+  return folder
+
+
+def test_pairs_are_those_of_sentencepiece():
+  """Which puts a space before a text, as we do not."""
+  stored, wanted = fallback()
+  for text in (*texts()[1:8], "naïve 日本 12345"):
+    assert encoded(stored, text) == wanted.encode(text)
+
+
+def encoded(stored, text):
+  import tokenizers
+  made = tokenizers.Tokenizer.from_str(json.dumps({k: v for k, v in stored.items()
+                                                   if k != "hope_jax"}))
+  made.normalizer = tokenizers.normalizers.Sequence([
+      tokenizers.normalizers.Prepend("\u2581"), tokenizers.normalizers.Replace(" ", "\u2581")])
+  return made.encode(text).ids
+
+
+def test_a_word_that_is_a_control_tokens_name_is_text(tmp_path):
+  """Even where the library takes a whole word for a token, as Llama 3's does."""
+  def change(stored):
+    stored["model"]["ignore_merges"] = True
+    stored["model"]["vocab"]["control"] = 512
+    stored["added_tokens"].append(dict(id=512, content="control", single_word=False, lstrip=True,
+                                       rstrip=True, normalized=True, special=True))
+  tok = tokenizer.load(write(tmp_path, change))
+  text = "control  control <s>control</s>\n"
+  ids = tok.encode(text)
+  assert tok.decode(ids) == text and (tok.token_bytes[ids] > 0).all()
+  chat = tok.encode_chat("<s> a control</s>")
+  assert [chat[0], *chat[-2:]] == [0, 512, 1] and tok.decode(chat) == " a "
+
+
+def test_bytes_without_a_token_are_said(tmp_path, capsys):
+  """As in SmolLM's vocabulary, which has no token for some control characters."""
+  def change(stored):
+    vocab = stored["model"]["vocab"]
+    del vocab[chr(256 + 4)], vocab["\u00f1"]  # of the bytes 0x04 and 0xf1
+  tok = tokenizer.load(write(tmp_path, change))
+  assert tok.decode(tok.encode("a\x04b\udcf1 \U00040000")) == "a\ufffdb\ufffd \ufffd"
+  assert "no token for '\\x04', '\\udcf1', '\\U00040000': read as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda s: s.pop("hope_jax"), "does not say which tokens begin and end a document"),
+    (lambda s: s["model"].update(type="WordPiece"), "is a tokenizer of kind WordPiece: known are"),
+    (lambda s: s.update(normalizer={"type": "Lowercase"}), r"changes text \(Lowercase\)"),
+])
+def test_tokenizers_of_other_kinds_are_refused(tmp_path, change, message):
+  with pytest.raises(ValueError, match=message):
+    tokenizer.load(write(tmp_path, change))
+  (tmp_path / "tokenizer.json").write_text("{")
+  with pytest.raises(ValueError, match="is no whole tokenizer.json"):
+    tokenizer.load(tmp_path)

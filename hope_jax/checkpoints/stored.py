@@ -78,5 +78,5 @@ def check_tokenizer(meta: dict, digest: str) -> None:
   """ValueError unless the checkpoint was trained with the tokenizer of this digest."""
   if meta["tokenizer"] != digest:
     raise ValueError("the tokenizer does not match the checkpoint: it was trained with "
-                     f"{meta['tokenizer']}, this one is {digest}; use the tokenizer.model kept "
+                     f"{meta['tokenizer']}, this one is {digest}; use the tokenizer kept "
                      "beside the checkpoint")

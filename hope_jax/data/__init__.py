@@ -2,7 +2,9 @@
 
     files        files of text, packed or not, and what their bytes mean
     corpus       documents of a source
-    tokenizer    SentencePiece
+    pieces       what all tokenizers have: the bytes of every token, decoding, streaming
+    byte_pairs   tokenizers of the library of that name
+    tokenizer    SentencePiece; which tokenizer a folder has
     tokenized    the folder of token shards, built once and checked whenever it is used
     shard        a file of tokens that is watched while it is read
     windows      documents packed into windows

@@ -83,7 +83,7 @@ def choose(found: list[tuple], tokenizer, *, tokens: int, min_tokens: int, skip:
         continue  # before it is encoded: of many documents few are
       ids = tokenizer.encode(document.text)
       if len(ids) >= max(min_tokens, 2):
-        kept = (tokenizer.bos, *ids[:tokens])
+        kept = (*tokenizer.begin, *ids[:tokens])
         size = int(tokenizer.token_bytes[[*kept]].sum())
         sample = Sample(source.name, document.name, document.domain, kept, size, len(ids))
         (heapq.heappushpop if full else heapq.heappush)(best, (order, sample))

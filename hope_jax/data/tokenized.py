@@ -1,8 +1,8 @@
 """The data folder: text is tokenised once, into shards of tokens that are checked at every use.
 
-data.dir holds tokenizer.model, manifest.json (what it was built from; size and sha256 of every
+data.dir holds the tokenizer, manifest.json (what it was built from; size and sha256 of every
 file) and, for each source and split, `tokens` (flat, one document after another, each
-<s> ... </s>), `offsets` and `domains`.
+<s> ... </s>, if the tokenizer has <s>), `offsets` and `domains`.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ from tqdm import tqdm
 from hope_jax.checkpoints import sidecar
 from hope_jax.data import corpus
 from hope_jax.data.corpus import SPLITS
-from hope_jax.data.tokenizer import Tokenizer, train as train_tokenizer
+from hope_jax.data.pieces import Pieces
+from hope_jax.data.tokenizer import find, load, train as train_tokenizer
 from hope_jax.data.windows import Windows
 from hope_jax.runtime import lock
 
@@ -67,9 +68,9 @@ def _publish(partial: Path, folder: Path, config: ConfigDict) -> None:
     _check(folder, config, False)  # another process was first: its folder is as good
 
 
-def tokenizer(config: ConfigDict) -> Tokenizer:
+def tokenizer(config: ConfigDict) -> Pieces:
   """The tokenizer of the data folder, which is built if it is missing."""
-  return Tokenizer(build(config) / "tokenizer.model")
+  return load(build(config))
 
 
 def manifest(folder: Path) -> dict:
@@ -117,16 +118,34 @@ def check_sources(config: ConfigDict) -> None:
 
 def _wanted(config: ConfigDict) -> dict:
   """What decides the folder's content. Weights mix batches only."""
-  return dict(format=_FORMAT, vocab=config.model.vocab, val_fraction=config.data.val_fraction,
+  given = config.data.tokenizer
+  return dict({"tokenizer": sidecar.sha256(_given(given))} if given else {},
+              format=_FORMAT, vocab=config.model.vocab, val_fraction=config.data.val_fraction,
               tokenizer_chars=config.data.tokenizer_chars,
               sources=[{k: v for k, v in s.to_dict().items() if k != "weight"}
                        for s in config.data.sources])
 
 
+def _given(place: str) -> Path:
+  """The file of data.tokenizer, which names it, or a run or data folder that has it."""
+  path = Path(place).expanduser()
+  path = path if path.is_file() else find(path)
+  if not path.is_file():
+    raise ValueError(f"data.tokenizer={place} has no tokenizer: name a tokenizer.model, a "
+                     "tokenizer.json that python -m hope_jax.pretrained wrote, or a run's folder")
+  return path
+
+
 def _write(folder: Path, config: ConfigDict) -> None:
   sizes, documents = _measure(config)
-  train_tokenizer(_sample(config, sizes), folder / "tokenizer.model", config.model.vocab)
-  tok = Tokenizer(folder / "tokenizer.model")
+  if config.data.tokenizer:
+    shutil.copy(_given(config.data.tokenizer), folder)
+  else:
+    train_tokenizer(_sample(config, sizes), folder / "tokenizer.model", config.model.vocab)
+  tok = load(folder)
+  if tok.size > config.model.vocab:
+    raise ValueError(f"data.tokenizer={config.data.tokenizer} has {tok.size} tokens, more than "
+                     f"model.vocab={config.model.vocab}: give the model's own")
   with tqdm(total=documents, desc="tokenise", unit=" documents", file=sys.stderr) as bar:
     domains = {s.name: _write_source(folder, s, config.data.val_fraction, tok, bar)
                for s in config.data.sources}
@@ -182,7 +201,7 @@ def _lines(text: str) -> Iterator[str]:
     yield line[at:]
 
 
-def _write_source(folder: Path, source: ConfigDict, val_fraction: float, tok: Tokenizer,
+def _write_source(folder: Path, source: ConfigDict, val_fraction: float, tok: Pieces,
                   bar: tqdm) -> dict:
   """Writes a source's shards; {domain: {split: {documents, tokens, bytes}}}, by their numbers."""
   dtype = np.uint16 if tok.size <= 2**16 else np.uint32
@@ -192,7 +211,7 @@ def _write_source(folder: Path, source: ConfigDict, val_fraction: float, tok: To
     for d, ids in zip(documents, tok.encode_batch([d.text for d in documents])):
       split = corpus.split_of(d.name, val_fraction)
       total = totals.setdefault(d.domain, {s: dict(documents=0, tokens=0, bytes=0) for s in SPLITS})
-      ids = np.array([tok.bos, *ids, tok.eos], dtype)
+      ids = np.array([*tok.begin, *ids, tok.eos], dtype)
       tokens[split].append(ids)
       lengths[split].append(len(ids))
       numbers[split].append(list(totals).index(d.domain))
@@ -235,14 +254,14 @@ def _check(folder: Path, config: ConfigDict, verify: bool) -> None:
   for name, file in stored["files"].items():
     path = folder / name
     size = path.stat().st_size if path.exists() else 0
-    if name != "tokenizer.model" and size != file["bytes"]:
+    if path != find(folder) and size != file["bytes"]:
       raise ValueError(f"truncated shard {path}: {size} bytes, {file['bytes']} were written; "
                        f"{rebuild}")
     if verify and sidecar.sha256(path) != file["sha256"]:
       raise ValueError(f"{path} changed since it was built; {rebuild}")
-  tok = Tokenizer(folder / "tokenizer.model")
+  tok = load(folder)
   if tok.digest != stored["tokenizer"]:
-    raise ValueError(f"{folder / 'tokenizer.model'} is not the tokenizer of these shards (sha256 "
+    raise ValueError(f"{find(folder)} is not the tokenizer of these shards (sha256 "
                      f"{tok.digest[:12]}, built with {stored['tokenizer'][:12]}); put the right "
                      f"one back or {rebuild}")
 

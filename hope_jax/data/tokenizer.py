@@ -1,4 +1,4 @@
-"""A lossless SentencePiece unigram tokenizer: `decode_bytes(encode(x)) == x` for every byte string.
+"""Tokenizers by their files; SentencePiece: `decode_bytes(encode(x)) == x` for all byte strings.
 
 SentencePiece alone is not lossless: it writes a space as U+2581, so it reads U+2581 as a space, and
 it replaces bytes that are not UTF-8. Those few go around it, straight to the byte tokens
@@ -6,7 +6,6 @@ it replaces bytes that are not UTF-8. Those few go around it, straight to the by
 a sequence are the sum of `token_bytes`, exactly.
 """
 
-import codecs
 import hashlib
 import io
 import os
@@ -14,8 +13,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import sentencepiece as spm
+
+from hope_jax.data.byte_pairs import FILE as BYTE_PAIRS, BytePairs
+from hope_jax.data.pieces import Pieces, StreamDecoder, escaped  # noqa: F401
 
 _SPACE = "\u2581"  # SentencePiece's own sign for a space
 _AROUND = re.compile(f"[{_SPACE}\udc80-\udcff]+")
@@ -69,12 +70,8 @@ def _advice(message: str, vocab_size: int) -> str:
   return f"SentencePiece could not train: {message}"
 
 
-class Tokenizer:
-  """A trained model. Text is str (bytes that are not UTF-8 as surrogate escapes) or bytes.
-
-  size: number of ids; bos, eos: ids of the two control tokens; digest: sha256 of the model file;
-  token_bytes: int32 [size], bytes of text each id stands for, 0 for control tokens.
-  """
+class Tokenizer(Pieces):
+  """A trained model."""
 
   def __init__(self, path: str | Path):
     """ValueError if the file is missing, no SentencePiece model, or one that loses text."""
@@ -90,11 +87,8 @@ class Tokenizer:
     if self._model is None:
       raise ValueError(f"{path} is not a SentencePiece model, or is damaged; delete its folder and "
                        "rebuild it")
-    self.size = self._model.get_piece_size()
-    self.bos, self.eos = self._model.bos_id(), self._model.eos_id()
-    self.digest = hashlib.sha256(proto).hexdigest()
-    self._bytes = [self._bytes_of(i) for i in range(self.size)]
-    self.token_bytes = np.array([len(b) for b in self._bytes], np.int32)
+    super().__init__([self._bytes_of(i) for i in range(self._model.get_piece_size())],
+                     self._model.bos_id(), self._model.eos_id(), hashlib.sha256(proto).hexdigest())
     self._byte_ids = [self._model.piece_to_id(f"<0x{b:02X}>") for b in range(256)]
     if min(self.bos, self.eos) < 0 or self.decode(self.encode(_PROBE)) != _PROBE:
       raise ValueError(f"{path} does not keep text as it is; train it with "
@@ -107,23 +101,13 @@ class Tokenizer:
     return (bytes([int(piece[1:-1], 16)]) if self._model.is_byte(token)
             else piece.replace(_SPACE, " ").encode())
 
-  def encode(self, text: str | bytes) -> list[int]:
-    """Ids of the text, without bos and eos. ValueError on a surrogate that escapes no byte."""
-    return self.encode_batch([text])[0]
-
   def encode_batch(self, texts: Sequence[str | bytes]) -> list[list[int]]:
     """As `encode` for each text, on all cores."""
     # plain: the parts SentencePiece may see; around: per text, the bytes between them
     plain, around = [], []
-    for text in texts:
-      if isinstance(text, bytes):
-        text = text.decode("utf-8", "surrogateescape")
-      try:
-        around.append([part.encode("utf-8", "surrogateescape") for part in _AROUND.findall(text)])
-        plain.extend(part.encode() for part in _AROUND.split(text))
-      except UnicodeEncodeError as error:
-        raise ValueError(f"text is not Unicode: lone surrogate at character {error.start}; "
-                         "decode bytes with errors='surrogateescape'") from None
+    for text in map(escaped, texts):
+      around.append([part.encode("utf-8", "surrogateescape") for part in _AROUND.findall(text)])
+      plain.extend(part.encode() for part in _AROUND.split(text))
     encoded = iter(self._model.encode(plain, num_threads=os.cpu_count()))
     batch = []
     for gaps in around:
@@ -134,35 +118,17 @@ class Tokenizer:
       batch.append(ids)
     return batch
 
-  def decode_bytes(self, ids: Iterable[int]) -> bytes:
-    """The bytes the ids stand for. Raises ValueError on an id outside the vocabulary."""
-    return b"".join(map(self._piece, ids))
 
-  def decode(self, ids: Iterable[int], errors: str = "surrogateescape") -> str:
-    """The text; bytes not UTF-8 become surrogate escapes, or U+FFFD with errors="replace"."""
-    return self.decode_bytes(ids).decode("utf-8", errors)
-
-  def _piece(self, token: int) -> bytes:
-    if not 0 <= token < self.size:
-      raise ValueError(f"token {token} is not in the vocabulary of {self.size}; is this the data's "
-                       "tokenizer?")
-    return self._bytes[token]
+FILES = {"tokenizer.model": Tokenizer, BYTE_PAIRS: BytePairs}  # by their names in a run's folder
 
 
-class StreamDecoder:
-  """Text while it is generated: a character whose bytes are not all there yet is held back.
+def find(folder: str | Path) -> Path:
+  """The tokenizer's file in a run's or data folder; of SentencePiece's name if there is none."""
+  found = [path for name in FILES if (path := Path(folder) / name).is_file()]
+  return found[0] if found else Path(folder) / "tokenizer.model"
 
-  The strings `push` and `flush` return add up to `tokenizer.decode(ids, errors)`.
-  """
 
-  def __init__(self, tokenizer: Tokenizer, errors: str = "replace"):
-    self._tokenizer = tokenizer
-    self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
-
-  def push(self, token: int) -> str:
-    """The text that one more id completes, often none."""
-    return self._decoder.decode(self._tokenizer.decode_bytes([token]))
-
-  def flush(self) -> str:
-    """What was held back; the next push starts a new text."""
-    return self._decoder.decode(b"", final=True)
+def load(folder: str | Path) -> Pieces:
+  """The tokenizer in a folder. ValueError where there is none, or none that keeps text as it is."""
+  path = find(folder)
+  return FILES[path.name](path)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hope_jax.checkpoints import stored, weights
-from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.data import tokenizer
 
 
 def find(checkpoint: str | Path) -> tuple[Path, int | None]:
@@ -36,7 +36,7 @@ def load(checkpoint: str | Path):
   if meta["tokenizer"] == "none":
     raise ValueError(f"{workdir} was not trained on text and has no tokenizer: choose a run with "
                      "data.task=text")
-  tokenizer = Tokenizer(workdir / "tokenizer.model")
-  stored.check_tokenizer(meta, tokenizer.digest)
+  words = tokenizer.load(workdir)
+  stored.check_tokenizer(meta, words.digest)
   params, config, meta = weights.load(steps, step=step)
-  return as_trained(config, meta["step"]), params, tokenizer
+  return as_trained(config, meta["step"]), params, words

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hope_jax.data import files
 from hope_jax.memory import level, level_write, teach_signal
 from hope_jax.model import axes, lm, mixers, plan, sharding, titan
 from hope_jax.model.layers import compute_dtype
@@ -68,6 +69,14 @@ def describe(strengths: dict[str, float]) -> str:
   """What `shares` has to say, if not everything is written at its full strength."""
   weak = [f"{path} {share:.3g}" for path, share in strengths.items() if share < 1]
   return f"; of full strength, as trained: {', '.join(weak)}" if weak else ""
+
+
+def tell_long(config, tokens: int) -> None:
+  """Says once that a text is longer than what attention to all of it keeps."""
+  keeps = config.attention.context or config.data.seq
+  if "attention" in config.model.pattern and not config.attention.window and tokens > keeps:
+    files.tell(f"a text is longer than the {keeps:,} tokens that attention keeps "
+               "(attention.context): it is read all the same, each token sees so many before it")
 
 
 def probes(config, params, batch: int) -> dict:

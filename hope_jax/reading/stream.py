@@ -2,15 +2,15 @@
 
     config, params, tokenizer = opening.load("runs/smoke")
     stream = Stream(config, params, temperature=0.8, seed=1)
-    ids = [tokenizer.bos, *tokenizer.encode("import ")]
-    for token in stream.generate(ids, tokens=100, stop=tokenizer.eos): ...
+    ids = [*tokenizer.begin, *tokenizer.encode("import ")]
+    for token in stream.generate(ids, tokens=100, stop=tokenizer.stops): ...
 
 All that a model remembers of a text is its fast state: memories, or a ring buffer of keys and
 values. A token's random key is folded from the number of tokens before it, so a conversation that
 was saved goes on as if it had not stopped.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 import functools
 import math
 import operator
@@ -22,7 +22,7 @@ import numpy as np
 
 from hope_jax.model import lm
 from hope_jax.model.state import FastState
-from hope_jax.reading import conversation
+from hope_jax.reading import conversation, reader
 
 # tokens read in a call: powers of two, so few compilations; a call holds all its logits
 SHORTEST, LONGEST = 16, 2048
@@ -95,8 +95,11 @@ class Stream:
     """Tokens in the text so far."""
     return int(self.fast.count_B[0]) + len(self._unread) + (self.pending is not None)
 
-  def generate(self, ids: Sequence[int], tokens: int, stop: int | None = None) -> Iterator[int]:
-    """Reads `ids`, then writes up to `tokens` ids on demand; ends before `stop`, which is not read.
+  def generate(self, ids: Sequence[int], tokens: int,
+               stop: Collection[int] = ()) -> Iterator[int]:
+    """Reads `ids`, then writes up to `tokens` ids on demand; ends before one of `stop`, unread.
+
+    More ids than attention keeps are read in pieces: those too far back are forgotten.
 
     The caller may leave at any token and go on later, without ids as if it had not left. Raises
     ValueError at once.
@@ -106,12 +109,8 @@ class Stream:
     ids = self._known(ids)
     if not (ids or self._unread or self.pending is not None):
       raise ValueError("the prompt is empty: give some text with --prompt, or at least one token "
-                       "(tokenizer.bos)")
-    limit = lm.context_length(self.config)
-    if limit and len(ids) > limit:
-      raise ValueError(f"the prompt is {len(ids)} tokens long and attention sees {limit}: shorten "
-                       "it, or train with a longer attention.window (attention.context, if that is "
-                       "0); selfmod alone reads any length")
+                       "(tokenizer.begin)")
+    reader.tell_long(self.config, self.count + len(ids))
     return self._write(ids, tokens, stop)
 
   def _known(self, ids: Sequence[int]) -> list[int]:
@@ -135,7 +134,7 @@ class Stream:
     for written in range(tokens):
       if written:
         token, self.fast = self._step(self.params, token, 1, self.fast, self._key)
-      self.pending = None if token.item() == stop else token.item()
+      self.pending = None if token.item() in stop else token.item()
       if self.pending is None:
         return
       yield self.pending

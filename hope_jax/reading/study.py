@@ -138,6 +138,7 @@ def memorize(config, params, fast: FastState, texts: Sequence[Sequence[int]], *,
     if len(text) and not (0 <= min(text) and max(text) < vocab):
       raise ValueError(f"text {b} has a token outside the vocabulary of {vocab}: encode with the "
                        "run's tokenizer")
+  reader.tell_long(config, int(np.max(fast.count_B)) + max(map(len, texts)))
   chunks, rest = pieces(config, fast, texts, final or fast.held_BxC is None)
   read, outs = _program(lm.frozen(config), write), []
   for i in tqdm(range(len(chunks["tokens"])), unit="chunk", disable=not progress):

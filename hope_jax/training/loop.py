@@ -1,6 +1,6 @@
 """The training loop. Its order is a contract: evaluate, save, draw, step, log the step before.
 
-A workdir holds config.json, tokenizer.model, checkpoints/, metrics.jsonl, goodput.json and tb/.
+A workdir holds config.json, the tokenizer, checkpoints/, metrics.jsonl, goodput.json and tb/.
 Starting again in it resumes: same losses and parameters, bit for bit on a CPU, as if the run had
 not stopped.
 
@@ -27,6 +27,7 @@ import numpy as np
 from hope_jax import config as configs, versions
 from hope_jax.checkpoints import checkpoint, sidecar, stored
 from hope_jax.data import loader, tokenized
+from hope_jax.data.tokenizer import find as find_tokenizer
 from hope_jax.model import checks, lm, sharding
 from hope_jax.runtime import hosts, lock
 from hope_jax.runtime.goodput import Goodput
@@ -120,7 +121,8 @@ class _Run:
     if jax.process_index() == 0:
       (workdir / "config.json").write_text(self.meta["config"])
       if tokenizer:
-        sidecar.copy(tokenized.build(config) / "tokenizer.model", workdir / "tokenizer.model")
+        words = find_tokenizer(tokenized.build(config))
+        sidecar.copy(words, workdir / words.name)
     self.closed = {}  # steps since a gate of each memory opened
     self.train_step = steps.make_train_step(config, self.devices)
     self.eval_step = steps.make_eval_step(config, self.devices)
