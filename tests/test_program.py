@@ -64,7 +64,7 @@ def test_without_a_home_nothing_is_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("text, told", [
-    (None, "there is no such file; hope_jax brings configs/mid.py, configs/online.py"),
+    (None, "there is no such file; hope_jax brings .*configs/mid.py, configs/online.py"),
     ("x = 1", "AttributeError: module .* has no attribute 'get_config'"),
     ("def get_config(:", r"SyntaxError: invalid syntax \(own.py, line 1\)"),
     ("def get_config():\n  return 3", "get_config.. returned int: return base"),
