@@ -226,6 +226,7 @@ def test_generate_loads_an_imported_run(tmp_path):
   export.write(run, file)
   export.import_run(file, tmp_path / "in")
   read, loaded, words = opening.load(tmp_path / "in")
+  c.teach.at_evaluation = "step:2"  # the checkpoint's, also after a file
   assert read == c and words.digest == digest
   chex.assert_trees_all_equal(loaded, params)
 

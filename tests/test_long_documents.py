@@ -149,7 +149,7 @@ def test_with_memory_is_each_document_memorized(folder, whole):
   """Other documents of a batch change nothing; statistics are of its own chunks and --paths."""
   _, params, tok = opening.load(folder / "run")
   c = tiny(in_context=True, levels=LEVELS)
-  c.teach.paths = ("cms_slow",)
+  c.teach.paths, c.teach.at_evaluation = ("cms_slow",), "step:7"
   assert all(json.loads(config.to_json(c))[part] == whole["config"][part]
              for part in ("channel", "teach"))
   for row in (whole["rows"][0], whole["rows"][-1]):
