@@ -41,6 +41,9 @@ def tiny(name, titan="none", in_context=False):
   c.gated_deltanet.chunk = 8
   c.titan.update(dict(period=4, lr=0.02))
   c.teach.update(dict(chunk=8, clip=1.0))
+  c.titans.persistent = 2
+  if name in ("titans_mag", "titans_mal"):
+    c.attention.window = 6
   c.update_from_flattened_dict(FIELDS.get(name, {}))
   c.data.update(dict(task="recall", recall_pairs=2, recall_keys=6, seq=32, align=8, batch=2))
   checks.validate(c)

@@ -52,7 +52,7 @@ RANGES = (  # (least, most, fields): a number that is none of them may be any, o
                "train.keep", "gated_deltanet.chunk", "mamba.expand", "mamba.entries", "mamba.chunk",
                "titans.chunk", "m3.slow")),
     (1, 4, ("titans.depth",)),
-    (0, MOST, ("titans.remat_chunks", "m3.iterations",
+    (0, MOST, ("titans.remat_chunks", "titans.persistent", "m3.iterations",
                "attention.window", "attention.context", "attention.kv_heads", "attention.width",
                "selfmod.remat_chunks", "titan.warmup", "teach.warmup", "teach.decay_start",
                "teach.decay_duration", "optim.warmup", "data.recall_gap", "data.recall_fillers",

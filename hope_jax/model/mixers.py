@@ -10,6 +10,8 @@ TABLE = {
     "gated_deltanet": gated_deltanet.MIXER,  # the gated delta rule
     "mamba": mamba.MIXER,  # selective state space
     "titans_lmm": titans.LMM_MIXER,  # Titans' neural memory alone
+    "titans_mag": titans.MAG_MIXER,  # it gates attention
+    "titans_mal": titans.MAL_MIXER,  # it is a layer before attention
 }
 # sections of the configuration that some mixer reads
 SECTIONS = tuple(dict.fromkeys(section for name, mixer in TABLE.items()
