@@ -303,13 +303,17 @@ def head_width(config) -> int:
   return config.attention.width or config.model.dim // config.model.heads
 
 
+def rotary(config) -> Rotary:
+  """Of a configuration."""
+  return Rotary(*(config.attention[f"rope_{field}"] for field in Rotary._fields))
+
+
 def build(config, persistent: int = 0) -> Attention:
   """The module of a configuration."""
   m, a = config.model, config.attention
-  rotary = Rotary(*(a[f"rope_{field}"] for field in Rotary._fields))
-  return Attention(m.heads, kv_heads(config), head_width(config), m.layers, a.window, rotary,
-                   a.bias, m.norm_epsilon if a.qk_norm else None, compute_dtype(config),
-                   persistent, name="attention")
+  return Attention(m.heads, kv_heads(config), head_width(config), m.layers, a.window,
+                   rotary(config), a.bias, m.norm_epsilon if a.qk_norm else None,
+                   compute_dtype(config), persistent, name="attention")
 
 
 def context(config) -> int:

@@ -50,7 +50,7 @@ RANGES = (  # (least, most, fields): a number that is none of them may be any, o
                "data.batch", "data.tokenizer_chars", "optim.accumulate", "train.steps",
                "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every",
                "train.keep", "gated_deltanet.chunk", "mamba.expand", "mamba.entries", "mamba.chunk",
-               "titans.chunk", "m3.slow")),
+               "titans.chunk", "titans.segment", "m3.slow")),
     (1, 4, ("titans.depth",)),
     (0, MOST, ("titans.remat_chunks", "titans.persistent", "m3.iterations",
                "attention.window", "attention.context", "attention.kv_heads", "attention.width",

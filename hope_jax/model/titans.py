@@ -47,6 +47,20 @@ def shapes(config) -> dict:
   return layers | ({"gain": (width,)} if own.residual else {})
 
 
+def initial(module: nn.Module, config) -> dict:
+  """The memories' initial weights, parameters of a module: (H, ...)."""
+  def init(name, shape):
+    return nn.initializers.zeros if name == "gain" else nn.initializers.normal(shape[-1] ** -0.5)
+  return {name: module.param(name, init(name, shape), (config.model.heads, *shape))
+          for name, shape in shapes(config).items()}
+
+
+def moved(weights: dict, start: dict):
+  """How far the memories (B, H, ...) are from there: the mean of their distances."""
+  squares = [jnp.sum(jnp.square(weights[name] - w), range(2, w.ndim)) for name, w in start.items()]
+  return jax.lax.stop_gradient(jnp.mean(jnp.sqrt(sum(squares))))
+
+
 def gates(config, raw_NxBxHxS, writes_BxHxS) -> dict:
   """step, momentum and forget, (B, H, S), of gates before their sigmoid; padding writes nothing."""
   own, (step, momentum, forget) = config.titans, jax.nn.sigmoid(raw_NxBxHxS)
@@ -68,9 +82,7 @@ class Memory(nn.Module):
   def __call__(self, inputs, raw_NxBxHxS, state: dict | None, layout: Layout, may_write=True):
     own, (q, k, v) = self.config.titans, inputs
     batch, heads, width, total = q.shape
-    params = {name: self.param(name, nn.initializers.normal(shape[-1] ** -0.5)
-                               if name != "gain" else nn.initializers.zeros, (heads, *shape))
-              for name, shape in shapes(self.config).items()}
+    params = initial(self, self.config)
     valid = layout.valid_BxS[:, None]
     position = layout.position_BxS[:, None]
     def of_all(a_Bx1xS):
@@ -86,10 +98,7 @@ class Memory(nn.Module):
     # a copy of the initial weights for each stream: their gradient is summed over streams once
     copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (batch, *p.shape)), params)
     memory, y = jax.vmap(jax.vmap(run))(copies, state, token)
-    squares = [jnp.sum(jnp.square(memory["run"][name] - w), range(2, w.ndim))
-               for name, w in copies.items()]
-    moved = jnp.mean(jnp.sqrt(sum(squares)))
-    return y, memory, {f"moved/{self.name_of_notes}": jax.lax.stop_gradient(moved)}
+    return y, memory, {f"moved/{self.name_of_notes}": moved(memory["run"], copies)}
 
 
 class LMM(nn.Module):
