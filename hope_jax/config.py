@@ -27,6 +27,9 @@ PRESETS = {
     "gru": dict(pattern=("gru",), titan="none"),
     "gated_deltanet": dict(pattern=("gated_deltanet",), titan="none"),
     "titans_lmm": dict(pattern=("titans_lmm",), titan="none"),
+    "titans_mac": dict(pattern=("titans_mac",), titan="none"),
+    "titans_mag": dict(pattern=("titans_mag",), titan="none"),  # with an attention.window
+    "titans_mal": dict(pattern=("titans_mal",), titan="none"),  # with an attention.window
     "samba": dict(pattern=("mamba", "attention"), titan="none"),  # with an attention.window
 }
 
@@ -125,7 +128,9 @@ def base() -> ConfigDict:
   c.titans.step = 0.1  # largest step of a write
   c.titans.momentum = True  # learned, of the gradients; off: none
   c.titans.forget = True  # learned; off: nothing is forgotten
-  c.titans.output_gate = True
+  c.titans.output_gate = True  # of titans_lmm
+  c.titans.segment = 128  # titans_mac: tokens that attention sees, a segment after the other
+  c.titans.persistent = 4  # learned tokens that attention always sees, beside or after a memory
   c.titans.remat_chunks = 4  # recompute the backward pass in groups of n chunks; 0: store all
 
   c.selfmod = ConfigDict()  # NL Eq. 83-93

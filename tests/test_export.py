@@ -36,6 +36,8 @@ MODELS = {  # every kind, and every option that adds or changes a parameter
                  "model.tied": False, "channel.kind": "swiglu", "channel.bias": True},
     "gated_deltanet": {"model.pattern": ("gated_deltanet",)},
     "samba": {"model.pattern": ("mamba", "attention"), "attention.window": 16},
+    "titans_mac": {"model.pattern": ("titans_mac",)},
+    "titans_mag": {"model.pattern": ("titans_mag", "titans_mal"), "titans.residual": False},
     "titans_lmm": {"model.pattern": ("titans_lmm",), "titans.depth": 3},
     "titan_hybrid": {"model.pattern": ("attention",), "model.titan": "plain",
                      "channel.kind": "swiglu"},

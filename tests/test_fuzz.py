@@ -70,6 +70,7 @@ def edge(rng, field, value):
 def tiny(kind):
   c = config.base()
   c.model.update(dict(config.PRESETS[kind], dim=8, layers=2, heads=2, vocab=33))
+  c.titans.segment = 8
   c.selfmod.chunk_generators = c.selfmod.chunk_memory = c.teach.chunk = c.titans.chunk = 4
   c.channel.levels = (config.Level("fast", 4), config.Level("slow", 8))
   c.channel.kind = "swiglu" if kind in ("transformer", "gru") else "cms"

@@ -20,6 +20,7 @@ VOCAB, TOKENS = 14, 21
 CLOSE = dict(atol=3e-5, rtol=1e-4)
 PATTERNS = {name: (name,) for name in mixers.TABLE} | {
     "mixed": ("attention", "selfmod", "gru"), "imported": ("attention",)}
+LONG = ("attention", "mixed", "titans_mac", "titans_mag", "titans_mal")  # to compile
 # what the models of others have (pretrained.py)
 FIELDS = {"imported": {
     "model.heads": 4, "model.tied": False, "model.norm_epsilon": 1e-3, "attention.kv_heads": 2,
@@ -41,6 +42,9 @@ def tiny(name, titan="none", in_context=False):
   c.gated_deltanet.chunk = 8
   c.titan.update(dict(period=4, lr=0.02))
   c.teach.update(dict(chunk=8, clip=1.0))
+  c.titans.update(dict(persistent=2, segment=8, step=0.03))
+  if name in ("titans_mag", "titans_mal"):
+    c.attention.window = 6
   c.update_from_flattened_dict(FIELDS.get(name, {}))
   c.data.update(dict(task="recall", recall_pairs=2, recall_keys=6, seq=32, align=8, batch=2))
   checks.validate(c)
@@ -128,7 +132,7 @@ def test_it_trains_generates_is_exported_placed_and_counted(name):
 
 @pytest.mark.parametrize("name",
                          [pytest.param(name, marks=pytest.mark.slow)
-                          if name in ("attention", "mixed") else name for name in PATTERNS])
+                          if name in LONG else name for name in PATTERNS])
 def test_a_titan_memory_and_levels_write_beside_any_mixer(name):
   """In pieces as at once, and each memory acts."""
   c = tiny(name, titan="modified", in_context=True)

@@ -158,7 +158,8 @@ def run(params: dict, state: dict | None, token: Token, *, size: int, remat: int
 
   def step(state, xs):
     token, own = xs
-    new, y_DxC = chunk(begin(initial, state, token, aligned), token, own)
+    boundary = None if aligned else token.boundary_T[0]
+    new, y_DxC = chunk(begin(initial, state, token.first_T[0], boundary), token, own)
     return {part: new[part] for part in state}, y_DxC
 
   size = 1 if one else size
@@ -166,11 +167,13 @@ def run(params: dict, state: dict | None, token: Token, *, size: int, remat: int
                      size, remat)
 
 
-def begin(initial: dict, state: dict, token: Token, aligned: bool) -> dict:
-  """The state that a chunk reads: initial where a document begins; at a boundary, as written."""
-  state = jax.tree.map(lambda s, n: jnp.where(token.first_T[0], n, s), state, initial)
-  if aligned:
+def begin(initial: dict, state: dict, first, boundary=None) -> dict:
+  """The state that a chunk reads: initial where a document begins; at a boundary, as written.
+
+  boundary: None: every chunk starts on one, and the state does not hold what is read.
+  """
+  state = jax.tree.map(lambda s, n: jnp.where(first, n, s), state, initial)
+  if boundary is None:
     return state | {"start": state["run"]}
-  start = jax.tree.map(lambda s, n: jnp.where(token.boundary_T[0], n, s), state["start"],
-                       state["run"])
+  start = jax.tree.map(lambda s, n: jnp.where(boundary, n, s), state["start"], state["run"])
   return state | {"start": start}

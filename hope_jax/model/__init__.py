@@ -14,6 +14,7 @@
     gated_deltanet   the gated delta rule
     mamba            selective state space
     titans           Titans' neural memory
+    titans_mac       its answers as context of attention
     mlp              gated MLP
     cms              continuum memory system
     titan            the Titan memory of the hybrids and its self-modifier

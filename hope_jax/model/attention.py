@@ -72,9 +72,22 @@ def rotate(x_BxSxHxK, position_BxS, rotary: Rotary):
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxSxHxK.dtype)
 
 
-def attend(q_BxSxHxK, k_BxLxHxK, v_BxLxHxK, mask_BxSxL):
-  """Softmax attention over the allowed keys; a query with none reads a mean that nobody uses."""
+def attend(q_BxSxHxK, k_BxLxHxK, v_BxLxHxK, mask_BxSxL, always=()):
+  """Softmax attention over the allowed keys; a query with none reads a mean that nobody uses.
+
+  always: (k, v), each (P, H, K), that every query sees besides.
+  """
+  if always:
+    k_BxLxHxK, v_BxLxHxK = (
+        jnp.concatenate([jnp.broadcast_to(first, (len(own), *first.shape)), own], 1)
+        for first, own in zip(always, (k_BxLxHxK, v_BxLxHxK)))
+    mask_BxSxL = _with_always(mask_BxSxL, len(always[0]))
   return jax.nn.dot_product_attention(q_BxSxHxK, k_BxLxHxK, v_BxLxHxK, mask=mask_BxSxL[:, None])
+
+
+def _with_always(mask_BxSxL, count: int):
+  """The mask with so many keys before it, which all may see."""
+  return jnp.pad(mask_BxSxL, ((0, 0), (0, 0), (count, 0)), constant_values=True)
 
 
 @jax.custom_vjp
@@ -124,7 +137,7 @@ def _after_backward(saved, grad):
 attend_after.defvjp(_after_forward, _after_backward)
 
 
-def attend_banded(q_BxSxHxK, k_BxSxHxK, v_BxSxHxK, layout: Layout, window: int):
+def attend_banded(q_BxSxHxK, k_BxSxHxK, v_BxSxHxK, layout: Layout, window: int, always=()):
   """Sliding window without a cache in O(S * window): blocks see themselves and the one before.
 
   A block has `window` slots. A document's tokens lie in slots next to each other (lm.chunk_grid):
@@ -145,7 +158,7 @@ def attend_banded(q_BxSxHxK, k_BxSxHxK, v_BxSxHxK, layout: Layout, window: int):
 
   mask = visible(split(layout.position_BxS), split(layout.document_BxS), pair(layout.position_BxS),
                  pair(layout.document_BxS), pair(layout.valid_BxS, False), window)
-  out = attend(split(q_BxSxHxK), pair(k_BxSxHxK), pair(v_BxSxHxK), mask)
+  out = attend(split(q_BxSxHxK), pair(k_BxSxHxK), pair(v_BxSxHxK), mask, always)
   return out.reshape(batch, blocks * window, *out.shape[2:])[:, :total]
 
 
@@ -218,24 +231,30 @@ class Attention(nn.Module):
   bias: str
   norm_epsilon: float | None  # None: queries and keys are not normalised
   dtype: Any
+  persistent: int = 0  # learned tokens of no position, which every token sees
 
   @nn.compact
   def __call__(self, x_BxSxD, state: Cache | None, layout: Layout, may_write=True):
     batch, total, dim = x_BxSxD.shape
     cache = state or empty_cache(batch, 0, self.kv_heads, self.width, self.dtype)
-    q, k, v = Heads(self.heads, self.kv_heads, self.width, self.bias != "none", self.dtype,
-                    name="qkv")(x_BxSxD)
+    heads = Heads(self.heads, self.kv_heads, self.width, self.bias != "none", self.dtype,
+                  name="qkv")
+    q, k, v = heads(x_BxSxD)
+    k_norm = None
     if self.norm_epsilon is not None:
       q = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, name="q_norm")(q)
-      k = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, name="k_norm")(k)
+      k_norm = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, name="k_norm")
+      k = k_norm(k)
+    always = self.persistent_keys(heads, k_norm, dim) if self.persistent else ()
     q, k = (rotate(a, layout.position_BxS, self.rotary) for a in (q, k))
 
     length, shared = cache.position_BxW.shape[1], self.heads // self.kv_heads
     if not length and shared > 1:
       k, v = (jnp.repeat(a, shared, 2) for a in (k, v))
+      always = tuple(jnp.repeat(a, shared, 1) for a in always)
     if not length and 0 < 2 * self.window < total:
-      y = attend_banded(q, k, v, layout, self.window)
-    elif not length and total > BLOCK:
+      y = attend_banded(q, k, v, layout, self.window, always)
+    elif not length and not always and total > BLOCK:
       y = blockwise.attend(q, k, v, layout, self.window, BLOCK)
     else:
       # with a cache, what is cached can be seen: cutting a document differently changes nothing
@@ -246,15 +265,26 @@ class Attention(nn.Module):
                      length or self.window)
       if length:
         q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-        y = attend_after(grouped(q, self.kv_heads), cache.key_BxHxWxK.astype(k.dtype),
-                         cache.value_BxHxWxK.astype(v.dtype), k, v,
+        past = cache.key_BxHxWxK.astype(k.dtype), cache.value_BxHxWxK.astype(v.dtype)
+        if always:
+          past = (jnp.concatenate([jnp.broadcast_to(first.swapaxes(0, 1), (
+              batch, self.kv_heads, self.persistent, self.width)), own], 2)
+                  for first, own in zip(always, past))
+          mask = _with_always(mask, self.persistent)
+        y = attend_after(grouped(q, self.kv_heads), *past, k, v,
                          jnp.tile(mask, (1, shared, 1))).reshape(q.shape).swapaxes(1, 2)
         cache = store(cache, k, v, layout)
       else:
-        y = attend(q, k, v, mask)
+        y = attend(q, k, v, mask, always)
     out = nn.Dense(dim, use_bias=self.bias == "all", dtype=self.dtype, name="out",
                    kernel_init=scaled_normal(self.heads * self.width, 2 * self.layers))
     return out(y.reshape(batch, total, -1)), cache if state else None, {}
+
+  def persistent_keys(self, heads, k_norm, dim: int):
+    """(k, v) of the persistent tokens, each (P, G, K), or (P, H, K) where keys are not cached."""
+    tokens_PxD = self.param("persistent", nn.initializers.normal(1.0), (self.persistent, dim))
+    _, k, v = heads(tokens_PxD[None])
+    return (k if k_norm is None else k_norm(k))[0], v[0]
 
 
 def kv_heads(config) -> int:
@@ -267,13 +297,17 @@ def head_width(config) -> int:
   return config.attention.width or config.model.dim // config.model.heads
 
 
-def build(config) -> Attention:
+def rotary(config) -> Rotary:
+  """Of a configuration."""
+  return Rotary(*(config.attention[f"rope_{field}"] for field in Rotary._fields))
+
+
+def build(config, persistent: int = 0) -> Attention:
   """The module of a configuration."""
   m, a = config.model, config.attention
-  rotary = Rotary(*(a[f"rope_{field}"] for field in Rotary._fields))
-  return Attention(m.heads, kv_heads(config), head_width(config), m.layers, a.window, rotary,
-                   a.bias, m.norm_epsilon if a.qk_norm else None, compute_dtype(config),
-                   name="attention")
+  return Attention(m.heads, kv_heads(config), head_width(config), m.layers, a.window,
+                   rotary(config), a.bias, m.norm_epsilon if a.qk_norm else None,
+                   compute_dtype(config), persistent, name="attention")
 
 
 def context(config) -> int:

@@ -1,6 +1,6 @@
 """The table of token mixers that model.pattern may name, a line each (contract.py: the record)."""
 
-from hope_jax.model import attention, gated_deltanet, gru, mamba, selfmod, titans
+from hope_jax.model import attention, gated_deltanet, gru, mamba, selfmod, titans, titans_mac
 from hope_jax.model.contract import Mixer, complete
 
 TABLE = {
@@ -10,6 +10,9 @@ TABLE = {
     "gated_deltanet": gated_deltanet.MIXER,  # the gated delta rule
     "mamba": mamba.MIXER,  # selective state space
     "titans_lmm": titans.LMM_MIXER,  # Titans' neural memory alone
+    "titans_mac": titans_mac.MIXER,  # its answers are context of attention
+    "titans_mag": titans.MAG_MIXER,  # it gates attention
+    "titans_mal": titans.MAL_MIXER,  # it is a layer before attention
 }
 # sections of the configuration that some mixer reads
 SECTIONS = tuple(dict.fromkeys(section for name, mixer in TABLE.items()

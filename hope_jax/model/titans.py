@@ -2,6 +2,9 @@
 forgetting that the token decides.
 
     titans_lmm    the memory alone is the token mixer
+    titans_mag    the memory gates attention to a window: both read the same
+    titans_mal    the memory is a layer before attention to a window
+    titans_mac    what the memory answers is context of attention to a segment (titans_mac.py)
 
 Queries, keys and values come out of short convolutions; entries of queries and keys have a mean
 square of 1, and the loss of a write is a mean over the width, so that a step means the same at any.
@@ -19,7 +22,7 @@ import jax.numpy as jnp
 from hope_jax.memory import neural_memory
 from hope_jax.memory.neural_memory import Token
 from hope_jax.memory.write_rule import unit
-from hope_jax.model import projections
+from hope_jax.model import attention, projections
 from hope_jax.model.contract import Mixer, Parameter
 from hope_jax.model.layers import CONV, compute_dtype
 from hope_jax.model.slots import Layout
@@ -44,6 +47,20 @@ def shapes(config) -> dict:
   return layers | ({"gain": (width,)} if own.residual else {})
 
 
+def initial(module: nn.Module, config) -> dict:
+  """The memories' initial weights, parameters of a module: (H, ...)."""
+  def init(name, shape):
+    return nn.initializers.zeros if name == "gain" else nn.initializers.normal(shape[-1] ** -0.5)
+  return {name: module.param(name, init(name, shape), (config.model.heads, *shape))
+          for name, shape in shapes(config).items()}
+
+
+def moved(weights: dict, start: dict):
+  """How far the memories (B, H, ...) are from there: the mean of their distances."""
+  squares = [jnp.sum(jnp.square(weights[name] - w), range(2, w.ndim)) for name, w in start.items()]
+  return jax.lax.stop_gradient(jnp.mean(jnp.sqrt(sum(squares))))
+
+
 def gates(config, raw_NxBxHxS, writes_BxHxS) -> dict:
   """step, momentum and forget, (B, H, S), of gates before their sigmoid; padding writes nothing."""
   own, (step, momentum, forget) = config.titans, jax.nn.sigmoid(raw_NxBxHxS)
@@ -65,9 +82,7 @@ class Memory(nn.Module):
   def __call__(self, inputs, raw_NxBxHxS, state: dict | None, layout: Layout, may_write=True):
     own, (q, k, v) = self.config.titans, inputs
     batch, heads, width, total = q.shape
-    params = {name: self.param(name, nn.initializers.normal(shape[-1] ** -0.5)
-                               if name != "gain" else nn.initializers.zeros, (heads, *shape))
-              for name, shape in shapes(self.config).items()}
+    params = initial(self, self.config)
     valid = layout.valid_BxS[:, None]
     position = layout.position_BxS[:, None]
     def of_all(a_Bx1xS):
@@ -83,15 +98,14 @@ class Memory(nn.Module):
     # a copy of the initial weights for each stream: their gradient is summed over streams once
     copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (batch, *p.shape)), params)
     memory, y = jax.vmap(jax.vmap(run))(copies, state, token)
-    squares = [jnp.sum(jnp.square(memory["run"][name] - w), range(2, w.ndim))
-               for name, w in copies.items()]
-    moved = jnp.mean(jnp.sqrt(sum(squares)))
-    return y, memory, {f"moved/{self.name_of_notes}": jax.lax.stop_gradient(moved)}
+    return y, memory, {f"moved/{self.name_of_notes}": moved(memory["run"], copies)}
 
 
 class LMM(nn.Module):
   """(x, state, layout, may_write) -> (y, state, notes)."""
   config: Any
+  gate: bool = True  # of the output, where it is configured
+  mixer: str = "titans_lmm"
 
   @nn.compact
   def __call__(self, x_BxSxD, state, layout: Layout, may_write=True):
@@ -99,10 +113,10 @@ class LMM(nn.Module):
     inputs, tail = projections.Inputs(m.heads, dtype, name="inputs")(
         x_BxSxD, state.conv_Bx3xN if state else None, layout)
     raw = projections.Gates(m.heads, tuple(GATES.values()), dtype, name="gates")(x_BxSxD)
-    y, memory, notes = Memory(self.config, "titans_lmm", name="memory")(
+    y, memory, notes = Memory(self.config, self.mixer, name="memory")(
         inputs, raw, state.memory if state else None, layout, may_write)
-    y = projections.Output(m.layers, self.config.titans.output_gate, dtype, name="output")(
-        y, x_BxSxD)
+    gate = self.gate and self.config.titans.output_gate
+    y = projections.Output(m.layers, gate, dtype, name="output")(y, x_BxSxD)
     return y, State(memory, tail) if state else None, notes
 
 
@@ -131,6 +145,55 @@ def check(config) -> None:
                      f"to {m.heads / m.dim:.3g} or more")
 
 
+@struct.dataclass
+class Hybrid:
+  """What streams keep of a memory and of attention."""
+  memory: State
+  cache: attention.Cache
+
+
+class WithAttention(nn.Module):
+  """A memory and attention with persistent tokens; (x, state, layout, may_write) -> the same.
+
+  The paper also lets the memory read the persistent tokens: what it would learn of them is the same
+  for every document, and so part of its initial weights.
+  """
+  config: Any
+  layered: bool  # titans_mal, else titans_mag
+
+  @nn.compact
+  def __call__(self, x_BxSxD, state, layout: Layout, may_write=True):
+    c = self.config
+    memory = LMM(c, False, "titans_mal" if self.layered else "titans_mag", name="lmm")
+    attend = attention.build(c, c.titans.persistent)
+    def norm(name, y):
+      return nn.RMSNorm(c.model.norm_epsilon, dtype=compute_dtype(c), name=name)(y)
+    own, cache = (state.memory, state.cache) if state else (None, None)
+    answer, own, notes = memory(x_BxSxD, own, layout, may_write)
+    if self.layered:
+      y, cache, _ = attend(norm("memory_norm", answer), cache, layout)
+    else:
+      y, cache, _ = attend(x_BxSxD, cache, layout)
+      y = norm("attention_norm", y) * nn.sigmoid(norm("memory_norm", answer))
+    return y, Hybrid(own, cache) if state else None, notes
+
+
+def fresh_hybrid(config, batch: int) -> Hybrid:
+  """Of streams that have read nothing."""
+  return Hybrid(fresh(config, batch), attention.fresh(config, batch))
+
+
+def check_hybrid(config) -> None:
+  """ValueError as for each part."""
+  check(config)
+  attention.check(config)
+
+
+def below(path: str, rows) -> tuple[Parameter, ...]:
+  """The rows of a module that is part of another."""
+  return tuple(row._replace(path=f"{path}/{row.path}") for row in rows)
+
+
 WEIGHTS = (
     Parameter(r"memory/w_(\d)", ("heads", None, "model"), "matrix", r"titans.memory.w_\1"),
     Parameter(r"memory/gain", (), "vector", r"titans.memory.gain"))
@@ -139,3 +202,15 @@ LMM_MIXER = Mixer(
     context=lambda config: 0, grid=lambda config: config.titans.chunk, check=check, writes=True,
     parameters=(*projections.parameters("titans"), *WEIGHTS),
     state_axes=((r"memory/.*", ("heads",)), (r".*", ())), sections=("titans",))
+MAG_MIXER = LMM_MIXER._replace(
+    build=lambda config: WithAttention(config, False, name="titans_mag"), fresh=fresh_hybrid,
+    forget=lambda state: state.replace(cache=attention.emptied(state.cache)),
+    context=attention.context, check=check_hybrid, sections=("titans", "attention"),
+    parameters=(
+        *below("lmm", LMM_MIXER.parameters), *below("attention", attention.MIXER.parameters),
+        Parameter(r"attention/persistent", (), "vector", r"self_attn.persistent.weight"),
+        Parameter(r"(attention|memory)_norm/scale", (), "vector", r"titans.\1_norm.weight")),
+    state_axes=((r"memory/memory/.*", ("heads",)),
+                (r"cache/(key|value)_BxHxWxK", ("heads",)), (r".*", ())))
+MAL_MIXER = MAG_MIXER._replace(
+    build=lambda config: WithAttention(config, True, name="titans_mal"))
