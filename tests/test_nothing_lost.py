@@ -214,6 +214,27 @@ def test_what_a_killed_data_build_left_is_cleaned_and_what_another_builds_is_not
   assert sorted(path.name for path in tmp_path.glob(".data*")) == [other.name]
 
 
+def test_of_two_builders_the_second_waits_and_takes_the_first_ones_folder(tmp_path, monkeypatch,
+                                                                          capsys):
+  c, write, built = small(tmp_path), tokenized._write, []
+
+  def slow(partial, config):
+    built.append(partial)
+    time.sleep(0.5)
+    write(partial, config)
+
+  monkeypatch.setattr(tokenized, "_write", slow)
+  both = [threading.Thread(target=tokenized.build, args=(c,)) for _ in range(2)]
+  for each in both:
+    each.start()
+  for each in both:
+    each.join()
+  assert len(built) == 1 and not list(tmp_path.glob(".data*"))
+  said = capsys.readouterr().err
+  assert f"waiting: {tmp_path / 'data'} is in use by process {os.getpid()} on " in said
+  assert tokenized.build(c, verify=True) == tmp_path / "data"
+
+
 def test_a_saver_waits_for_another(tmp_path):
   taken = threading.Event()
 

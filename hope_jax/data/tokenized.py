@@ -28,13 +28,14 @@ from hope_jax.data.tokenizer import find, load, train as train_tokenizer
 from hope_jax.data.windows import Windows
 from hope_jax.runtime import lock
 
+PATIENCE = 24 * 3600  # seconds to wait for another process that builds the same folder
 _FORMAT = 1
 _LONG_LINE = 4096  # characters that are drawn for the tokenizer at once
 _BATCH_CHARS = 4_000_000  # tokenised at a time
 
 
 def build(config: ConfigDict, verify: bool = False) -> Path:
-  """The data folder, built if it is missing, else checked.
+  """The data folder, built if it is missing, else checked. Waits for another that builds it.
 
   Checked are config, tokenizer digest and file sizes; all bytes if `verify`. Raises ValueError,
   naming the fix, when the folder does not fit the config or is damaged.
@@ -44,7 +45,15 @@ def build(config: ConfigDict, verify: bool = False) -> Path:
   if folder.exists():
     _check(folder, config, verify)
     return folder
-  folder.parent.mkdir(parents=True, exist_ok=True)
+  with lock.held(folder.with_name(f".{folder.name}.lock"), "another data.dir", PATIENCE):
+    if folder.exists():  # another process has just built it
+      _check(folder, config, verify)
+    else:
+      _build(folder, config)
+  return folder
+
+
+def _build(folder: Path, config: ConfigDict) -> None:
   for dead in folder.parent.glob(f".{folder.name}.*-build"):
     if not lock.is_held(f"{dead}.lock"):
       shutil.rmtree(dead, ignore_errors=True)
@@ -56,7 +65,6 @@ def build(config: ConfigDict, verify: bool = False) -> Path:
       _publish(partial, folder, config)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
-  return folder
 
 
 def _publish(partial: Path, folder: Path, config: ConfigDict) -> None:

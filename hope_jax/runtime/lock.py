@@ -23,18 +23,21 @@ from typing import TextIO
 @contextlib.contextmanager
 def held(path: str | Path, fix: str, patience: float = 0) -> Iterator[None]:
   """Holds the lock of a file. BlockingIOError, saying who holds it and the `fix`, if another does
-  for longer than `patience` seconds.
+  for longer than `patience` seconds; that it waits is said.
 
   Where the file system has no locks, nothing is held.
   """
-  end = time.monotonic() + patience
+  end, said = time.monotonic() + patience, False
   while True:
     try:
       file = _open(Path(path), fix)
       break
-    except BlockingIOError:
+    except BlockingIOError as error:
       if time.monotonic() >= end:
         raise
+      if not said:
+        print(f"waiting: {error}", file=sys.stderr, flush=True)
+      said = True
       time.sleep(0.1)
   try:
     yield
@@ -67,7 +70,8 @@ def _open(path: Path, fix: str) -> TextIO:
       file.seek(0)
       owner = file.read().strip() or "another process"
       file.close()
-      raise BlockingIOError(f"{path.parent} is in use by {owner}: wait for its end, or choose {fix}"
+      locked = path.parent if path.name == ".lock" else path.with_name(path.name[1:-len(".lock")])
+      raise BlockingIOError(f"{locked} is in use by {owner}: wait for its end, or choose {fix}"
                             ) from None
     except OSError:  # no locks here
       return file
