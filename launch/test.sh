@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All tests, in an environment of their own. Fast ones alone: bash launch/test.sh -m 'not slow'
+# The tests, in an environment of their own. Fast ones alone: -m 'not slow and not nightly';
+# every case of every law: -m ''
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh

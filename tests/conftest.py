@@ -27,6 +27,8 @@ from tests import small_data
 def pytest_configure(config):
   config.addinivalue_line("markers", "slow: one of the longest; leave out with -m 'not slow': "
                                      "three minutes on two cores")
+  config.addinivalue_line("markers", "nightly: another case of a slow law that CI tests in part; "
+                                     "with -m '' all run")
 
 
 @pytest.fixture

@@ -76,7 +76,8 @@ def whole_state(params):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["hope_hybrid", "hope_selfmod"])
+@pytest.mark.parametrize("kind", ["hope_hybrid",
+                                  pytest.param("hope_selfmod", marks=pytest.mark.nightly)])
 def test_saved_by_one_device_restored_by_eight_and_back(kind, tmp_path):
   c, params, _ = tiny(kind)
   state = whole_state(params)

@@ -109,7 +109,7 @@ def test_local_trains_as_one_process_and_the_first_writes(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [0, 1])
+@pytest.mark.parametrize("told", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_a_signal_to_one_process_stops_all_at_the_same_step(run, tmp_path, told):
   _, flags = run
   both = two("-m", "hope_jax.launch", *flags, *ENDLESS)
@@ -127,7 +127,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(run, tmp_path, told)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_a_process_that_is_killed_ends_the_other(run, killed):
   both = local(*run[1], *ENDLESS)
   until_step(both)

@@ -127,8 +127,10 @@ def loop(kind, chunk, params, text):
   return np.array(nats), difference(weights, base), updates, fast
 
 
-@pytest.mark.parametrize("chunk", [1, 8])
-@pytest.mark.parametrize("kind", ["hope_hybrid", "hope_attention", "hope_selfmod", "titan_hybrid"])
+@pytest.mark.parametrize("kind, chunk", [
+    ("hope_hybrid", 1), ("hope_hybrid", 8), ("hope_selfmod", 8), ("titan_hybrid", 8),
+    *(pytest.param(*case, marks=pytest.mark.nightly) for case in (
+        ("hope_selfmod", 1), ("titan_hybrid", 1), ("hope_attention", 1), ("hope_attention", 8)))])
 def test_chunks_are_the_token_loop(x64, kind, chunk):
   """Also where the chunk does not divide the text, or is longer."""
   c, params = settings(kind, chunk), double(parameters(kind))
