@@ -193,8 +193,8 @@ def base() -> ConfigDict:
   # the outer gradient through the writes: none | full (second order)
   c.teach.through_writes = "none"
   # the outer gradient through what is context (attention's cache, convolutions, self-modifying
-  # memories): full | chunks:n, cut at every n-th chunk
-  c.teach.through_context = "full"
+  # memories): full | chunks:n, cut at every n-th chunk of teach.chunk tokens
+  c.teach.through_context = "chunks:1"
   # use what an unfinished period has taught: at the end of a stream; across steps, of a run
   c.teach.flush_partial = True
 

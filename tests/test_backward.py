@@ -27,7 +27,7 @@ def small(kind, rate=None, **teach):
   if rate is not None:
     c.titan.lr = rate
     c.channel.levels = (dataclasses.replace(c.channel.levels[0], lr=rate),)
-  c.teach.update(teach)
+  c.teach.update(dict(through_context="full") | teach)
   checks.validate(c)
   return c
 

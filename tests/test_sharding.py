@@ -43,7 +43,7 @@ def tiny(kind, optimizer="adamw", mesh=ONE):
     c.channel.in_context = True
     c.channel.levels = (config.Level("fast", 4, lr=0.05),
                       config.Level("slow", 16, rule="momentum", lr=0.05))
-    c.teach.update(dict(chunk=8, clip=1.0))
+    c.teach.update(dict(chunk=8, clip=1.0, through_context="full"))
   c.titan.update(dict(period=8, hidden=1.0))
   c.data.carry = kind == "hope_hybrid"  # the text is read again and again, as one document
   c.optim.update(dict(name=optimizer, warmup=5, lr=3e-3))
