@@ -1,4 +1,4 @@
-"""Models to be compared, with as many parameters at each size: NAME[,SIZE], of `HIDDEN`.
+"""Models to be compared, with as many parameters at each size: NAME[,SIZE[,CONTROL]], of `HIDDEN`.
 
     python -m hope_jax.launch --config=configs/baselines.py:gated_deltanet --workdir=runs/deltanet
     python -m hope_jax.launch --config=configs/baselines.py:samba,mid --dry_run
@@ -7,10 +7,11 @@
 Sizes: small (minutes on two cores), pilot, mid, target (totals of configs/pilot.py and so on, in
 the shapes of common Transformers). Data, batch, schedule and optimizer of a size are the same for
 all; what differs is the pattern, and the hidden width that makes up for it. Attention is swapped by
-name: _window sees an eighth of the sequence, _deltanet is the gated delta rule.
+name: _window sees an eighth of the sequence, _deltanet is the gated delta rule. Controls:
+controls.py.
 """
 
-from configs import mid, online, pilot, smoke, target
+from configs import controls, mid, online, pilot, smoke, target
 from hope_jax import config
 
 SIZES = ("small", "pilot", "mid", "target")
@@ -24,6 +25,9 @@ HIDDEN = {  # of the channel mixer, or of each of its levels, at each size
     "samba": (272, 2272, 3872, 5152),
     "gru": (352, 2944, 4864, 6496),
     "titans_lmm": (256, 2240, 3808, 5088),
+    "titans_mac": (128, 1216, 2272, 3040),
+    "titans_mag": (128, 1216, 2272, 3040),
+    "titans_mal": (128, 1216, 2272, 3040),
     "titan_hybrid": (304, 2304, 3904, 5184),
     "hope_attention": (256, 992, 1664, 2208),
     "hope_attention_window": (256, 992, 1664, 2208),
@@ -33,6 +37,7 @@ HIDDEN = {  # of the channel mixer, or of each of its levels, at each size
     "hope_hybrid_window": (160, 576, 1024, 1376),
     "hope_hybrid_deltanet": (112, 448, 832, 1088),
 }
+WINDOWED = ("samba", "titans_mag", "titans_mal")
 SWAPS = {"window": {}, "deltanet": dict(pattern=("gated_deltanet",))}
 
 
@@ -53,7 +58,7 @@ def described(name: str, size: str, hidden: int):
   c = base(size)
   preset, _, swap = (name, "", "") if name in config.PRESETS else name.rpartition("_")
   c.model.update(config.PRESETS[preset] | SWAPS.get(swap, {}))
-  if swap == "window" or "mamba" in c.model.pattern:
+  if swap == "window" or preset in WINDOWED:
     c.attention.window = c.data.seq // 8
   if not preset.startswith("hope"):
     c.channel.kind, c.channel.in_context = "swiglu", False
@@ -62,12 +67,12 @@ def described(name: str, size: str, hidden: int):
 
 
 def get_config(spec: str = "transformer"):
-  name, _, size = spec.partition(",")
-  size = size or "small"
+  name, size, control = (spec.split(",") + ["small", ""][spec.count(","):])[:3]
   if name not in HIDDEN or size not in SIZES:
     raise ValueError(f"no baseline {spec}: choose NAME or NAME,SIZE from {', '.join(HIDDEN)} and "
                      f"{', '.join(SIZES)}")
-  return described(name, size, HIDDEN[name][SIZES.index(size)])
+  c = described(name, size, HIDDEN[name][SIZES.index(size)])
+  return controls.controlled(c, control) if control else c
 
 
 def main():

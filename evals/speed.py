@@ -55,12 +55,17 @@ MODELS = {  # config.PRESETS, selfmod.memory, periods, what it is compared with
     "gated_deltanet": ("gated_deltanet", None, None, "transformer"),
     "samba": ("samba", None, None, "transformer"),
     "titans_lmm": ("titans_lmm", None, None, "transformer"),
+    "titans_mac": ("titans_mac", None, None, "transformer"),
+    "titans_mag": ("titans_mag", None, None, "transformer"),
+    "titans_mal": ("titans_mal", None, None, "transformer"),
 }
 # channel.hidden of models without levels, such that parameters are equal; of the others 4, or 1 in
 # each of four levels that write
 HIDDEN = {"transformer": 8 / 3, "transformer_wide": 5.0, "gated_deltanet": 7 / 3,
-          "samba": 7 / 3, "titans_lmm": 2.0}
-WINDOW = 128  # tokens that attention sees in samba
+          "samba": 7 / 3, "titans_lmm": 2.2, "titans_mac": 1.2, "titans_mag": 1.2,
+          "titans_mal": 1.2}
+WINDOWED = ("samba", "titans_mag", "titans_mal")  # their attention sees WINDOW tokens
+WINDOW = 128
 
 
 def configuration(name: str, **changes):
@@ -75,7 +80,7 @@ def configuration(name: str, **changes):
     c.selfmod.memory = memory
   c.channel.kind = "swiglu" if name in HIDDEN else "cms"
   c.channel.hidden = HIDDEN.get(name, 4.0)
-  if kind == "samba":
+  if kind in WINDOWED:
     c.attention.window = WINDOW
   if periods:
     c.channel.levels = tuple(configs.Level(f"every{period}", period) for period in periods)

@@ -198,6 +198,13 @@ def base() -> ConfigDict:
   # use what an unfinished period has taught: at the end of a stream; across steps, of a run
   c.teach.flush_partial = True
 
+  c.control = ConfigDict()  # what a claim is held against; no memory at all: teach.paths=("none",)
+  c.control.reset = False  # memories start afresh at every chunk
+  c.control.frozen = False  # initial values of what is written stay as they are at the start
+  c.control.sign = 1  # of every write; -1: gradient ascent
+  c.control.keys_as_queries = False  # memories that are written at every token are asked with keys
+  c.control.shuffled_teach = False  # a token's teach signal is another's of its chunk
+
   c.data = ConfigDict()
   # tokenizer and token shards: built when missing, checked when there
   c.data.dir = "runs/data/embedded_4k"

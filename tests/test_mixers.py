@@ -22,7 +22,7 @@ PATTERNS = {name: (name,) for name in mixers.TABLE} | {
     "mixed": ("attention", "selfmod", "gru"), "imported": ("attention",)}
 LONG = ("attention", "mixed", "titans_mac", "titans_mag", "titans_mal")  # to compile
 # what the models of others have (pretrained.py)
-FIELDS = {"imported": {
+FIELDS = {"titans_mac": {"model.dim": 16}, "imported": {
     "model.heads": 4, "model.tied": False, "model.norm_epsilon": 1e-3, "attention.kv_heads": 2,
     "attention.width": 6, "attention.qk_norm": False, "attention.bias": "all",
     "attention.rope_scaling": "llama3", "attention.rope_factor": 4.0,

@@ -95,7 +95,12 @@ def read(rule: Rule, state: dict, q_DxC):
 
 
 def _gradients(rule: Rule, k_DxC, v_DxC) -> list:
-  """The inner gradients as outer products M_c f z^T: pairs (f_DxC, z_DxC)."""
+  """The inner gradients as outer products M_c f z^T: pairs (f_DxC, z_DxC), times the rule's sign.
+  """
+  return [(rule.sign * f, z) for f, z in _products(rule, k_DxC, v_DxC)]
+
+
+def _products(rule: Rule, k_DxC, v_DxC) -> list:
   if rule.objective == "l2":
     return [(2 * (k_DxC - v_DxC), k_DxC)] + (
         [(2 * (v_DxC - k_DxC), v_DxC)] if rule.target_gradient else [])

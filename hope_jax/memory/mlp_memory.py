@@ -121,7 +121,8 @@ def gradients(rule: Rule, w: dict, k_DxC, v_DxC):
     if rule.target_gradient:
       of_target = -e if rule.objective == "l2" else -here["output"]
       pairs.append(_products(w, group, there, pull(of_target)[0]))
-    products |= {layer: [p[layer] for p in pairs] for layer in pairs[0]}
+    products |= {layer: [(rule.sign * f, x) for f, x in (p[layer] for p in pairs)]
+                 for layer in pairs[0]}
     seen |= here["seen"]
   return products, seen
 

@@ -43,7 +43,7 @@ def chunk(rule: Rule, params: dict, state: dict, xk_DxC, xv_DxC, xq_DxC, valid_C
   """Reads and writes one chunk, or a part of one: (y_DxC, state, Token)."""
   memory = memories(rule)
   k, v, q, eta, alpha = memory.generate(rule, params, state, xk_DxC, xv_DxC, xq_DxC)
-  y_DxC = memory.read(rule, state, unit(q))
+  y_DxC = memory.read(rule, state, unit(k if rule.keys_as_queries else q))
   alpha += params["b_alpha"]
   eta = jnp.where(valid_C, rule.eta_scale * jax.nn.softplus(eta + params["b_eta"]), 0.0)
   keep = valid_C & rule.alpha
@@ -107,7 +107,7 @@ def _begin(rule: Rule, params, initial, state, position, valid, aligned):
   """
   at = [aligned == every or valid & (position % every == 0)
         for every in (rule.chunk_generators, rule.chunk_memory)]
-  begins = valid & (position == 0)
+  begins = valid & (position % rule.grid == 0 if rule.reset else position == 0)
   state = jax.tree.map(lambda s, n: jnp.where(begins, n, s), state, initial)
   return memories(rule).settle(rule, params, state, *at)
 

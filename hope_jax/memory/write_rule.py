@@ -40,6 +40,10 @@ class Rule:
   eta_scale: float = 1.0
   chunk_memory: int = 64
   chunk_generators: int = 64
+  # controls: the fields of config.control of the same names
+  sign: int = 1
+  keys_as_queries: bool = False
+  reset: bool = False
 
   def __post_init__(self):
     if self.factor == "input" and self.rank_one and self.bound:
@@ -62,9 +66,10 @@ class Rule:
     return bool(self.momentum) or self.target_gradient
 
 
-def from_config(selfmod) -> Rule:
-  """The Rule in `config.selfmod`."""
-  return Rule(**{f.name: selfmod[f.name] for f in dataclasses.fields(Rule) if f.name in selfmod})
+def from_config(selfmod, control=()) -> Rule:
+  """The Rule in `config.selfmod`, under `config.control`."""
+  return Rule(**{f.name: section[f.name] for section in (selfmod, control)
+                 for f in dataclasses.fields(Rule) if f.name in section})
 
 
 def length(x_IxC):

@@ -52,6 +52,7 @@ RANGES = (  # (least, most, fields): a number that is none of them may be any, o
                "train.keep", "gated_deltanet.chunk", "mamba.expand", "mamba.entries", "mamba.chunk",
                "titans.chunk", "titans.segment", "m3.slow")),
     (1, 4, ("titans.depth",)),
+    (-1, 1, ("control.sign",)),
     (0, MOST, ("titans.remat_chunks", "titans.persistent", "m3.iterations",
                "attention.window", "attention.context", "attention.kv_heads", "attention.width",
                "selfmod.remat_chunks", "titan.warmup", "teach.warmup", "teach.decay_start",

@@ -54,11 +54,11 @@ class CMS(nn.Module):
 
 PARAMETERS = (
     Parameter(r"share", (), "vector", r"cms.share"),
-    Parameter(r"([^/]+)/norm/scale", (), "vector", r"cms.\1.norm.weight"),
-    Parameter(r"([^/]+)/norm/bias", (), "vector", r"cms.\1.norm.bias"),
+    Parameter(r"([^/]+)/norm/scale", (), "vector", r"cms.\1.norm.weight", initial=True),
+    Parameter(r"([^/]+)/norm/bias", (), "vector", r"cms.\1.norm.bias", initial=True),
     Parameter(r"([^/]+)/(gate|up)/kernel", ("model", "hidden"), "matrix", r"cms.\1.\2_proj.weight",
-              True),
+              True, initial=True),
     Parameter(r"([^/]+)/down/kernel", ("hidden", "model"), "matrix", r"cms.\1.down_proj.weight",
-              True),
-    Parameter(r"([^/]+)/(gate|up|down)/bias", (), "vector", r"cms.\1.\2_proj.bias"),
+              True, initial=True),
+    Parameter(r"([^/]+)/(gate|up|down)/bias", (), "vector", r"cms.\1.\2_proj.bias", initial=True),
 )

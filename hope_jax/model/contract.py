@@ -25,6 +25,7 @@ class Parameter(NamedTuple):
   heads: int = 0
   width: Callable[[Any], int] | None = None  # of those heads; None: model.dim / model.heads
   vectors: tuple[str, ...] | None = None
+  initial: bool = False  # what a memory holds before it is written while it reads
 
 
 class Mixer(NamedTuple):

@@ -40,6 +40,7 @@ class GatedDeltaNet(nn.Module):
   alpha: bool
   output_gate: bool
   beta_max: float
+  control: Any
   dtype: Any
 
   @nn.compact
@@ -60,13 +61,15 @@ class GatedDeltaNet(nn.Module):
       rate_H = self.param("rate", _spread_rates, (self.heads,))
       log_alpha = -jnp.exp(rate_H)[:, None] * jax.nn.softplus(retention[0])
     log_alpha = jnp.where(writes, log_alpha, 0.0)
-    first = valid & (layout.position_BxS[:, None] == 0)
+    position = layout.position_BxS[:, None]
+    first = valid & (position % self.chunk == 0 if self.control.reset else position == 0)
+    q = k if self.control.keys_as_queries else q
     log_alpha = jnp.where(first, recurrence.CLEARED, log_alpha)
 
     def read(*args):
       return recurrence.run(*args, size=1 if total == 1 else self.chunk)
     memory, y = jax.vmap(jax.vmap(read))(memory, width ** -0.5 * unit(q), unit(k),
-                                         beta[..., None, :] * v, log_alpha,
+                                         self.control.sign * beta[..., None, :] * v, log_alpha,
                                          jnp.exp(log_alpha) * beta)
     y = projections.Output(self.layers, self.output_gate, self.dtype, name="output")(y, x_BxSxD)
     length = jnp.sqrt(jnp.sum(jnp.square(memory), (-2, -1)))
@@ -83,7 +86,7 @@ def build(config) -> GatedDeltaNet:
   """The module of a configuration."""
   m, own = config.model, config.gated_deltanet
   return GatedDeltaNet(m.heads, m.layers, own.chunk, own.alpha, own.output_gate, own.beta_max,
-                       compute_dtype(config), name="gated_deltanet")
+                       config.control, compute_dtype(config), name="gated_deltanet")
 
 
 def fresh(config, batch: int) -> State:

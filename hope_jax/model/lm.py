@@ -107,6 +107,10 @@ class HopeLM(nn.Module):
       raise ValueError(f"documents={documents}: with levels that write in context, a call reads "
                        "one document a stream")
     begins_B = slots.starts(layout)
+    if self.config.control.reset:
+      levels = {name: level_write.restart(own, jnp.ones_like(begins_B)).replace(
+          updates_B=own.updates_B) for name, own in fast.layers.levels.items()}
+      fast = fast.replace(layers=fast.layers.replace(levels=levels))
     return (level_write.restart(fast.layers.levels, begins_B),
             jnp.where(begins_B[:, None], -1, fast.held_BxC))
 
@@ -193,7 +197,8 @@ def init_blocks(config, key) -> dict:
 
 def frozen(config) -> FrozenConfigDict:
   """What a model depends on, as a hashable configuration."""
-  parts = {part: config[part] for part in ("model", "channel", "titan", "teach", *mixers.SECTIONS)}
+  parts = {part: config[part] for part in ("model", "channel", "titan", "teach", "control",
+                                           *mixers.SECTIONS)}
   return FrozenConfigDict(parts | {"data": {"seq": config.data.seq}})
 
 

@@ -1,6 +1,7 @@
 """The table of token mixers that model.pattern may name, a line each (contract.py: the record)."""
 
-from hope_jax.model import attention, gated_deltanet, gru, mamba, selfmod, titans, titans_mac
+from hope_jax.model import attention, gated_deltanet, gru, mamba, selfmod, titans
+from hope_jax.model import titans_mac
 from hope_jax.model.contract import Mixer, complete
 
 TABLE = {

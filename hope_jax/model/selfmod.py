@@ -126,7 +126,7 @@ class SelfMod(nn.Module):
 def build(config) -> SelfMod:
   """The module of a configuration."""
   m, s = config.model, config.selfmod
-  return SelfMod(from_config(s), m.heads, int(s.hidden * m.dim // m.heads), s.conv,
+  return SelfMod(from_config(s, config.control), m.heads, int(s.hidden * m.dim // m.heads), s.conv,
                  s.gate_skip, s.eta_init, s.alpha_init, chunks(s.through_writes), s.remat_chunks,
                  compute_dtype(config), name="selfmod")
 
@@ -192,12 +192,12 @@ MIXER = Mixer(
         Parameter(r"(conv(_[kvq])?)", (), "vector", r"self_modifying.\1.weight"),
         Parameter(r"w_q", ("heads", None, "model"), "matrix", r"self_modifying.q_proj.weight"),
         Parameter(r"v_(in|out)", ("heads", None, None, "model"), "matrix",
-                  r"self_modifying.memory_{part}.w_\1", cuts=_vectors),
+                  r"self_modifying.memory_{part}.w_\1", cuts=_vectors, initial=True),
         Parameter(r"g_(in)", ("heads", None, None, "model"), "matrix",
-                  r"self_modifying.memory_{part}.w_\1", cuts=_gates),
+                  r"self_modifying.memory_{part}.w_\1", cuts=_gates, initial=True),
         Parameter(r"g_(out|skip)", ("heads", None, None, "model"), "vector",
-                  r"self_modifying.memory_{part}.w_\1", cuts=_gates),
+                  r"self_modifying.memory_{part}.w_\1", cuts=_gates, initial=True),
         Parameter(r"w", ("heads", None, "model"), "matrix", r"self_modifying.memory_{part}.weight",
-                  cuts=_rows, vectors=mlp_memory.GATES),
+                  cuts=_rows, vectors=mlp_memory.GATES, initial=True),
         Parameter(r"b_(eta|alpha)", (), "vector", r"self_modifying.memory_\1.bias")),
     state_axes=((r"memory/.*", ("heads",)), (r".*", ())))

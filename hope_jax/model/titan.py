@@ -64,11 +64,11 @@ class Titan(nn.Module):
 
 
 PARAMETERS = (
-    Parameter(r"memory/norm/scale", (), "vector", r"titan.memory.norm.weight"),
+    Parameter(r"memory/norm/scale", (), "vector", r"titan.memory.norm.weight", initial=True),
     Parameter(r"memory/up/kernel", ("model", "hidden"), "matrix", r"titan.memory.up_proj.weight",
-              True),
+              True, initial=True),
     Parameter(r"memory/down/kernel", ("hidden", "model"), "matrix",
-              r"titan.memory.down_proj.weight", True),
+              r"titan.memory.down_proj.weight", True, initial=True),
     Parameter(r"modifier/in/kernel", ("model", "hidden"), "matrix",
               r"titan.modifier.in_proj.weight", True),
     Parameter(r"modifier/(mid|out)/kernel", ("hidden", "model"), "matrix",

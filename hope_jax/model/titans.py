@@ -55,6 +55,11 @@ def initial(module: nn.Module, config) -> dict:
           for name, shape in shapes(config).items()}
 
 
+def begins(config, position):
+  """Whether memories are fresh at a position of a document."""
+  return position % config.titans.chunk == 0 if config.control.reset else position == 0
+
+
 def moved(weights: dict, start: dict):
   """How far the memories (B, H, ...) are from there: the mean of their distances."""
   squares = [jnp.sum(jnp.square(weights[name] - w), range(2, w.ndim)) for name, w in start.items()]
@@ -65,7 +70,8 @@ def gates(config, raw_NxBxHxS, writes_BxHxS) -> dict:
   """step, momentum and forget, (B, H, S), of gates before their sigmoid; padding writes nothing."""
   own, (step, momentum, forget) = config.titans, jax.nn.sigmoid(raw_NxBxHxS)
   width = config.model.dim // config.model.heads
-  return {"step_T": jnp.where(writes_BxHxS, own.step / width * step, 0.0),
+  step = config.control.sign * own.step / width * step
+  return {"step_T": jnp.where(writes_BxHxS, step, 0.0),
           "momentum_T": jnp.where(writes_BxHxS, own.momentum * momentum, 1.0),
           "forget_T": jnp.where(writes_BxHxS, own.forget * forget, 0.0)}
 
@@ -82,14 +88,15 @@ class Memory(nn.Module):
   def __call__(self, inputs, raw_NxBxHxS, state: dict | None, layout: Layout, may_write=True):
     own, (q, k, v) = self.config.titans, inputs
     batch, heads, width, total = q.shape
-    params = initial(self, self.config)
+    params, control = initial(self, self.config), self.config.control
+    q = k if control.keys_as_queries else q
     valid = layout.valid_BxS[:, None]
     position = layout.position_BxS[:, None]
     def of_all(a_Bx1xS):
       return jnp.broadcast_to(a_Bx1xS, (batch, heads, total))
     writes = of_all(valid & may_write)
     token = Token(width ** 0.5 * unit(q), width ** 0.5 * unit(k), v, valid_T=writes,
-                  first_T=of_all(valid & (position == 0)),
+                  first_T=of_all(valid & begins(self.config, position)),
                   boundary_T=of_all(valid & (position % own.chunk == 0)),
                   **gates(self.config, raw_NxBxHxS, writes))
 
@@ -195,8 +202,9 @@ def below(path: str, rows) -> tuple[Parameter, ...]:
 
 
 WEIGHTS = (
-    Parameter(r"memory/w_(\d)", ("heads", None, "model"), "matrix", r"titans.memory.w_\1"),
-    Parameter(r"memory/gain", (), "vector", r"titans.memory.gain"))
+    Parameter(r"memory/w_(\d)", ("heads", None, "model"), "matrix", r"titans.memory.w_\1",
+              initial=True),
+    Parameter(r"memory/gain", (), "vector", r"titans.memory.gain", initial=True))
 LMM_MIXER = Mixer(
     build=lambda config: LMM(config, name="titans_lmm"), fresh=fresh, forget=lambda state: state,
     context=lambda config: 0, grid=lambda config: config.titans.chunk, check=check, writes=True,

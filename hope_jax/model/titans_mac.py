@@ -83,8 +83,9 @@ class MAC(nn.Module):
     def of_heads(a_BxC):
       return jnp.broadcast_to(a_BxC[:, None], (len(a_BxC), heads, a_BxC.shape[1]))
     first = valid_BxC & (position_BxC == 0)
+    fresh_BxC = valid_BxC & titans.begins(self.config, position_BxC)
     memory = each(neural_memory.begin, each(neural_memory.fresh, initial), state.memory,
-                  of_heads(first)[..., 0],
+                  of_heads(fresh_BxC)[..., 0],
                   of_heads(valid_BxC & (position_BxC % own.chunk == 0))[..., 0])
 
     ask = projections.heads_last(x_BxCxD @ kernels["ask"], heads)
@@ -95,6 +96,7 @@ class MAC(nn.Module):
 
     k, v, q = (projections.heads_last(part, heads)
                for part in jnp.split(y_BxCxD @ kernels["write"], 3, -1))
+    q = k if self.config.control.keys_as_queries else q
     raw = jnp.moveaxis(projections.heads_last(y_BxCxD @ kernels["gates"], 3), 1, 0)
     writes = of_heads(writes_BxC)
     gates = titans.gates(self.config, raw + biases_3xH[:, None, :, None], writes)
@@ -180,6 +182,7 @@ MIXER = titans.LMM_MIXER._replace(
         Parameter(r"persistent", (), "vector", r"titans.persistent.weight"),
         Parameter(r"(attention|memory)_norm/scale", (), "vector", r"titans.\1_norm.weight"),
         Parameter(r"out/kernel", ("heads", "model"), "matrix", r"titans.o_proj.weight", True),
-        Parameter(r"w_(\d)", ("heads", None, "model"), "matrix", r"titans.memory.w_\1"),
-        Parameter(r"gain", (), "vector", r"titans.memory.gain")),
+        Parameter(r"w_(\d)", ("heads", None, "model"), "matrix", r"titans.memory.w_\1",
+                  initial=True),
+        Parameter(r"gain", (), "vector", r"titans.memory.gain", initial=True)),
     state_axes=((r"memory/.*", ("heads",)), (r"(key|value)_.*", ("heads",)), (r".*", ())))

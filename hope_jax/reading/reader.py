@@ -157,6 +157,7 @@ def _write_layers(config, fast, piece, strong, params, signals, taps, losses, lo
   scale = strong.scale / (labelled_BxC.size * axes.parts() if t.reduction == "mean" else 1)
   if t.signal == "global":
     signals = {"block": jnp.broadcast_to(signals["block"][-1], signals["block"].shape)}
+  signals = _controlled(config.control, signals)
   states, stats = {}, {}
   for name, entry in own.levels.items():
     # a level's own gradients; its output's is the last kernel's
@@ -180,6 +181,15 @@ def _write_layers(config, fast, piece, strong, params, signals, taps, losses, lo
   if config.channel.connection == "nested":
     states = _restart_nested(config, own.clocks, states, place)
   return states, stats
+
+
+def _controlled(control, signals):
+  """Teach signals (L, B, C, ...) under the controls: another token's, or of the other sign."""
+  if control.shuffled_teach:
+    tokens = jax.tree.leaves(signals)[0].shape[2]
+    order_C = jax.random.permutation(jax.random.key(0), tokens)
+    signals = jax.tree.map(lambda g: jnp.take(g, order_C, 2), signals)
+  return signals if control.sign == 1 else jax.tree.map(lambda g: control.sign * g, signals)
 
 
 def _write_layer(config, name, rate, place, blocks, state, taps, signal, added, factor_BxC, gate_B):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from hope_jax import optimizers
-from hope_jax.model import parameters
+from hope_jax.model import parameters, plan
 from hope_jax.model.sharding import constrain_layers, constrain_params, path_name
 from hope_jax.training.matrices import apart
 
@@ -83,7 +83,24 @@ def make(config) -> optax.GradientTransformationExtraArgs:
         {"": tx} | {name: once_a_period(at_peak, every, factor, config.teach.flush_partial)
                     for name, every in slow.items()},
         lambda params: jax.tree_util.tree_map_with_path(clock, params))
-  return apart(config, tx, module.WHOLE)
+  tx = apart(config, tx, module.WHOLE)
+  return without_initial(config, tx) if config.control.frozen else tx
+
+
+def without_initial(config, tx: optax.GradientTransformationExtraArgs):
+  """The same, but the initial values of what is written while it reads stay as they are."""
+  written = plan.of(config).levels
+
+  def stays(path, update):
+    level = re.search(r"cms/([^/]+)/", path_name(path))
+    frozen = parameters.row(path_name(path)).initial and (not level or level[1] in written)
+    return jnp.zeros_like(update) if frozen else update
+
+  def update(gradients, state, params, **more):
+    updates, state = tx.update(gradients, state, params, **more)
+    return jax.tree_util.tree_map_with_path(stays, updates), state
+
+  return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 class Period(NamedTuple):
