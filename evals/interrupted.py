@@ -163,7 +163,7 @@ def racer(folder: str, me: int, rounds: int) -> None:
   """One of two that start the same run at once, again and again."""
   folder, told = Path(folder), []
   c = config(folder)
-  startup.prepare(c.data.batch)
+  startup.prepare()  # one device, as of the run that they are compared with
   for i in range(rounds):
     (folder / f"{i}.{me}").touch()
     while not (folder / f"{i}.{1 - me}").exists():

@@ -3,7 +3,7 @@
     python -m hope_jax.data --config=configs/pilot.py
 """
 
-from absl import app, flags
+from absl import app
 
 from hope_jax.data import tokenized
 from hope_jax.runtime import program
@@ -12,7 +12,6 @@ from hope_jax.runtime import program
 def run() -> None:
   """Entry point of the console script."""
   chosen = program.define_config("Configuration file, of which the section data is used.")
-  flags.mark_flag_as_required("config")
 
   def main(_):
     with program.one_line(ValueError, OSError):
