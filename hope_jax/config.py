@@ -34,6 +34,7 @@ class Level:
   period: tokens per update. In context (channel.in_context): from 1 to data.seq. Longer: stepped by
     the outer optimizer, once per period. 0: by the outer optimizer, at every step.
   rule, lr, beta: the inner optimizer (memory/inner_rules.py).
+  writes: what of the level is written in context: all | down: its last kernel (In-Place TTT).
   warmup: optimizer steps in which lr rises from 0.
   scale: of the teach signal, on top of teach.scale.
   """
@@ -44,6 +45,7 @@ class Level:
   beta: float = 0.9
   warmup: int = 0
   scale: float = 1.0
+  writes: str = "all"
 
 
 def base() -> ConfigDict:
@@ -191,6 +193,8 @@ def base() -> ConfigDict:
 
   c.optim = ConfigDict()
   c.optim.name = "adamw"  # a file of hope_jax/optimizers, which lists its own fields: adamw | muon
+  # all | levels: all but CMS levels and Titan memory stays as it is
+  c.optim.train = "all"
   c.optim.lr = 1e-3
   c.optim.warmup = 100  # steps
   c.optim.final_lr = 0.1  # of the peak, at train.steps (cosine)

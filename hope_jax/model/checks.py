@@ -30,6 +30,7 @@ CHOICES = {
     "selfmod.conv": ("none", "shared", "separate"),
     "data.task": ("text", "recall"),
     "optim.name": OPTIMIZERS,
+    "optim.train": ("all", "levels"),
     "train.on_save_error": ("stop", "warn"),
     "train.on_evaluation_error": ("stop", "warn"),
 }
@@ -57,8 +58,8 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
   m, d = c.model, c.data
   _check(m.dim % m.heads == 0 or c.attention.width > 0 and set(used) == {"attention"},
          f"model.dim={m.dim} is not divisible by model.heads={m.heads}: change one of them")
-  _check(m.embed_std > 0, f"model.embed_std={m.embed_std}: set it above 0")
-  _check(m.norm_epsilon > 0, f"model.norm_epsilon={m.norm_epsilon}: set it above 0, e.g. 1e-6")
+  for name in ("embed_std", "norm_epsilon"):
+    _check(m[name] > 0, f"model.{name}={m[name]}: set it above 0")
   _check(0 <= m.dropout < 1, f"model.dropout={m.dropout}: set it to 0 or more and below 1")
   _check(m.layers >= len(m.pattern), f"model.layers={m.layers} is less than model.pattern has, "
                                      f"{len(m.pattern)}: set model.layers to {len(m.pattern)} or "
@@ -104,12 +105,17 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
 
 def _validate_levels(c):
   names = [entry.name for entry in c.channel.levels]
+  _check(c.optim.train == "all" or c.model.titan != "none" or c.channel.kind == "cms" and names,
+         "optim.train=levels, but the model has none: set optim.train=all, or channel.kind=cms "
+         "with channel.levels")
   _check(len(set(names)) == len(names), f"channel.levels: names repeat in {names}")
   _check(not {"titan", *mixers.TABLE} & set(names),
          "channel.levels: titan and token mixers are names of other memories: rename")
   for entry in c.channel.levels:
     _check(entry.rule in RULES, f"channel.levels: rule {entry.rule} of {entry.name}: choose one of "
                                 f"{', '.join(RULES)}")
+    _check(entry.writes in ("all", "down"), f"channel.levels: writes={entry.writes} of "
+                                            f"{entry.name}: choose all or down")
     _check(entry.period >= 0, f"channel.levels: period {entry.period} of {entry.name} is negative")
     _check(entry.period > 0 or not c.channel.in_context,
            f"channel.levels: period 0 of {entry.name} never writes in context: set it to 1 or "
