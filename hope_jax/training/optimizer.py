@@ -1,7 +1,8 @@
 """The outer optimizer as an optax chain: clipping, then the rule of optim.name, on each clock.
 
 Each CMS level with a clock of its own is a partition: with a period longer than the sequence it
-accumulates its gradient and is stepped once per period (NL Eq. 71).
+accumulates its gradient and is stepped once per period (NL Eq. 71). So is what
+optim.train leaves as it is.
 """
 
 import importlib
@@ -13,6 +14,9 @@ import optax
 from hope_jax import optimizers
 from hope_jax.model import parameters
 from hope_jax.model.sharding import constrain_layers, constrain_params, path_name
+
+
+STILL = " "  # no level's name
 
 
 def kind(path) -> str:
@@ -51,15 +55,25 @@ def make(config) -> optax.GradientTransformation:
     inner = by_layer(inner) if module.WHOLE else inner
     return inner if every == 1 else optax.MultiSteps(inner, every).gradient_transformation()
 
+  def still(path):
+    return config.optim.train == "levels" and not re.search(r"cms/|titan/", path_name(path))
+
   def clock(path, _):
     level = re.search(r"cms/([^/]+)/", path_name(path))
-    return level[1] if level and level[1] in slow else ""
+    return STILL if still(path) else level[1] if level and level[1] in slow else ""
+
+  def without(gradients):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, g: jax.numpy.zeros_like(g) if still(path) else g, gradients)
 
   rules = {"": rule(1)} | {name: rule(every) for name, every in slow.items()}
+  if config.optim.train == "levels":
+    rules[STILL] = optax.set_to_zero()
   return optax.chain(
+      *[optax.stateless(lambda gradients, _: without(gradients))] * (STILL in rules),
       optax.clip_by_global_norm(config.optim.clip),
       optax.partition(rules, lambda params: jax.tree_util.tree_map_with_path(clock, params))
-      if slow else rules[""])
+      if len(rules) > 1 else rules[""])
 
 
 def by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
