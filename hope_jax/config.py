@@ -42,6 +42,7 @@ class Level:
     the outer optimizer, once per period (training/optimizer.py says how). 0: by the outer
     optimizer, at every step.
   rule, lr, beta: the inner optimizer (memory/inner_rules.py).
+  writes: what of the level is written in context: all | down: its last kernel (In-Place TTT).
   warmup: optimizer steps in which lr rises from 0.
   scale: of the teach signal, on top of teach.scale.
   """
@@ -52,6 +53,7 @@ class Level:
   beta: float = 0.9
   warmup: int = 0
   scale: float = 1.0
+  writes: str = "all"
 
 
 def base() -> ConfigDict:
@@ -243,6 +245,8 @@ def base() -> ConfigDict:
   c.optim = ConfigDict()
   # a file of hope_jax/optimizers, which lists its own fields: adamw | muon | full_muon | m3
   c.optim.name = "adamw"
+  # all | levels: all but CMS levels and Titan memory stays as it is
+  c.optim.train = "all"
   c.optim.lr = 1e-3
   c.optim.warmup = 100  # steps
   # after the warm-up: cosine | wsd: stable, then a line over the last `decay` of the steps

@@ -2,6 +2,7 @@
 
     python -m hope_jax.export --checkpoint=runs/smoke --output=smoke.safetensors --dtype=bfloat16
     python -m hope_jax.export --input=smoke.safetensors --workdir=runs/imported
+    python -m hope_jax.export --checkpoint=runs/smollm_levels --state=out/ --output=smollm_manual/
 
 The table of parameters (model/parameters.py) gives the names. Letters: H heads, K head width, M a
 memory's hidden width, O its outputs (K; 1 for eta and alpha).
@@ -19,6 +20,9 @@ The file's metadata: "hope_jax" (version of this format), "config" (JSON), "toke
 "step", and "fingerprint", that of the parameters in float32 as the file has them. The tokenizer
 lies beside the file.
 
+An output without the ending .safetensors is a folder that transformers loads, where it has such a
+model (foreign/families.py). --state merges what was memorized into the parameters.
+
 An imported run has parameters and no optimizer state: it is for generate, memorize, evaluations and
 --init_from.
 """
@@ -35,8 +39,9 @@ import numpy as np
 from hope_jax import config as configs
 from hope_jax.checkpoints import arrays, sidecar, stored, weights
 from hope_jax.data import tokenizer
+from hope_jax.foreign import writing
 from hope_jax.model import lm, mixers, parameters
-from hope_jax.reading import opening
+from hope_jax.reading import merging, opening
 from hope_jax.runtime import lock, program, startup
 from hope_jax.runtime.startup import say
 
@@ -94,8 +99,26 @@ def assembled(named: dict[str, np.ndarray], config):
   return jax.tree.map(jnp.asarray, jax.tree.unflatten(jax.tree.structure(like), built))
 
 
+def load(workdir: Path, step: int | None, dtype: str, state: str | Path | None):
+  """(params, config, meta) of a run, with what a saved state has learned, if one is given."""
+  params, config, meta = weights.load(workdir / "checkpoints", step=step)
+  if state is not None:
+    params = merging.merge(config, params, state)
+  return jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), params), config, meta
+
+
+def write_folder(workdir: str | Path, output: str | Path, step: int | None = None,
+                 dtype: str = "float32", state: str | Path | None = None) -> int:
+  """Writes a folder for transformers; returns the step. Raises as `write` and writing.write."""
+  _safetensors()
+  params, config, meta = load(Path(workdir), step, dtype, state)
+  words = None if meta["tokenizer"] == "none" else tokenizer.find(workdir)
+  writing.write(Path(output), params, config, meta.get("origin", {}), words)
+  return meta["step"]
+
+
 def write(workdir: str | Path, output: str | Path, step: int | None = None,
-          dtype: str = "float32") -> int:
+          dtype: str = "float32", state: str | Path | None = None) -> int:
   """Writes a run's parameters and, beside them, its tokenizer; returns the step.
 
   The file is whole or not there. Raises FileNotFoundError without a checkpoint, ValueError for a
@@ -103,8 +126,7 @@ def write(workdir: str | Path, output: str | Path, step: int | None = None,
   """
   library, output = _safetensors(), program.ready(output)
   workdir, found = opening.find(workdir)
-  step = found if step is None else step
-  params, config, meta = weights.load(workdir / "checkpoints", step=step, dtype=jnp.dtype(dtype))
+  params, config, meta = load(workdir, found if step is None else step, dtype, state)
   wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
   facts = {"hope_jax": VERSION, "config": meta["config"], "tokenizer": meta["tokenizer"],
            "step": str(meta["step"]), "fingerprint": arrays.fingerprint(wide)}
@@ -205,7 +227,9 @@ def _safetensors():
 def define_flags(values: flags.FlagValues) -> None:
   program.define_path("checkpoint", "Folder of the run whose parameters are exported to "
                                           "--output.", flag_values=values)
-  program.define_path("output", "The safetensors file to write.", flag_values=values)
+  program.define_path("output", "The .safetensors file to write, or the folder for transformers.",
+                      flag_values=values)
+  program.define_path("state", "What was memorized, to be merged in.", flag_values=values)
   flags.DEFINE_integer("step", None, "Step to export. Default: the newest good one.",
                        flag_values=values)
   flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the exported numbers.",
@@ -224,8 +248,10 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
   with program.one_line(ValueError, OSError, ImportError, RuntimeError):
     startup.prepare()
     if f.output is not None:
-      step = write(f.checkpoint, f.output, f.step, f.dtype)
-      say(f"{f.output}: step {step} of {f.checkpoint}, {Path(f.output).stat().st_size:,} bytes")
+      one = Path(f.output).suffix == ".safetensors"
+      step = (write if one else write_folder)(f.checkpoint, f.output, f.step, f.dtype, f.state)
+      size = (Path(f.output) if one else Path(f.output) / "model.safetensors").stat().st_size
+      say(f"{f.output}: step {step} of {f.checkpoint}, {size:,} bytes")
     else:
       step = import_run(f.input, f.workdir)
       say(f"{f.workdir}: step {step}, without optimizer state; go on with python -m "

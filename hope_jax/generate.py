@@ -2,8 +2,10 @@
 
     python -m hope_jax.generate --checkpoint=runs/smoke --prompt="import "
     python -m hope_jax.generate --checkpoint=runs/smoke --interactive --state=DIR
+    python -m hope_jax.generate --checkpoint=runs/smollm --interactive --chat
 
-writes the continuation to stdout, or holds a conversation, line by line.
+writes the continuation to stdout, or holds a conversation, line by line; --chat: in the words of
+the model's own chat template, and with --state knowing what was memorized, without its context.
 """
 
 import sys
@@ -12,8 +14,10 @@ import time
 from absl import app, flags
 
 from hope_jax.data.pieces import Pieces, StreamDecoder
+from hope_jax.model import lm
 from hope_jax.model.state import fast_bytes
 from hope_jax.reading import opening
+from hope_jax.reading.chat import Chat
 from hope_jax.reading.stream import Stream
 from hope_jax.runtime import program, startup
 from hope_jax.runtime.startup import say
@@ -21,14 +25,22 @@ from hope_jax.runtime.startup import say
 COMMANDS = "/save DIR, /load DIR, /reset, /quit"
 
 
-def answer(stream: Stream, tokenizer: Pieces, text: str, tokens: int) -> None:
+def answer(stream: Stream, tokenizer: Pieces, text: str, tokens: int,
+           chat: Chat | None = None) -> None:
   """Reads the text and prints what comes after it, as it comes."""
-  ids = tokenizer.encode(text)
-  ids = [*tokenizer.begin, *ids] if ids and not stream.count else ids
-  decoder, began, written = StreamDecoder(tokenizer), time.perf_counter(), 0
+  if chat is not None:
+    ids = chat.turn(text)
+  else:
+    ids = tokenizer.encode(text)
+    ids = [*tokenizer.begin, *ids] if ids and not stream.count else ids
+  decoder, began, written, said = StreamDecoder(tokenizer), time.perf_counter(), 0, []
   for written, token in enumerate(stream.generate(ids, tokens, tokenizer.stops), 1):
-    print(decoder.push(token), end="", flush=True)
-  print(decoder.flush(), flush=True)
+    said.append(decoder.push(token))
+    print(said[-1], end="", flush=True)
+  said.append(decoder.flush())
+  print(said[-1], flush=True)
+  if chat is not None:
+    chat.answered("".join(said))
   say(f"[{len(ids)} tokens read, {written} "
       f"written{' to the end of the document' if written < tokens else ''}, "
       f"{time.perf_counter() - began:.1f} s with compilation; {fast_bytes(stream.fast):,} bytes of "
@@ -49,8 +61,8 @@ def obey(stream: Stream, command: str) -> None:
   say(f"[{command}: {stream.count} tokens in this conversation]")
 
 
-def converse(stream: Stream, tokenizer: Pieces, tokens: int) -> None:
-  """Answers the lines of stdin, each read with its newline, until /quit or the end."""
+def converse(stream: Stream, tokenizer: Pieces, tokens: int, chat: Chat | None = None) -> None:
+  """Answers the lines of stdin, until /quit or the end; without a chat read with their newlines."""
   say(f"[{stream.count} tokens in this conversation; type a line, or {COMMANDS}]")
   for line in sys.stdin:
     try:
@@ -58,8 +70,10 @@ def converse(stream: Stream, tokenizer: Pieces, tokens: int) -> None:
         return
       if line.startswith("/"):
         obey(stream, line.strip())
-      else:
-        answer(stream, tokenizer, line, tokens)
+        if chat is not None and line.startswith(("/reset", "/load")):
+          chat.reset()
+      elif line.strip() or chat is None:
+        answer(stream, tokenizer, line if chat is None else line.rstrip("\n"), tokens, chat)
     except (ValueError, OSError) as error:
       say(f"{type(error).__name__}: {error}")
 
@@ -79,6 +93,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_bool("endless", False, "Never end the document before --tokens.", flag_values=values)
   flags.DEFINE_bool("interactive", False, f"Answer lines from stdin. Commands: {COMMANDS}.",
                     flag_values=values)
+  flags.DEFINE_bool("chat", False, "Talk as the model's chat template says.", flag_values=values)
   program.define_path("state", "Go on with the conversation saved here.", flag_values=values)
 
 
@@ -95,12 +110,15 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     never = [*range(tokenizer.size, config.model.vocab), *(tokenizer.stops if f.endless else ())]
     stream = Stream(config, params, temperature=f.temperature, top_p=f.top_p, seed=f.seed,
                     never=never)
+    chat = Chat(tokenizer) if f.chat else None
     if f.state is not None:
       stream.load(f.state)
+      if chat is not None:
+        stream.start(lm.forget_context(config, stream.fast))
     if f.prompt or not f.interactive:
-      answer(stream, tokenizer, f.prompt, f.tokens)
+      answer(stream, tokenizer, f.prompt, f.tokens, chat)
     if f.interactive:
-      converse(stream, tokenizer, f.tokens)
+      converse(stream, tokenizer, f.tokens, chat)
 
 
 def run():

@@ -98,8 +98,9 @@ def import_model(model: str, workdir: str | Path, *, context: int | None = None,
   params, config = convert(source, context, dtype)
   if words is None:
     config.data.task = "recall"
-  make_run(workdir, params, config, digest, source.about)
-  return source.about
+  origin = source.about | {"positions": source.config.get("max_position_embeddings")}
+  make_run(workdir, params, config, digest, origin)
+  return origin
 
 
 def check_vocabulary(tokens: int, vocab: int) -> None:

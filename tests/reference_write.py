@@ -46,8 +46,11 @@ def look(params, x_D, teach_D):
   return jax.grad(lambda p: teach_D @ level(p, x_D))(params), inputs(params, x_D)
 
 
-def run(rule, period, chunk, lr, beta, params, x_TxD, teach_TxD, open_T, flush=False):
-  """(weights, averages of g and g^2, updates). flush: use the last, unfinished period."""
+def run(rule, period, chunk, lr, beta, params, x_TxD, teach_TxD, open_T, flush=False, written=None):
+  """(weights, averages of g and g^2, updates). flush: use the last, unfinished period.
+
+  written: which parts are; None: all.
+  """
   weights, m, v = (jax.tree.map(lambda p: np.array(factor * p), params) for factor in (1, 0, 0))
   held, updates = [], 0
   for t, (x_D, teach_D, is_open) in enumerate(zip(x_TxD, teach_TxD, open_T)):
@@ -56,7 +59,7 @@ def run(rule, period, chunk, lr, beta, params, x_TxD, teach_TxD, open_T, flush=F
     if is_open:
       held.append(jax.device_get(look(read, x_D, teach_D)))
     if ((t + 1) % period == 0 or flush and t + 1 == len(x_TxD)) and held:
-      for part, name in ((part, name) for part in params for name in params[part]):
+      for part, name in ((part, name) for part in written or params for name in params[part]):
         g = np.sum([gradient[part][name] for gradient, _ in held], 0)
         x_NxI = np.stack([seen[part] for _, seen in held]) if name == "kernel" else None
         change = step(rule, lr, beta, g, x_NxI, weights[part][name], m[part][name], v[part][name])
@@ -73,6 +76,9 @@ def step(rule, lr, beta, g, x_NxI, w, m, v):
     if x_NxI is None:
       return -lr * g
     return -lr / (1 + lr * np.sum(x_NxI ** 2)) * (g + sum(np.outer(x, x) @ w for x in x_NxI))
+  if rule == "adagrad":
+    v += g ** 2
+    return -lr * g / (np.sqrt(v) + 1e-8)
   u = g
   if rule == "dmgd":
     u = np.tanh(g)

@@ -59,7 +59,10 @@ def by_hand(name, gradients, xs, w, beta, beta2, eps):
   m, v, out = np.zeros_like(w), np.zeros_like(w), []
   for g, x in zip(gradients, xs):
     u, column = g, lambda a: a if a.ndim == 2 else a[:, None]
-    if name == "preconditioned":
+    if name == "adagrad":
+      v = v + g ** 2
+      m = u = g / (np.sqrt(v) + eps)
+    elif name == "preconditioned":
       v = beta2 * v + (1 - beta2) * g ** 2
       u = g / (np.sqrt(v) + eps)
     elif name == "dmgd":
@@ -278,6 +281,7 @@ def test_state_starts_at_zero(name):
 def test_unknown_rule_lists_the_known_ones():
   with pytest.raises(ValueError,
                      match="no inner optimizer 'adam'; choose one of sgd, momentum, "
-                                       "preconditioned, dmgd, nl_l2_precond, nl_l2_projector, "
+                                       "preconditioned, adagrad, dmgd, nl_l2_precond, "
+                                       "nl_l2_projector, "
                                        "delta_momentum, muon"):
     inner_rules.make("adam", LR)

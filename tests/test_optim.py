@@ -241,3 +241,26 @@ def test_schedule_warms_up_then_decays_to_the_final_rate():
   assert float(factor(0)) == 0 and float(factor(10)) == pytest.approx(1)
   assert float(factor(100)) == pytest.approx(0.1) and float(factor(55)) == pytest.approx(0.55,
                                                                                          abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_levels_alone_are_trained_as_if_nothing_else_had_a_gradient(name):
+  def noise(i, params):
+    return jax.tree.map(lambda p: jax.random.normal(jax.random.key(i), p.shape), params)
+  def of_levels(i, params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, g: g if "cms/" in sharding.path_name(path) else 0 * g, noise(i, params))
+  def state_size(c):
+    return sum(leaf.size for leaf in jax.tree.leaves(optimizer.make(c).init(initial())))
+  c, every = small(name=name, clip=0.1, train="levels"), small(name=name, clip=0.1)
+  before, *_, after = walk(c, 3, noise)
+  *_, want = walk(every, 3, of_levels)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(after):
+    old, other = (functools.reduce(lambda tree, key: tree[key.key], path, tree)
+                  for tree in (before, want))
+    if "cms/" in sharding.path_name(path):
+      np.testing.assert_allclose(leaf, other, atol=1e-7)
+      assert (leaf != old).any()
+    else:
+      np.testing.assert_array_equal(leaf, old)
+  assert state_size(c) < state_size(every)

@@ -26,7 +26,8 @@ VARIANTS = [("rms", "gelu", False), ("rms", "swiglu", False), ("layer", "gelu", 
 HOLDS = [(2, ""), (16, "tokens"), (16, "sums"), (1, ""), (4, ""), (8, ""), (32, "tokens"),
          (32, "sums")]
 CASES = [(rule, *case) for rule in RULES
-         for case in HOLDS[:3 if rule in ("preconditioned", "delta_momentum", "muon") else None]]
+         for case in HOLDS[:3 if rule in ("preconditioned", "adagrad", "delta_momentum", "muon")
+                           else None]]
 
 
 def close(got, want, atol=1e-9, rtol=1e-9):
@@ -121,6 +122,21 @@ def test_writing_is_the_token_loop(x64, rule, period, hold):
       close(pick(ours, b), theirs if ours is not None else None)
     assert state.updates_B[b] == updates == np.sum(stats["updates"], 0)[b]
   assert max(state.updates_B) == CHUNK * CHUNKS // period
+
+
+@pytest.mark.parametrize("rule, period, hold", [("momentum", 2, ""), ("adagrad", 4, ""),
+                                                ("nl_l2_precond", 16, "tokens"),
+                                                ("sgd", 16, "sums")])
+def test_the_last_kernel_alone_is_written(x64, rule, period, hold):
+  """As the token loop that writes it and holds all else still."""
+  params, pieces = parameters("rms", "swiglu"), text()
+  clock = level_write.Clock(period, CHUNK, rule, BETA, hold, writes="down")
+  state, _ = host(read, clock, params)(None, *pieces, *due_and_at(clock))
+  assert state.delta.keys() == {"down"}
+  for b in range(STREAMS):
+    one = [np.concatenate(a[:, b]) for a in pieces]
+    weights, _, _ = reference.run(rule, period, CHUNK, LR, BETA, params, *one, written=("down",))
+    close(params["down"]["kernel"] + state.delta["down"]["kernel"][b], weights["down"]["kernel"])
 
 
 @pytest.mark.parametrize("hold", ["tokens", "sums"])

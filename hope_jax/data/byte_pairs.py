@@ -10,7 +10,7 @@ token for some bytes (never those of common text); they are read as U+FFFD, whic
 Text that looks like a control token is text: no id of one comes out of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import hashlib
 import json
 from pathlib import Path
@@ -57,6 +57,9 @@ class BytePairs(Pieces):
     self._byte_ids = {b: i for i, piece in self._single() for b in piece}
     self._missing = bytes(set(range(256)) - self._byte_ids.keys())
     self._control = frozenset(i for i, piece in enumerate(self._bytes) if not piece)
+    # those that begin with another's come first
+    self.control_names = sorted(filter(None, map(self._model.id_to_token, self._control)),
+                                key=len, reverse=True)
     self._around = re.compile(f"[{'' if self._by_level else SPACE}\udc80-\udcff]+")
     if self.decode(self.encode(PROBE)) != self._known(PROBE):
       raise ValueError(f"{path} does not keep text as it is, and cannot be used here")
@@ -120,16 +123,18 @@ class BytePairs(Pieces):
     return [own for i in ids for own in ([i] if i not in self._control else [
         self._byte_ids[b] for b in self._model.id_to_token(i).encode()])]
 
-  def control(self, name: str) -> int | None:
-    """The id of a control token by its name."""
-    found = self._model.token_to_id(name)
-    return found if found in self._control else None
+  def name(self, token: int | None) -> str:
+    """Of a control token; of None, nothing."""
+    return "" if token is None else self._model.id_to_token(token)
 
-  def encode_chat(self, text: str) -> list[int]:
-    """Ids of what a chat template has made, in which names of control tokens stand for them."""
-    names = sorted((self._model.id_to_token(i) or "" for i in self._control), key=len)
-    split = re.split("(" + "|".join(map(re.escape, filter(None, reversed(names)))) + ")", text)
-    parts = self.encode_batch(split[::2])
+  def encode_chat(self, text: str, shown: Callable[[str], str] = str) -> list[int]:
+    """Ids of what a chat template has made, in which names of control tokens stand for them.
+
+    Args:
+      shown: the text that stands for a part between two such names.
+    """
+    split = re.split("(" + "|".join(map(re.escape, self.control_names)) + ")", text)
+    parts = self.encode_batch(list(map(shown, split[::2])))
     return [*parts[0], *(i for name, part in zip(split[1::2], parts[1:])
                          for i in (self._model.token_to_id(name), *part))]
 

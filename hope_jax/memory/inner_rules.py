@@ -7,6 +7,7 @@ the parameters, is -lr m:
     sgd              m = g, no state
     momentum         u = g
     preconditioned   u = g / (sqrt(v) + eps),  v <- beta2 v + (1 - beta2) g^2
+    adagrad          m = g / (sqrt(v) + eps),  v <- v + g^2
     dmgd             u = tanh(g)
     nl_l2_precond    m = (g + X^T X W) / (1 + lr ||X||^2), no state: DGD (NL Eq. 56-57)
     nl_l2_projector  u = g - c c^T g,  c the mean input by its norm
@@ -97,6 +98,15 @@ def _precondition(beta2, eps):
   return optax.GradientTransformation(optax.scale_by_rms(initial_scale=0.0).init, update)
 
 
+def _divide_by_all(eps):
+  """g / (sqrt(v) + eps), v the sum of all g^2; finite derivatives at 0."""
+  def update(gradients, state, params=None):
+    v = jax.tree.map(lambda v, g: v + g * g, state.nu, gradients)
+    return jax.tree.map(lambda g, v: g / (jnp.sqrt(jnp.maximum(v, ROOT_FLOOR ** 2)) + eps),
+                        gradients, v), optax.ScaleByRmsState(v)
+  return optax.GradientTransformation(optax.scale_by_rms(initial_scale=0.0).init, update)
+
+
 def _delta_gradient(lr):
   """DGD (NL Eq. 56-57) summed over the period: W <- W - lr' (X^T X W + g).
 
@@ -171,6 +181,7 @@ RULES = {
     "sgd": Rule(lambda o: (), linear=True),
     "momentum": Rule(_average, linear=True),
     "preconditioned": Rule(lambda o: (_precondition(o.beta2, o.eps), *_average(o))),
+    "adagrad": Rule(lambda o: (_divide_by_all(o.eps),)),
     "dmgd": Rule(lambda o: (_stateless(lambda g, _: jnp.tanh(g)), *_average(o))),
     "nl_l2_precond": Rule(lambda o: (_delta_gradient(o.lr),), needs_inputs=True),
     "nl_l2_projector": Rule(lambda o: (_stateless(_project), *_average(o)), linear=True,

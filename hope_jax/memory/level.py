@@ -44,9 +44,13 @@ def init(key, width: int, hidden: int, depth: int, norm: str = "rms",
 
 
 def current(params: dict, delta: dict, axis: int = 0, through: bool = True) -> dict:
-  """Weights of each stream; `axis`: the deltas' stream axis, 1 if layers come first."""
+  """Weights of each stream, of the parts that have a delta.
+
+  `axis`: the deltas' stream axis, 1 if layers come first.
+  """
   data = (lambda p: p) if through else jax.lax.stop_gradient
-  return jax.tree.map(lambda p, d: jnp.expand_dims(data(p), axis) + d, params, delta)
+  return jax.tree.map(lambda p, d: jnp.expand_dims(data(p), axis) + d,
+                      {part: params[part] for part in delta}, delta)
 
 
 def apply(params: dict, x_BxCxD, weights: dict | None = None, added: dict | None = None, *,
@@ -54,19 +58,19 @@ def apply(params: dict, x_BxCxD, weights: dict | None = None, added: dict | None
   """(what the level adds to its input, the input of each kernel).
 
   Args:
-    weights: of each stream (`current`), (B, ...); None: the parameters.
-    added: at every token, added to a kernel's output or to a vector (`zeros`): its gradient, with
-      the inputs, gives the forces (`paired`).
+    weights: of each stream (`current`), (B, ...), of all parts or some; None: the parameters.
+    added: at every token, added to a kernel's output or to a vector (`zeros`), of all parts or
+      some: its gradient, with the inputs, gives the forces (`paired`).
     through: the parameters' gradient comes through the weights, which is right to second order.
       Otherwise it comes past them, as one product over all streams; the weights must then be
       `current(..., through=False)`.
     epsilon: of a root-mean-square norm.
   """
   if weights is not None and through:
-    params = jax.lax.stop_gradient(params)
+    params = params | jax.lax.stop_gradient({part: params[part] for part in weights})
   dtype = x_BxCxD.dtype
   def get(tree, part, name):
-    return None if tree is None else tree[part].get(name)
+    return None if tree is None else tree.get(part, {}).get(name)
 
   def vector(part, name):
     value, own, more = params[part][name], get(weights, part, name), get(added, part, name)
@@ -112,8 +116,8 @@ def paired(inputs: dict, gradient_of_added: dict) -> dict:
 
 def forces(params: dict, weights: dict, x_BxCxD, teach_BxCxD,
            epsilon: float = EPSILON["rms"]) -> dict:
-  """The gradient of sum(teach * level(x)), token by token, in the structure of params."""
-  added = zeros(params, *x_BxCxD.shape[:2])
+  """The gradient of sum(teach * level(x)), token by token, in the structure of the weights."""
+  added = zeros({part: params[part] for part in weights}, *x_BxCxD.shape[:2])
   _, pull, inputs = jax.vjp(lambda more: apply(params, x_BxCxD, weights, more, epsilon=epsilon),
                                 added, has_aux=True)
   force, = pull(teach_BxCxD.astype(x_BxCxD.dtype))

@@ -35,6 +35,7 @@ class Clock:
   beta: float = 0.9
   hold: str = "smaller"  # smaller | tokens | sums: what is kept of a period longer than the chunk
   epsilon: float = level.EPSILON["rms"]  # of the level's norm
+  writes: str = "all"
 
   @property
   def groups(self) -> int:
@@ -45,6 +46,10 @@ class Clock:
   def parallel(self) -> bool:
     """Whether several updates in a chunk have a closed form."""
     return self.groups > 1 and (inner_rules.RULES[self.rule].linear or self.rule == "nl_l2_precond")
+
+  def written(self, params: dict) -> dict:
+    """What of a level's parameters, or of a tree of their structure, is written."""
+    return params if self.writes == "all" else {self.writes: params[self.writes]}
 
 
 @struct.dataclass
@@ -77,7 +82,7 @@ def fresh(clock: Clock, params: dict, batch: int, dtype) -> LevelState:
 
   `params` of one level; `dtype` of the activations.
   """
-  zeros = _zeros(params, batch)
+  zeros = _zeros(clock.written(params), batch)
   rule = jax.vmap(inner_rules.make(clock.rule, 0.0, clock.beta).init)(zeros)
   held = _fresh_held(clock, params, batch, dtype) if clock.period > clock.chunk else None
   return LevelState(zeros, rule, held, jnp.zeros(batch, jnp.int32))
@@ -89,7 +94,8 @@ def _zeros(tree, batch: int):
 
 def _fresh_held(clock, params, batch, dtype) -> Tokens | Sums:
   """Room for what a period's chunks taught, in the smaller form if the clock asks for it."""
-  width, size = params["up"]["kernel"].shape[0], sum(p.size for p in jax.tree.leaves(params))
+  width, params = params["up"]["kernel"].shape[0], clock.written(params)
+  size = sum(p.size for p in jax.tree.leaves(params))
   if clock.hold == "tokens" or clock.hold == "smaller" and 2 * clock.period * width < size:
     shape = (batch, clock.period)
     return Tokens(jnp.zeros((*shape, width), dtype), jnp.zeros((*shape, width), dtype),

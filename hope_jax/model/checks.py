@@ -36,6 +36,7 @@ CHOICES = {
     "data.task": ("text", "recall"),
     "optim.name": OPTIMIZERS,
     "optim.schedule": ("cosine", "wsd"),
+    "optim.train": ("all", "levels"),
     "train.on_save_error": ("stop", "warn"),
     "train.on_evaluation_error": ("stop", "warn"),
 }
@@ -173,6 +174,9 @@ def _validate_levels(c):
            f"channel.levels: {entry!r} is no Level(name, period): give each a name of letters, "
            "digits and _, and numbers")
   names = [entry.name for entry in c.channel.levels]
+  _check(c.optim.train == "all" or c.model.titan != "none" or c.channel.kind == "cms" and names,
+         "optim.train=levels, but the model has none: set optim.train=all, or channel.kind=cms "
+         "with channel.levels")
   _check(len(set(names)) == len(names), f"channel.levels: names repeat in {names}")
   _check(not {"titan", *mixers.TABLE} & set(names),
          "channel.levels: titan and token mixers are names of other memories: rename")
@@ -186,6 +190,8 @@ def _validate_levels(c):
            f"channel.levels: {entry.name}: lr={entry.lr}, beta={entry.beta}, "
            f"warmup={entry.warmup}, scale={entry.scale}: set lr and warmup to 0 or more, beta to 0 "
            "or more and below 1, scale above 0")
+    _check(entry.writes in ("all", "down"), f"channel.levels: writes={entry.writes} of "
+                                            f"{entry.name}: choose all or down")
     _check(entry.period > 0 or not c.channel.in_context,
            f"channel.levels: period 0 of {entry.name} never writes in context: set it to 1 or "
            "more, or channel.in_context=False")

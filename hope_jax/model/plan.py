@@ -50,7 +50,8 @@ def _of(c: FrozenConfigDict) -> Plan:
   has = {name: np.isin(every, mixers.layers_of(c, name)) for name in own}
   layers = {name: has.get(name, True) & in_layer & (not c.teach.paths or name in c.teach.paths)
             for name in rates}
-  clocks = {name: Clock(entry.period, chunk, entry.rule, entry.beta, epsilon=c.model.norm_epsilon)
+  clocks = {name: Clock(entry.period, chunk, entry.rule, entry.beta, epsilon=c.model.norm_epsilon,
+                        writes=entry.writes)
             for name, entry in levels.items()}
   enabled = tuple(name for name, rate in rates.items() if layers[name].any() and rate > 0)
   return Plan(levels, chunk, clocks, layers, enabled)

@@ -1,7 +1,13 @@
-"""A conversation on disk: its stream's fast state, which means nothing to any other model."""
+"""A conversation on disk: its stream's fast state, which means nothing to any other model.
+
+A folder holds one, or versions of it by name, as texts were learned one after the other.
+"""
 
 import dataclasses
+import itertools
+import os
 from pathlib import Path
+import shutil
 from typing import Any
 
 import jax
@@ -10,6 +16,7 @@ from ml_collections import ConfigDict
 from hope_jax import versions
 from hope_jax.checkpoints import arrays, sidecar, stored
 from hope_jax.checkpoints.checkpoint import Checkpoints
+from hope_jax.config import Level
 from hope_jax.model import plan
 from hope_jax.runtime import lock, program
 
@@ -39,17 +46,53 @@ def ready(directory: str | Path) -> None:
   program.ready(Path(directory) / "state")
 
 
-def save(directory: str | Path, fast: Any, meta: dict) -> None:
+def kept(directory: str | Path) -> list[dict]:
+  """What is known of each version in a folder, oldest first: "name" and what it was saved with.
+
+  FileNotFoundError without any.
+  """
+  found = steps(directory) or [stored.find(directory)]
+  return [{"name": str(step)} | stored.read_meta(directory, step) | {"step": step}
+          for step in found]
+
+
+def drop(directory: str | Path, name: str) -> list[str]:
+  """Deletes a version and those after it, which go on from it; their names. ValueError: none."""
+  with lock.held(Path(directory) / ".lock", "another folder for the state"):
+    found = kept(directory)
+    names = [each["name"] for each in found]
+    if name not in names:
+      raise ValueError(f"{directory} has no version {name}: choose from {', '.join(names)}")
+    gone = found[names.index(name):]
+    for each in reversed(gone):  # at any moment what is left is whole
+      aside = Path(directory) / f"{each['step']}.dropped"
+      os.rename(Path(directory) / str(each["step"]), aside)
+      shutil.rmtree(aside)
+  return [each["name"] for each in gone]
+
+
+def save(directory: str | Path, fast: Any, meta: dict, name: str | None = None) -> None:
   """Replaces the one in `directory` once the new one is whole. Raises ValueError as `steps`.
 
-  `meta` holds at least what `owner` says.
+  Args:
+    meta: holds at least what `owner` says.
+    name: it becomes a version beside those that are there, which are kept; so does what is saved
+      without a name where versions are.
   """
   if missing := {"fingerprint", "levels"} - meta.keys():
     raise ValueError(f"meta has no {' and no '.join(sorted(missing))}: add "
                      "conversation.owner(config, params)")
   with lock.held(Path(directory) / ".lock", "another folder for the state", PATIENCE):
-    step = max(steps(directory), default=-1) + 1  # another may just have saved there
-    with Checkpoints(directory, keep=1) as saved:
+    found = steps(directory)
+    step = max(found, default=-1) + 1  # another may just have saved there
+    taken = [each["name"] for each in kept(directory)] if found and (
+        name or "name" in stored.read_meta(directory)) else []
+    if name or taken:
+      name = name or "conversation"
+      again = (f"{name}.{i}" for i in itertools.count(2))
+      meta = meta | {"name": name if name not in taken else next(n for n in again
+                                                                 if n not in taken)}
+    with Checkpoints(directory, keep=step + 1 if name or taken else 1) as saved:
       saved.write(step, {"fast": fast, "meta": meta}, {"model": meta["fingerprint"]})
 
 
@@ -65,7 +108,9 @@ def load(directory: str | Path, like: Any, own: dict) -> tuple[Any, dict]:
         f"the fast state in {directory} belongs to another model: it was written by "
         f"{meta['fingerprint']}, these parameters are {own['fingerprint']}; load the checkpoint it "
         "was written with, or start a fresh conversation")
-  theirs, ours = meta.get("levels", {}), own["levels"]
+  theirs = {name: dataclasses.asdict(Level(**level))  # with the fields that are new since
+            for name, level in meta.get("levels", {}).items()}
+  ours = own["levels"]
   if differ := [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]:
     def has(levels):
       return f"{differ[0]}={levels.get(differ[0], 'nothing')}"

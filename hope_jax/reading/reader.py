@@ -86,9 +86,9 @@ def probes(config, params, batch: int) -> dict:
   if c.teach.target == "block" or "titan" in names:
     out["block"] = jnp.zeros((c.model.layers, batch, chunk, c.model.dim), compute_dtype(c))
   if c.teach.target == "exact":
-    out |= {name: jax.vmap(lambda layer: level.zeros(layer, batch,
-                                                     chunk))(lm.level_parameters(params["blocks"],
-                                                                                 name))
+    clocks = plan.of(c).clocks
+    out |= {name: jax.vmap(lambda layer: level.zeros(layer, batch, chunk))(
+        clocks[name].written(lm.level_parameters(params["blocks"], name)))
             for name in names if name != "titan"}
   return out
 

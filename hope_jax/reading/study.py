@@ -174,19 +174,22 @@ def replay(config, params, fast: FastState, texts: Sequence[Sequence[int]], step
   return fast, reports
 
 
-def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = True):
+def study(config, params, ids: Sequence[int], steps: int = 1, progress: bool = True,
+          fast: FastState | None = None):
   """One text, read `steps` times: (fast, {"before", "read", "after": Report}).
+
+  fast: the stream that reads it; None: a fresh one.
 
   before: read without writing. read: as the first reading went. after: read again without writing
   and without the context that attention kept, so that only what was learned can help.
   """
   def fresh():
-    return lm.init_fast(config, 1)
+    return lm.init_fast(config, 1) if fast is None else jax.tree.map(jnp.copy, fast)
   reports = {"before": memorize(config, params, fresh(), [ids], write=False, progress=progress)[1]}
-  fast, readings = replay(config, params, fresh(), [ids], steps, progress)
+  learned, readings = replay(config, params, fresh(), [ids], steps, progress)
   check(config, readings)
-  reports["read"], copy = readings[0], jax.tree.map(jnp.copy, lm.forget_context(config, fast))
-  return (fast,
+  reports["read"], copy = readings[0], jax.tree.map(jnp.copy, lm.forget_context(config, learned))
+  return (learned,
           reports
           | {"after": memorize(config, params, copy, [ids], write=False, progress=progress)[1]})
 

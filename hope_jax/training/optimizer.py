@@ -11,6 +11,7 @@ period, by the gradient of the period (NL Eq. 71). What is stepped together is c
     end        an unfinished period ends with the last step of the run (train.steps); with
                teach.flush_partial off it is dropped
     steps      are those that are taken: one that is skipped, or without a label, is in no period
+What optim.train leaves as it is has a clock on which nothing happens.
 """
 
 import importlib
@@ -25,6 +26,9 @@ from hope_jax import optimizers
 from hope_jax.model import parameters, plan
 from hope_jax.model.sharding import constrain_layers, constrain_params, path_name
 from hope_jax.training.matrices import apart
+
+
+STILL = " "  # no level's name
 
 
 def kind(path) -> str:
@@ -72,17 +76,21 @@ def make(config) -> optax.GradientTransformationExtraArgs:
     return optax.chain(optax.clip_by_global_norm(config.optim.clip),
                        by_layer(inner) if module.WHOLE else inner)
 
+  def still(path):
+    return config.optim.train == "levels" and not re.search(r"cms/|titan/", path_name(path))
+
   def clock(path, _):
     level = re.search(r"cms/([^/]+)/", path_name(path))
-    return level[1] if level and level[1] in slow else ""
+    return STILL if still(path) else level[1] if level and level[1] in slow else ""
 
   tx = rule(lambda peak: lambda count: peak * factor(count))
-  if slow:
-    at_peak = rule(lambda peak: lambda count: peak)
-    tx = optax.partition(
-        {"": tx} | {name: once_a_period(at_peak, every, factor, config.teach.flush_partial)
-                    for name, every in slow.items()},
-        lambda params: jax.tree_util.tree_map_with_path(clock, params))
+  at_peak = rule(lambda peak: lambda count: peak)
+  clocks = {"": tx} | {name: once_a_period(at_peak, every, factor, config.teach.flush_partial)
+                       for name, every in slow.items()}
+  if config.optim.train == "levels":
+    clocks[STILL] = optax.set_to_zero()
+  if len(clocks) > 1:
+    tx = optax.partition(clocks, lambda params: jax.tree_util.tree_map_with_path(clock, params))
   tx = apart(config, tx, module.WHOLE)
   return without_initial(config, tx) if config.control.frozen else tx
 
