@@ -15,7 +15,6 @@ import pytest
 from configs import levels
 from hope_jax import export, generate, integrity, memorize, pretrained
 from hope_jax.checkpoints import weights
-from hope_jax.data import tokenizer
 from hope_jax.model import lm
 from hope_jax.reading import chat, conversation, opening, study
 
