@@ -290,8 +290,9 @@ def test_files_that_programs_read_again(tmp_path):
       lawful(lambda: memorized.draw(data) and True, (i, data), "memorize")
     section = rng.choice(list(stored))
     part = stored[section]
-    changed = stored | {section: rng.choice(VALUES) if not isinstance(part, dict) or
-                        rng.random() < 0.3 else part | {rng.choice(list(part)): rng.choice(VALUES)}}
+    value = rng.choice(VALUES)
+    whole = not isinstance(part, dict) or rng.random() < 0.3
+    changed = stored | {section: value if whole else part | {rng.choice([*part, "more"]): value}}
     lawful(lambda: config.from_json(json.dumps(changed)), (i, changed[section]), section,
            "configuration")
     path.unlink()
