@@ -20,13 +20,19 @@ VOCAB, TOKENS = 14, 21
 CLOSE = dict(atol=3e-5, rtol=1e-4)
 PATTERNS = {name: (name,) for name in mixers.TABLE} | {
     "mixed": ("attention", "selfmod", "gru"), "imported": ("attention",)}
-LONG = ("attention", "mixed", "titans_mac", "titans_mag", "titans_mal")  # to compile
+LONG = ("titans_mac", "titans_mag", "titans_mal")  # to compile
 # what the models of others have (pretrained.py)
 FIELDS = {"titans_mac": {"model.dim": 16}, "imported": {
     "model.heads": 4, "model.tied": False, "model.norm_epsilon": 1e-3, "attention.kv_heads": 2,
     "attention.width": 6, "attention.qk_norm": False, "attention.bias": "all",
     "attention.rope_scaling": "llama3", "attention.rope_factor": 4.0,
     "attention.rope_original": 32, "channel.activation": "swiglu", "channel.bias": True}}
+
+
+def slow_in(names):
+  """All patterns, these marked as slow."""
+  return [pytest.param(name, marks=pytest.mark.slow) if name in names else name
+          for name in PATTERNS]
 
 
 def tiny(name, titan="none", in_context=False):
@@ -102,7 +108,7 @@ def test_the_future_is_not_seen_and_padding_and_packing_change_nothing(name):
   chex.assert_trees_all_close(logits, jnp.concatenate([whole, call(text(1, 1))[0]], 1), **CLOSE)
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", slow_in(LONG))
 def test_it_trains_generates_is_exported_placed_and_counted(name):
   c, params, _ = setup(name)
   state = steps.init_state(c, jax.random.key(0))
@@ -130,9 +136,7 @@ def test_it_trains_generates_is_exported_placed_and_counted(name):
   assert costs.forward_flops(c) > costs.reading_flops(c, 1) * 0.5 > 0
 
 
-@pytest.mark.parametrize("name",
-                         [pytest.param(name, marks=pytest.mark.slow)
-                          if name in LONG else name for name in PATTERNS])
+@pytest.mark.parametrize("name", slow_in(("attention", "mixed", *LONG)))
 def test_a_titan_memory_and_levels_write_beside_any_mixer(name):
   """In pieces as at once, and each memory acts."""
   c = tiny(name, titan="modified", in_context=True)
