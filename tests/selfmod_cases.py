@@ -69,8 +69,10 @@ def to_reference(rule: Rule, params: dict) -> dict:
 
 
 def reference_rule(rule: Rule) -> reference.Rule:
-  """The same options for the reference."""
-  return reference.Rule(**dataclasses.asdict(rule))
+  """The same options for the reference, which knows no controls."""
+  known = {field.name for field in dataclasses.fields(reference.Rule)}
+  return reference.Rule(**{name: value for name, value in dataclasses.asdict(rule).items()
+                           if name in known})
 
 
 def inputs(key, tokens, width=8):
