@@ -22,7 +22,7 @@ def get_config(given="runs/smollm,128"):
                      f"--model=... --workdir={run}")
   c = config.load(Path(run) / "config.json")
   periods = sorted(map(int, periods)) or [128]
-  c.channel.levels = tuple(config.Level(f"every_{p}", p, rule="adagrad", lr=1e-3) for p in periods)
+  c.channel.levels = tuple(config.Level(f"every_{p}", p, rule="adagrad", lr=5e-4) for p in periods)
   c.channel.in_context = True
   c.teach.chunk = 128
   c.data.seq = max(2048, *periods)

@@ -15,6 +15,7 @@ from absl import app, flags
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from hope_jax.data import files
 from hope_jax.model import lm
@@ -87,7 +88,7 @@ def main(_, f: flags.FlagValues = flags.FLAGS):
     if f.folder is not None:
       runs["transformers"] = theirs(f.folder, ids, f.written)
     times = {name: [] for name in runs}
-    for i in range(f.rounds + 1):
+    for _ in tqdm(range(f.rounds + 1), unit="round"):
       for name, once in runs.items():
         times[name].append(once())
     written = [rounds[0][2] for rounds in times.values()]

@@ -154,6 +154,18 @@ def test_a_text_longer_than_attention_keeps_is_read_as_by_a_window(capsys):
   assert capsys.readouterr().err.count("longer than the 40 tokens that attention keeps") == 1
 
 
+def test_a_cache_that_grows_is_the_whole_one(monkeypatch):
+  s, (c, params) = stream("hope_attention"), setup("hope_attention")
+  want = write(s, PROMPT[:7], 20), s.fast
+  monkeypatch.setattr("hope_jax.reading.stream.ROOM", 2)
+  short = Stream(c, params)
+  assert short._fast.layers.tokens["attention"].position_BxW.shape[-1] == 2
+  assert write(short, PROMPT[:7], 20) == want[0]
+  assert short._fast.layers.tokens["attention"].position_BxW.shape[-1] == 32
+  chex.assert_trees_all_close(short.fast, want[1], atol=2e-5, rtol=1e-4)
+  assert write(short, PROMPT, 9) == write(s, PROMPT, 9)  # beyond the context
+
+
 def test_some_tokens_are_never_chosen_and_one_ends_the_text():
   text = write(stream(), PROMPT[:9], 20)
   stop = text[7]

@@ -37,6 +37,17 @@ def empty_cache(batch: int, length: int, heads: int, width: int, dtype) -> Cache
   return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full((batch, length), -1))
 
 
+def grown(cache: Cache, length: int) -> Cache:
+  """With room for so many tokens; no stream may have read more than there was room for."""
+  more = length - cache.position_BxW.shape[-1]
+  def pad(a, axis, value):
+    widths = [(0, 0)] * a.ndim
+    widths[axis] = (0, more)
+    return jnp.pad(a, widths, constant_values=value)
+  return Cache(pad(cache.key_BxHxWxK, -2, 0), pad(cache.value_BxHxWxK, -2, 0),
+               pad(cache.position_BxW, -1, -1))
+
+
 def emptied(cache: Cache) -> Cache:
   """The cache without its tokens."""
   return Cache(jnp.zeros_like(cache.key_BxHxWxK), jnp.zeros_like(cache.value_BxHxWxK),

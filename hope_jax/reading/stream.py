@@ -20,12 +20,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.model import lm
+from hope_jax.model import attention, lm
 from hope_jax.model.state import FastState
 from hope_jax.reading import conversation, reader
 
 # tokens read in a call: powers of two, so few compilations; a call holds all its logits
 SHORTEST, LONGEST = 16, 2048
+ROOM = 512  # tokens that a new text's cache has room for; then twice as many, up to the context
+
+
+def _grown(fast: FastState, length: int) -> FastState:
+  """With room for so many tokens in attention's cache."""
+  tokens = fast.layers.tokens
+  if "attention" not in tokens or tokens["attention"].position_BxW.shape[-1] == length:
+    return fast
+  more = tokens | {"attention": attention.grown(tokens["attention"], length)}
+  return fast.replace(layers=fast.layers.replace(tokens=more))
 
 
 def greedy(logits_V, _):
@@ -59,8 +69,7 @@ def _step(model, temperature: float, top_p: float, never: tuple[int, ...]):
 class Stream:
   """One text that a model reads and writes; each `generate` goes on where the last one was left.
 
-  fast: FastState of what the model has read, donated by the next step; pending: the last token
-  written, not read yet.
+  pending: the last token written, not read yet.
   """
 
   def __init__(self, config, params, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
@@ -82,18 +91,37 @@ class Stream:
 
   def reset(self) -> None:
     """Forgets everything."""
-    self.start(lm.init_fast(self.config, 1))
+    short = self.config.copy_and_resolve_references()
+    if not short.attention.window:  # a token that is decoded reads all that there is room for
+      short.attention.context = min(ROOM, attention.context(short))
+    self.start(lm.init_fast(short, 1))
 
   def start(self, fast: FastState, pending: int | None = None) -> None:
     """Goes on from a copy of a state, of study.py or of another stream."""
     self._unread = ([] if fast.held_BxC is None
                     else [int(i) for i in np.asarray(fast.held_BxC[0]) if i >= 0])
-    self.fast, self.pending = jax.device_put(fast, self._place, may_alias=False), pending
+    self._fast, self.pending = jax.device_put(fast, self._place, may_alias=False), pending
+    self._read = int(fast.count_B[0])
+
+  @property
+  def fast(self) -> FastState:
+    """What the model has read, donated by the next step."""
+    return _grown(self._fast, attention.context(self.config))
+
+  def _step_on(self, tokens_T, count: int):
+    """Reads so many of the tokens; the next one."""
+    whole, self._read = attention.context(self.config), self._read + count
+    cache = self._fast.layers.tokens.get("attention")
+    room = whole if cache is None else cache.position_BxW.shape[-1]
+    if room < min(self._read, whole):
+      self._fast = _grown(self._fast, min(whole, 1 << (self._read - 1).bit_length()))
+    token, self._fast = self._step(self.params, tokens_T, count, self._fast, self._key)
+    return token
 
   @property
   def count(self) -> int:
     """Tokens in the text so far."""
-    return int(self.fast.count_B[0]) + len(self._unread) + (self.pending is not None)
+    return self._read + len(self._unread) + (self.pending is not None)
 
   def generate(self, ids: Sequence[int], tokens: int,
                stop: Collection[int] = ()) -> Iterator[int]:
@@ -122,18 +150,18 @@ class Stream:
 
   def _write(self, ids, tokens, stop):
     if self._unread:
-      nothing = np.full(self.fast.held_BxC.shape, -1, np.int32)
-      self.fast = self.fast.replace(held_BxC=jax.device_put(nothing, self._place))
+      nothing = np.full(self._fast.held_BxC.shape, -1, np.int32)
+      self._fast = self._fast.replace(held_BxC=jax.device_put(nothing, self._place))
     ids, self._unread = [*self._unread, *([] if self.pending is None else [self.pending]), *ids], []
     for first in range(0, len(ids), LONGEST):
       piece = ids[first:first + LONGEST]
       # 1: the step that writes
       size = 1 if len(piece) == 1 else max(SHORTEST, 1 << (len(piece) - 1).bit_length())
       padded_T = jax.device_put(np.array(piece + [0] * (size - len(piece)), np.int32), self._place)
-      token, self.fast = self._step(self.params, padded_T, len(piece), self.fast, self._key)
+      token = self._step_on(padded_T, len(piece))
     for written in range(tokens):
       if written:
-        token, self.fast = self._step(self.params, token, 1, self.fast, self._key)
+        token = self._step_on(token, 1)
       self.pending = None if token.item() in stop else token.item()
       if self.pending is None:
         return
