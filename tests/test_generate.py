@@ -1,7 +1,4 @@
-"""Laws of generation: writing is reading; cuts, padding, pauses change nothing; constant memory.
-
-    python -m pytest tests/test_generate.py
-"""
+"""Laws of generation: writing is reading; cuts, padding, pauses change nothing; constant memory."""
 
 import functools
 import gc
@@ -388,8 +385,8 @@ def test_memorize_refuses(learn, run, tmp_path):
   assert "teach.paths: cms_fast is not written by this model: choose from selfmod, or none" in said
   assert "teach.layers: 7 is none of the layers 0 to 1" in learn(empty, "--layers=7")
   assert "--layers=first: layers are numbers from 0" in learn(empty, "--layers=first")
-  assert "holds a run's checkpoints, not a conversation" in learn(empty,
-                                                                  f"--state={run / 'checkpoints'}")
+  state = f"--state={run / 'checkpoints'}"
+  assert "holds a run's checkpoints, not a conversation" in learn(empty, state)
 
 
 def test_the_program_refuses(cli, tmp_path):
