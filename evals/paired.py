@@ -4,7 +4,9 @@
     python evals/paired.py --before=/tmp/before --train=transformer,hybrid_1 --memorize=hybrid_1
 
 Models are those of speed.py in each checkout. What slows the machine down slows both; the ratio is
-that of the summed times, its 95 % interval over the rounds. The first turn of each is left out.
+that of the summed times, its 95 % interval over the rounds. The first turn of each is left out. The
+same is said of processor seconds, which hardly depend on who else uses the machine; what
+waits for memory or for another core is not in them.
 """
 
 from collections.abc import Callable
@@ -56,37 +58,43 @@ for line in sys.stdin:
   what, name = line.split()
   if (what, name) not in turns:
     turns[what, name] = speed.Runner(name).turn if what == "train" else memorizing(name)
-  print("seconds", turns[what, name](1), flush=True)
+  began = time.process_time()
+  print("seconds", turns[what, name](1), time.process_time() - began, flush=True)
 """
 
 
-def start(checkout: str | Path, cache: str) -> Callable[[str, str], float]:
-  """A process of a checkout: (train or memorize, model) -> seconds of one turn."""
+def start(checkout: str | Path, cache: str) -> Callable[[str, str], tuple[float, float]]:
+  """A process of a checkout: (train or memorize, model) -> seconds of a turn, and processor's."""
   process = subprocess.Popen(
       [sys.executable, "-c", WORKER, cache], cwd=checkout, text=True, stdin=subprocess.PIPE,
       stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(checkout)})
 
-  def ask(what: str, name: str) -> float:
+  def ask(what: str, name: str) -> tuple[float, float]:
     process.stdin.write(f"{what} {name}\n")
     process.stdin.flush()
     for line in process.stdout:
       if line.startswith("seconds "):
-        return float(line.split()[1])
+        _, seconds, processor = line.split()
+        return float(seconds), float(processor)
     raise RuntimeError(f"the process of {checkout} ended while it was asked to {what} {name}")
 
   return ask
 
 
 def compare(before: Callable, after: Callable, what: str, name: str, rounds: int) -> dict:
-  """Seconds of each turn, who begins changing with every round, and the ratio of speeds."""
-  seconds = {"before": [], "after": []}
+  """Seconds of each turn, who begins changing with every round, and the ratios of speeds."""
+  taken = {"before": [], "after": []}
   for i in tqdm(range(rounds + 1), desc=f"{what} {name}", unit="round"):
     order = (("before", before), ("after", after))
     for which, ask in order[::-1] if i % 2 else order:
-      taken = ask(what, name)
-      seconds[which] += [taken] if i else []
-  return {"what": what, "model": name, "seconds": seconds,
-          "ratio": intervals.interval(seconds["before"], seconds["after"], 0)}
+      own = ask(what, name)
+      taken[which] += [own] if i else []
+  row = {"what": what, "model": name}
+  for i, (kind, ratio) in enumerate((("seconds", "ratio"),
+                                     ("processor_seconds", "processor_ratio"))):
+    row[kind] = {which: [own[i] for own in turns] for which, turns in taken.items()}
+    row[ratio] = intervals.interval(row[kind]["before"], row[kind]["after"], 0)
+  return row
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -108,10 +116,11 @@ def main(_):
             for what, names in (("train", FLAGS.train), ("memorize", FLAGS.memorize))
             for name in names]
   print(tables.markdown(
-      ["", "before, median s", "after, median s", "speed, after / before (95 %)"],
+      ["", "before, median s", "after, median s", "speed, after / before (95 %)",
+       "by processor seconds"],
       [[f"{row['what']} {row['model']}",
         *(f"{statistics.median(row['seconds'][which]):.3f}" for which in ("before", "after")),
-        tables.score(row["ratio"])] for row in rows]))
+        tables.score(row["ratio"]), tables.score(row["processor_ratio"])] for row in rows]))
   if FLAGS.output:
     results.write(FLAGS.output, results.stamp("evals/paired.py"), results.machine(),
                   {"rows": rows})
