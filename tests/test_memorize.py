@@ -234,6 +234,34 @@ def test_generation_reads_what_waits(tmp_path):
     assert list(s.generate([], 5)) == want and s.count == 26
 
 
+def test_generation_reads_with_what_was_learned_until_it_is_reset():
+  """Levels' weights are added up once; each token is the model's own choice all the same."""
+  c, params, (text,) = tiny("hope_hybrid"), parameters("hope_hybrid"), texts(24)
+  learned, _ = read("hope_hybrid", [text])
+  learned = lm.forget_context(c, learned)  # what is left differs by the levels alone
+  strong = {name: own.replace(delta=jax.tree.map(lambda d: 50 * d, own.delta))
+            for name, own in learned.layers.levels.items()}
+  learned = learned.replace(layers=learned.layers.replace(levels=strong))
+  fresh = lm.init_fast(c, 1)
+  call = jax.jit(lambda fast, token: lm.build(c).apply({"params": params}, token, fast))
+
+  def drawn(fast, tokens):
+    out, token = [], 3
+    for _ in range(tokens):
+      logits, fast, _ = call(fast, jnp.full((1, 1), token))
+      key = jax.random.fold_in(jax.random.key(0), fast.count_B[0])
+      token = int(stream.nucleus(logits[0, 0], key, 1.0, 1.0))
+      out.append(token)
+    return out
+
+  own = stream.Stream(c, params, temperature=1.0)
+  own.start(learned)
+  assert list(own.generate([3], 8)) == drawn(learned, 8)
+  own.reset()
+  assert list(own.generate([3], 8)) == drawn(fresh, 8)
+  assert drawn(learned.replace(count_B=fresh.count_B), 8) != drawn(fresh, 8)
+
+
 SHARDED = """
 import jax, numpy as np
 from hope_jax.model import lm, sharding

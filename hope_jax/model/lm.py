@@ -47,7 +47,7 @@ class HopeLM(nn.Module):
 
   @nn.compact
   def __call__(self, tokens_BxT, fast=None, segments_BxT=None, *, documents: int = 1,
-               aligned: bool = False, rng=None, probes=None):
+               aligned: bool = False, rng=None, probes=None, weights=None):
     """One call.
 
     Args:
@@ -60,6 +60,8 @@ class HopeLM(nn.Module):
       rng: key for dropout; None: no dropout.
       probes: zeros with the layers first, whose gradients write memories (`Block`); the tokens must
         be aligned.
+      weights: those of levels, as `current_weights` gives them; None: they are computed. Where a
+        stream has learned something, no document may begin in the call.
     """
     c, dtype = self.config, compute_dtype(self.config)
     zero = jnp.zeros(len(tokens_BxT), jnp.int32)
@@ -77,9 +79,8 @@ class HopeLM(nn.Module):
     known_BxT = jnp.where(tokens_BxT < 0, c.model.vocab, tokens_BxT)
     x = jnp.take(table_VxD, slots.to_slots(layout, known_BxT), 0).astype(dtype) / c.model.embed_std
     blocks = self.param("blocks", lambda key: init_blocks(c, key))
-    weights = {name: level.current(level_parameters(blocks, name), own.delta, 1,
-                                   c.teach.through_writes == "full")
-               for name, own in (levels or {}).items()}
+    if weights is None:
+      weights = _weights(c, blocks, levels)
     x, tokens, notes = self.scan(constrain(x, "streams", None, None), blocks, before.layers.tokens,
                                  weights, probes, layout, rng)
 
@@ -232,6 +233,18 @@ def forget_context(config, fast: FastState) -> FastState:
   """The streams with what they have learned, and without the context that token mixers keep."""
   tokens = {name: mixers.TABLE[name].forget(own) for name, own in fast.layers.tokens.items()}
   return fast.replace(layers=fast.layers.replace(tokens=tokens))
+
+
+def current_weights(config, params, fast: FastState) -> dict:
+  """{level: weights of each stream}, for calls that write no level: one token costs less then."""
+  return _weights(config, params["blocks"], fast.layers.levels)
+
+
+def _weights(config, blocks: dict, levels: dict | None) -> dict:
+  """Layers first, then streams."""
+  through = config.teach.through_writes == "full"
+  return {name: level.current(level_parameters(blocks, name), own.delta, 1, through)
+          for name, own in (levels or {}).items()}
 
 
 def level_parameters(blocks: dict, name: str) -> dict:

@@ -5,6 +5,8 @@
     ids = [*tokenizer.begin, *tokenizer.encode("import ")]
     for token in stream.generate(ids, tokens=100, stop=tokenizer.stops): ...
 
+No level is written, so a token is read with weights that are added up once, not for each token.
+
 All that a model remembers of a text is its fast state: memories, or a ring buffer of keys and
 values. A token's random key is folded from the number of tokens before it, so a conversation that
 was saved goes on as if it had not stopped.
@@ -55,15 +57,25 @@ def nucleus(logits_V, key, temperature: float, top_p: float):
 
 @functools.lru_cache
 def _step(model, temperature: float, top_p: float, never: tuple[int, ...]):
-  """(params, tokens_T, count, fast, key) -> (next token (1,), fast); reads count, donates fast."""
+  """(params, weights, tokens_T, count, fast, key) -> (next token (1,), fast).
+
+  Reads `count` tokens, donates fast.
+  """
   choose = functools.partial(nucleus, temperature=temperature,
                              top_p=top_p) if temperature else greedy
-  def step(params, tokens_T, count, fast, key):
+  def step(params, weights, tokens_T, count, fast, key):
     segments_T = (jnp.arange(tokens_T.shape[0]) < count).astype(jnp.int32)  # padding is 0
-    logits, fast, _ = model.apply({"params": params}, tokens_T[None], fast, segments_T[None])
+    logits, fast, _ = model.apply({"params": params}, tokens_T[None], fast, segments_T[None],
+                                  weights=weights)
     logits_V = logits[0, count - 1].at[jnp.array(never, jnp.int32)].set(-jnp.inf)
     return choose(logits_V, jax.random.fold_in(key, fast.count_B[0]))[None], fast
   return jax.jit(step, donate_argnames="fast")
+
+
+@functools.lru_cache
+def _adder(config):
+  """(params, fast) -> current weights of the levels."""
+  return jax.jit(functools.partial(lm.current_weights, config))
 
 
 class Stream:
@@ -101,6 +113,7 @@ class Stream:
     self._unread = ([] if fast.held_BxC is None
                     else [int(i) for i in np.asarray(fast.held_BxC[0]) if i >= 0])
     self._fast, self.pending = jax.device_put(fast, self._place, may_alias=False), pending
+    self._weights = _adder(lm.frozen(self.config))(self.params, self._fast)
     self._read = int(fast.count_B[0])
 
   @property
@@ -115,7 +128,8 @@ class Stream:
     room = whole if cache is None else cache.position_BxW.shape[-1]
     if room < min(self._read, whole):
       self._fast = _grown(self._fast, min(whole, 1 << (self._read - 1).bit_length()))
-    token, self._fast = self._step(self.params, tokens_T, count, self._fast, self._key)
+    token, self._fast = self._step(self.params, self._weights, tokens_T, count, self._fast,
+                                   self._key)
     return token
 
   @property
