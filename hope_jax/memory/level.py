@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax.memory.products import gelu, stream_product
+from hope_jax.memory.products import dense as product, gelu, stream_product
 
 EPSILON = {"rms": 1e-6, "layer": 1e-5}
 
@@ -80,7 +80,7 @@ def apply(params: dict, x_BxCxD, weights: dict | None = None, added: dict | None
   def dense(part, h):
     kernel, own, more = params[part]["kernel"], get(weights, part,
                                                     "kernel"), get(added, part, "kernel")
-    y = h @ kernel.astype(dtype) if own is None else stream_product(h, kernel, own)
+    y = product(h, kernel.astype(dtype)) if own is None else stream_product(h, kernel, own)
     y = y if more is None else y + more.astype(dtype)
     return y + vector(part, "bias").astype(dtype) if "bias" in params[part] else y
 

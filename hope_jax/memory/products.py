@@ -2,7 +2,7 @@
 
 Autodiff puts the cotangent first in every product; where the contraction runs over its first axis,
 XLA then transposes it, and on a CPU recomputes all that leads to it in the other order. These say
-which operand is turned instead: the weights.
+which operand is turned instead: the weights, or what was read.
 """
 
 import jax
@@ -37,6 +37,43 @@ apply.defvjp(lambda w, x: (apply(w, x),
 apply_transposed.defvjp(lambda w, y: (apply_transposed(w, y), (w, y)),
                         lambda saved, grad: (saved[1] @ grad.T, apply(saved[0], grad)))
 gram.defvjp(lambda x: (gram(x), x), lambda x, grad: (x @ (grad + grad.T),))
+
+
+def _contract(a, b, axes_a, axes_b, dtype=None):
+  return jax.lax.dot_general(a, b, ((tuple(axes_a), tuple(axes_b)), ((), ())),
+                             preferred_element_type=dtype)
+
+
+@jax.custom_vjp
+def dense(x_xI: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
+  """x W for any number of leading axes, and of output axes."""
+  return _contract(x_xI, kernel_IxO, (x_xI.ndim - 1,), (0,))
+
+
+def _dense_backward(saved, grad_xO):
+  x, kernel = saved
+  leading, outputs = range(x.ndim - 1), range(1, kernel.ndim)
+  return (_contract(grad_xO, kernel, range(x.ndim - 1, grad_xO.ndim), outputs),
+          _contract(x, grad_xO, leading, leading))
+
+
+dense.defvjp(lambda *args: (dense(*args), args), _dense_backward)
+
+
+@jax.custom_vjp
+def scores(x_BxTxD: jax.Array, table_VxD: jax.Array) -> jax.Array:
+  """x W^T in float32 or better: of each token with each row of a table."""
+  wide = jnp.promote_types(x_BxTxD.dtype, jnp.float32)
+  return _contract(x_BxTxD, table_VxD, (2,), (1,), wide)
+
+
+def _scores_backward(saved, grad_BxTxV):
+  x, table = saved
+  return (_contract(grad_BxTxV, table, (2,), (0,), x.dtype),
+          _contract(x, grad_BxTxV, (0, 1), (0, 1), table.dtype).T)
+
+
+scores.defvjp(lambda *args: (scores(*args), args), _scores_backward)
 
 
 @jax.custom_vjp

@@ -14,10 +14,11 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from hope_jax.memory import products
 from hope_jax.model import blockwise
 from hope_jax.model.axes import constrain
 from hope_jax.model.contract import Mixer, Parameter
-from hope_jax.model.layers import compute_dtype, scaled_normal
+from hope_jax.model.layers import Dense, compute_dtype, scaled_normal
 from hope_jax.model.slots import Layout, visible
 
 BLOCK = 256  # slots; longer sequences are read in blocks, and hold no scores of all pairs
@@ -213,7 +214,7 @@ class Heads(nn.Module):
       def part(a):
         a = a.astype(self.dtype)[..., columns]
         return a.reshape(*a.shape[:-1], number, heads, self.width)
-      y = jnp.einsum("bsd,dnhk->bsnhk", x_BxSxD, constrain(part(kernel), None, None, "heads"))
+      y = products.dense(x_BxSxD, constrain(part(kernel), None, None, "heads"))
       y = y if bias is None else y + constrain(part(bias), None, "heads")
       return [y[:, :, i] for i in range(number)]
 
@@ -287,8 +288,8 @@ class Attention(nn.Module):
         cache = store(cache, k, v, layout)
       else:
         y = attend(q, k, v, mask, always)
-    out = nn.Dense(dim, use_bias=self.bias == "all", dtype=self.dtype, name="out",
-                   kernel_init=scaled_normal(self.heads * self.width, 2 * self.layers))
+    out = Dense(dim, self.dtype, scaled_normal(self.heads * self.width, 2 * self.layers),
+                self.bias == "all", name="out")
     return out(y.reshape(batch, total, -1)), cache if state else None, {}
 
   def persistent_keys(self, heads, k_norm, dim: int):

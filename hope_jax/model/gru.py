@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.model.contract import Mixer, Parameter
-from hope_jax.model.layers import compute_dtype, scaled_normal
+from hope_jax.model.layers import Dense, compute_dtype, scaled_normal
 from hope_jax.model.slots import Layout
 
 
@@ -39,8 +39,7 @@ class GRU(nn.Module):
     shape = (2, self.heads, width, width)
     recur = self.param("recur", nn.initializers.normal(width ** -0.5 / 2), shape)
     bias = self.param("bias", nn.initializers.constant(self.forget_init), (dim,))
-    kernel = nn.Dense(2 * dim, use_bias=False, dtype=self.dtype, kernel_init=scaled_normal(dim),
-                      name="in")
+    kernel = Dense(2 * dim, self.dtype, scaled_normal(dim), name="in")
     gates = kernel(x_BxSxD).astype(jnp.float32) + jnp.concatenate([bias, jnp.zeros(dim)])
     gates_SxBx2xHxK = jnp.moveaxis(gates.reshape(batch, total, 2, self.heads, width), 1, 0)
 
@@ -55,8 +54,7 @@ class GRU(nn.Module):
     first_SxB = ((layout.position_BxS == 0) & layout.valid_BxS).T
     last, y = jax.lax.scan(read, start, (gates_SxBx2xHxK, layout.valid_BxS.T, first_SxB))
     y_BxSxD = jnp.moveaxis(y, 0, 1).reshape(batch, total, dim).astype(self.dtype)
-    out = nn.Dense(dim, use_bias=False, dtype=self.dtype,
-                   kernel_init=scaled_normal(dim, 2 * self.layers), name="out")
+    out = Dense(dim, self.dtype, scaled_normal(dim, 2 * self.layers), name="out")
     return out(y_BxSxD), None if h_BxHxK is None else last, {}
 
 

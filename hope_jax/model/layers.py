@@ -1,8 +1,12 @@
-"""The small layers of blocks: causal convolution, initial values near the identity."""
+"""The small layers of blocks: dense, causal convolution, initial values near the identity."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from hope_jax.memory import products
 
 CONV = 4  # tokens a convolution sees
 
@@ -34,6 +38,23 @@ def pass_through(noise: float = 0.02):
 def scaled_normal(fan_in: int, depth: int = 1):
   """N(0, 1 / (fan_in * depth)); depth 2 * layers for what is added to the residual stream."""
   return nn.initializers.normal((fan_in * depth) ** -0.5)
+
+
+class Dense(nn.Module):
+  """x W, and a bias if there is one."""
+  features: int
+  dtype: Any
+  init: Any
+  bias: bool = False
+
+  @nn.compact
+  def __call__(self, x_BxSxI):
+    shape = x_BxSxI.shape[-1], self.features
+    kernel_IxO = self.param("kernel", self.init, shape, jnp.float32)
+    y = products.dense(x_BxSxI.astype(self.dtype), kernel_IxO.astype(self.dtype))
+    if not self.bias:
+      return y
+    return y + self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32).astype(self.dtype)
 
 
 def extend(tail_Bx3xD, x_BxSxD, first_B):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from hope_jax.memory import level, level_write
+from hope_jax.memory import level, level_write, products
 from hope_jax.model import mixers, plan, slots, stacks
 from hope_jax.model.axes import constrain
 from hope_jax.model.block import Block
@@ -89,8 +89,7 @@ class HopeLM(nn.Module):
     x = nn.RMSNorm(c.model.norm_epsilon, dtype=dtype, scale_init=scale,
                    name="norm")(slots.to_tokens(layout, x))
     head_VxD = table_VxD if c.model.tied else constrain(self.own_head(), "vocab", None)
-    logits = jnp.einsum("btd,vd->btv", x, head_VxD.astype(dtype),
-                        preferred_element_type=jnp.promote_types(dtype, jnp.float32))
+    logits = products.scores(x, head_VxD.astype(dtype))
     after = FastState(layout.segment_B, layout.count_B, LayerState(tokens, levels), held)
     return constrain(logits, "streams", None, "vocab"), None if fast is None else after, notes
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from hope_jax.memory import recurrence
 from hope_jax.model import projections
 from hope_jax.model.contract import Mixer, Parameter
-from hope_jax.model.layers import CONV, compute_dtype, pass_through, scaled_normal
+from hope_jax.model.layers import CONV, Dense, compute_dtype, pass_through, scaled_normal
 from hope_jax.model.slots import Layout
 
 DT = (1e-3, 1e-1)  # at the start, evenly in the logarithm over the heads
@@ -47,7 +47,7 @@ class Mamba(nn.Module):
     batch, total, dim = x_BxSxD.shape
     inner, entries, heads = self.inner, self.entries, self.heads
     def dense(name, features, init):
-      return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+      return Dense(features, self.dtype, init, name=name)
     gate_BxSxE = dense("gate", inner, scaled_normal(dim))(x_BxSxD)
     mixed = dense("in", inner + 2 * entries, scaled_normal(dim))(x_BxSxD)
     kernel = self.param("conv", pass_through(), (CONV, inner + 2 * entries))

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 
 from hope_jax.model.contract import Parameter
-from hope_jax.model.layers import scaled_normal
+from hope_jax.model.layers import Dense, scaled_normal
 
 
 class SwiGLU(nn.Module):
@@ -19,7 +19,7 @@ class SwiGLU(nn.Module):
   def __call__(self, x_BxTxD):
     width = x_BxTxD.shape[-1]
     def dense(name, features, init):
-      return nn.Dense(features, use_bias=self.bias, dtype=self.dtype, kernel_init=init, name=name)
+      return Dense(features, self.dtype, init, self.bias, name=name)
     gate = dense("gate", self.hidden, scaled_normal(width))(x_BxTxD)
     up = dense("up", self.hidden, scaled_normal(width))(x_BxTxD)
     return dense("down", width, scaled_normal(self.hidden, 2 * self.layers))(nn.silu(gate) * up)

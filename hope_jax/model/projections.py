@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from hope_jax.model.contract import Parameter
 from hope_jax.model.attention import Heads
-from hope_jax.model.layers import CONV, conv, conv_tail, extend, pass_through, scaled_normal
+from hope_jax.model.layers import CONV, Dense, conv, conv_tail, extend, pass_through
+from hope_jax.model.layers import scaled_normal
 from hope_jax.model.slots import Layout
 
 
@@ -52,8 +53,8 @@ class Gates(nn.Module):
   @nn.compact
   def __call__(self, x_BxSxD):
     count = len(self.biases)
-    raw = nn.Dense(count * self.heads, use_bias=False, dtype=self.dtype, name="in",
-                   kernel_init=scaled_normal(x_BxSxD.shape[-1]))(x_BxSxD)
+    raw = Dense(count * self.heads, self.dtype, scaled_normal(x_BxSxD.shape[-1]),
+                name="in")(x_BxSxD)
     def spread(_, shape):
       return jnp.broadcast_to(jnp.array(self.biases, jnp.float32)[:, None], shape)
     bias_NxH = self.param("bias", spread, (count, self.heads))
@@ -70,7 +71,7 @@ class Output(nn.Module):
   def __call__(self, y_BxHxKxS, x_BxSxD):
     dim = x_BxSxD.shape[-1]
     def dense(name, init):
-      return nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+      return Dense(dim, self.dtype, init, name=name)
     y = nn.RMSNorm(dtype=self.dtype, name="norm")(jnp.moveaxis(y_BxHxKxS, -1, 1))
     y_BxSxD = y.reshape(x_BxSxD.shape)
     if self.gate:

@@ -16,8 +16,8 @@ from hope_jax.config import chunks
 from hope_jax.memory import linear_memory, mlp_memory, self_modifying
 from hope_jax.memory.write_rule import Rule, from_config
 from hope_jax.model.contract import Mixer, Parameter
-from hope_jax.model.layers import CONV, compute_dtype, conv, conv_tail, extend, near_identity
-from hope_jax.model.layers import pass_through
+from hope_jax.model.layers import CONV, Dense, compute_dtype, conv, conv_tail, extend
+from hope_jax.model.layers import near_identity, pass_through
 from hope_jax.model.slots import Layout
 
 
@@ -69,8 +69,7 @@ class SelfMod(nn.Module):
     batch, total, dim = x_BxSxD.shape
     memory, tail_Bx3xD = (state.memory, state.conv_Bx3xD) if state else (None, None)
     width = dim // self.heads
-    x_BxSxD = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=near_identity(),
-                       name="in")(x_BxSxD)
+    x_BxSxD = Dense(dim, self.dtype, near_identity(), name="in")(x_BxSxD)
     if self.conv == "none":
       mixed = [x_BxSxD] * 3
     else:
@@ -97,8 +96,7 @@ class SelfMod(nn.Module):
                                 layout.position_BxS, may_write)
 
     y = nn.RMSNorm(dtype=self.dtype, name="norm")(jnp.moveaxis(y, -1, 1))
-    y = nn.Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=near_identity(),
-                 name="out")(y.reshape(batch, total, dim))
+    y = Dense(dim, self.dtype, near_identity(), name="out")(y.reshape(batch, total, dim))
     stats = self.stats(params, written, gates, layout)
     return y, State(written, tail_Bx3xD) if state else None, stats
 

@@ -22,7 +22,7 @@ from hope_jax.memory import chunks, neural_memory
 from hope_jax.memory.neural_memory import Token
 from hope_jax.model import attention, projections, titans
 from hope_jax.model.contract import Parameter
-from hope_jax.model.layers import compute_dtype, scaled_normal
+from hope_jax.model.layers import Dense, compute_dtype, scaled_normal
 from hope_jax.model.slots import Layout
 
 
@@ -69,8 +69,7 @@ class MAC(nn.Module):
     def norm(name, a):
       return nn.RMSNorm(m.norm_epsilon, dtype=dtype, name=name)(a)
     y = norm("attention_norm", y) * nn.sigmoid(norm("memory_norm", gate))
-    out = nn.Dense(dim, use_bias=False, dtype=dtype, name="out",
-                   kernel_init=scaled_normal(dim, 2 * m.layers))
+    out = Dense(dim, dtype, scaled_normal(dim, 2 * m.layers), name="out")
     return (out(y), carry if state else None,
             {"moved/titans_mac": titans.moved(carry.memory["run"], initial)})
 
