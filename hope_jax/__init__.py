@@ -1,5 +1,1 @@
 """HOPE language models of Nested Learning in JAX, whose memories write themselves as they read."""
-
-from hope_jax.runtime import allocator
-
-allocator.keep()

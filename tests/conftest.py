@@ -15,8 +15,6 @@ if metadata.version("jaxlib").startswith("0.10."):
   FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# many programs after each other: what one has freed is not to stay (runtime/allocator.py)
-os.environ.setdefault("MALLOC_ARENA_MAX", "8")
 
 import jax
 import pytest

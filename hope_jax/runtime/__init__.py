@@ -1,7 +1,6 @@
 """How programs run: beginning and end, processes, signals, time, and what is written down.
 
     program     flags, how a result was made, errors of one line
-    allocator   the memory that glibc keeps
     startup     what programs that use jax share: devices, kept compilations, talking to a person
     hosts       many processes: how they meet, agree and end
     lock        one process at a time
