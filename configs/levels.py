@@ -7,7 +7,9 @@
 
 What stands after the colon is the run, and perhaps how many tokens each level writes after:
 `configs/levels.py:runs/smollm,512,2048,8192` stacks two new levels on the model's own MLPs, which
-become the slowest. Trained with --init_from=runs/smollm, or as it is.
+become the slowest. Trained with --init_from=runs/smollm, or as it is. The rate was chosen on one
+document of 2048 tokens, SmolLM2-135M, attention of 256 tokens: 1.185 bits per byte, 1.280 without
+writing.
 """
 
 from pathlib import Path

@@ -9,6 +9,7 @@ from absl import flags
 import chex
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from hope_jax import export, generate, integrity, memorize, pretrained
 from hope_jax.checkpoints import weights
 from hope_jax.model import lm
 from hope_jax.reading import chat, conversation, opening, study
+from hope_jax.training import loop
 
 HERE = Path(__file__).resolve().parent / "foreign"
 VOCAB = 300
@@ -324,3 +326,25 @@ def test_a_chat_with_what_was_memorized(one, tmp_path, capsys, monkeypatch):
   call(generate, f"--checkpoint={one}", "--interactive", "--chat", "--tokens=5", "--endless",
        f"--state={tmp_path / 'state'}")
   assert capsys.readouterr().err.count("tokens read, 5 written") == 2
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_it_with_its_tokenizer(run, tmp_path):
+  """On text, with writes; of the model all but the levels stays."""
+  (tmp_path / "texts").mkdir()
+  for i in range(12):
+    (tmp_path / "texts" / f"{i}.txt").write_text(f"{i} {TEXT}")
+  c = levels.get_config(f"{run},16")
+  c.teach.chunk = c.data.align = 16
+  c.data.update(dict(seq=64, batch=2, val_fraction=0.3, dir=str(tmp_path / "data"), sources=(
+      ConfigDict(dict(name="texts", kind="text", path=str(tmp_path / "texts"), field="text",
+                      domains="", weight=1.0)),)))
+  c.optim.update(dict(train="levels", warmup=0))
+  c.train.update(dict(steps=2, log_every=1, eval_every=2, eval_batches=1, save_every=2))
+  assert loop.train(c, tmp_path / "trained", init_from=run)["loss"] > 0
+  (_, before, words), (_, after, same) = opening.load(run), opening.load(tmp_path / "trained")
+  assert same.digest == words.digest
+  chex.assert_trees_all_equal(after["blocks"]["attention"], before["blocks"]["attention"])
+  moved = after["blocks"]["cms"]["every_16"]["down"]["kernel"] - before["blocks"]["cms"]["mlp"][
+      "down"]["kernel"]
+  assert jnp.abs(moved).max() > 0

@@ -48,6 +48,15 @@ def test_logits_are_those_of_transformers(name):
   np.testing.assert_allclose(logits(params, c, want["tokens"]), want["logits"], atol=1e-5)
 
 
+def test_in_bfloat16_it_is_the_rounded_model():
+  params, c = pretrained.convert(pretrained.read(str(HERE / "qwen3")), dtype="bfloat16")
+  chex.assert_trees_all_equal(params, jax.tree.map(lambda p: p.astype(jnp.bfloat16),
+                                                   imported("qwen3")[0]))
+  assert c.model.dtype == "bfloat16"
+  want = expected("qwen3")
+  assert np.abs(logits(params, c, want["tokens"]) - want["logits"]).mean() < 0.05
+
+
 def test_it_streams_in_any_pieces():
   """A window, from a cache that is shorter than the text."""
   params, c = imported("mistral")

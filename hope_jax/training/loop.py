@@ -105,8 +105,9 @@ class _Run:
       if stacked is not None:
         params, meta = stacked
         stored.check_tokenizer(meta, digest)
-        self.state = self.state.replace(params=jax.device_put(jax.device_get(params),
-                                                              places.params))
+        # an imported run may keep them in bfloat16
+        wide = jax.tree.map(lambda own, like: np.asarray(own, like.dtype), params, self.like.params)
+        self.state = self.state.replace(params=jax.device_put(wide, places.params))
     else:
       meta = saved.meta(self.start)
       stored.check_tokenizer(meta, digest)
