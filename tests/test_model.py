@@ -261,7 +261,7 @@ def test_cms_is_its_equation():
     h = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["norm"]["scale"]
     return gelu(h @ p["up"]["kernel"]) @ p["down"]["kernel"]
   for connection in ("sequential", "nested", "independent"):
-    module = CMS(("a", "b", "c"), connection, 12, 2, "rms", "gelu", False)
+    module = CMS(("a", "b", "c"), connection, 12, 2, "rms", "gelu", False, 1e-6, False)
     params = module.init(jax.random.key(0), x, {}, {})["params"]
     params = jax.tree.map(lambda p: p + 0.3 * np.arange(p.size).reshape(p.shape) / p.size, params)
     y = x

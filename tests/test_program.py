@@ -1,5 +1,6 @@
 """What a person may write on a command line."""
 
+import ast
 import importlib
 import os
 from pathlib import Path
@@ -30,9 +31,13 @@ def test_paths_are_those_of_a_person(monkeypatch):
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "evals").glob("*.py")))
 def test_evaluations_are_imported_side_by_side_and_name_their_flags(name):
   values = flags.FlagValues()
-  importlib.import_module(f"evals.{name}").define_flags(values)
-  everywhere = flags.FLAGS.flags_by_module_dict()
-  assert len(values) and not {f"evals.{name}", program.__name__} & set(everywhere)
+  module = importlib.import_module(f"evals.{name}")
+  module.define_flags(values)
+  assert len(values)
+  run = [node for node in ast.parse(Path(module.__file__).read_text()).body
+         if not isinstance(node, (ast.FunctionDef, ast.If))]
+  assert not [call for node in run for call in ast.walk(node) if isinstance(call, ast.Call)
+              and "define" in ast.unparse(call.func).lower()]
   assert all(values[flag].help for flag in values)
 
 
