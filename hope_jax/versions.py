@@ -3,7 +3,7 @@
     1    0.1.0, which wrote no version: model.kind; token mixers' fast state side by side in a layer
     2    model.pattern and model.titan; the fast state of token mixers by their names
     3    the section channel, which was called mixer; a section for each outer optimizer's fields
-    4    teach.through_context; before it every chunk was a cut
+    4    teach.through_context; before it every chunk was a cut, unless writes were differentiated
 
 Not by version: the position of the data counted batches, and now counts sequences.
 """
@@ -38,7 +38,8 @@ def config(stored: dict) -> dict:
     for (section, field), (new_section, new_field) in MOVED_2.items():
       stored.setdefault(new_section, {})[new_field] = stored[section].pop(field)
   if version <= 3:
-    stored["teach"]["through_context"] = "chunks:1"
+    through = stored["teach"].get("through_writes") == "full"
+    stored["teach"]["through_context"] = "full" if through else "chunks:1"
   return stored
 
 

@@ -263,7 +263,7 @@ def test_ctrl_c_before_the_first_step_ends_without_a_traceback(monkeypatch):
     raise KeyboardInterrupt
 
   for flag, value in {"CONFIG": short(), "WORKDIR": "run", "INIT_FROM": None,
-                      "DRY_RUN": False}.items():
+                      "DRY_RUN": False, "ALLOW_CHANGES": False}.items():
     monkeypatch.setattr(launch, flag, types.SimpleNamespace(value=value))
   monkeypatch.setattr(launch.startup, "prepare", lambda *_, **__: None)
   monkeypatch.setattr(loop, "train", interrupted)

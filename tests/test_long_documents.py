@@ -313,7 +313,7 @@ def test_numbers_of_memorize_are_drawn(tmp_path, monkeypatch):
   save(tmp_path, tiny(in_context=True, levels=LEVELS))
   (tmp_path / "text").write_text(document(4))
 
-  def studied(config, params, ids, steps):
+  def studied(config, params, ids, steps, fast):
     """As if the text had been read."""
     rng, shape = np.random.default_rng(0), (1, -(-len(ids) // CHUNK) * CHUNK)
     labels = np.arange(shape[1])[None] < len(ids) - 1

@@ -33,7 +33,7 @@ def losses(kind, **teach):
 @pytest.mark.parametrize("kind", ["hope_hybrid", "hope_attention"])
 def test_gradient_through_the_writes(kind, x64, monkeypatch):
   """through_writes = full against finite differences in float64; none leaves something out."""
-  c = tiny(kind, through_writes="full", clip=0.3)
+  c = tiny(kind, through_writes="full", through_context="full", clip=0.3)
   c.model.dtype = "float64"
   def double(tree):
     return jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree)
