@@ -162,8 +162,8 @@ def test_sigterm_saves_and_the_same_command_resumes(whole):
 
 @pytest.mark.slow
 def test_loss_that_is_not_finite_stops_the_run_and_saves_nothing(whole, monkeypatch):
-  folder, c, _, _ = whole
-  run = folder / "diverged"
+  folder, run = whole[0], whole[0] / "diverged"
+  c = small(folder)
   poison(monkeypatch, {6: np.nan})
   with pytest.raises(FloatingPointError,
                      match="step 6: loss nan.*Checkpoint 5 is good.*, with --allow_changes, a"):
@@ -211,7 +211,7 @@ def test_a_save_that_fails_may_be_passed_over_but_not_the_last(whole, monkeypatc
 
 def test_workdir_of_another_model_is_refused(whole):
   folder, _, workdir, _ = whole
-  other = small(folder, model__dim=32)
+  other = small(folder, data__carry=True, model__dim=32)
   with pytest.raises(ValueError, match="model.dim 16 -> 32 .another model, .*--allow_changes"):
     loop.train(other, workdir)
   with pytest.raises(ValueError, match="checkpoint of another architecture(.|\n)*another workdir"):
