@@ -10,14 +10,14 @@ token for some bytes (never those of common text); they are read as U+FFFD, whic
 Text that looks like a control token is text: no id of one comes out of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import hashlib
 import json
 from pathlib import Path
 import re
 
 from hope_jax.data import files
-from hope_jax.data.pieces import Pieces, escaped
+from hope_jax.data.pieces import Pieces
 
 FILE, OURS = "tokenizer.json", "hope_jax"
 SPACE, UNKNOWN = "\u2581", "\ufffd"
@@ -54,14 +54,14 @@ class BytePairs(Pieces):
     self._model.encode_special_tokens = True  # as text
     super().__init__(self._all_bytes(stored), own["bos"], own["eos"],
                      hashlib.sha256(data).hexdigest(), own["stops"])
-    self._byte_ids = {b: i for i, piece in self._single() for b in piece}
-    self._missing = bytes(set(range(256)) - self._byte_ids.keys())
+    self.byte_ids = {b: i for i, piece in self._single() for b in piece}
+    self._missing = bytes(set(range(256)) - self.byte_ids.keys())
     self._control = frozenset(i for i, piece in enumerate(self._bytes) if not piece)
     # those that begin with another's come first
     self.control_names = sorted(filter(None, map(self._model.id_to_token, self._control)),
                                 key=len, reverse=True)
-    self._around = re.compile(f"[{'' if self._by_level else SPACE}\udc80-\udcff]+")
-    if self.decode(self.encode(PROBE)) != self._known(PROBE):
+    self.around = re.compile(f"[{'' if self._by_level else SPACE}\udc80-\udcff]+")
+    if self.decode(self.encode(PROBE)) != self.readable(PROBE):
       raise ValueError(f"{path} does not keep text as it is, and cannot be used here")
 
   def _all_bytes(self, stored: dict) -> list[bytes]:
@@ -87,8 +87,10 @@ class BytePairs(Pieces):
       if len(piece) == 1 and (self._by_level or self._model.id_to_token(i).startswith("<0x")):
         yield i, piece
 
-  def _known(self, text: str) -> str:
+  def readable(self, text: str) -> str:
     """The text with U+FFFD for what the vocabulary has no bytes for."""
+    if not self._missing:
+      return text
     data = text.encode("utf-8", "surrogateescape")
     if len(data.translate(None, self._missing)) == len(data):
       return text
@@ -98,30 +100,17 @@ class BytePairs(Pieces):
                f"{' ...' if len(lost) > 3 else ''}: read as U+FFFD")
     return re.sub(f"[{re.escape(''.join(lost))}]", UNKNOWN, text)
 
-  def encode_batch(self, texts: Sequence[str | bytes]) -> list[list[int]]:
-    """As `encode` for each text, on all cores."""
-    plain, around = [], []
-    for text in map(escaped, texts):
-      text = self._known(text) if self._missing else text
-      around.append([part.encode("utf-8", "surrogateescape")
-                     for part in self._around.findall(text)])
-      plain += self._around.split(text)
-    encoded = iter(self._model.encode_batch_fast(plain, add_special_tokens=False))
-    batch = []
-    for gaps in around:
-      ids = self._text_alone(next(encoded).ids)
-      for gap in gaps:
-        ids += [self._byte_ids[b] for b in gap]
-        ids += self._text_alone(next(encoded).ids)
-      batch.append(ids)
-    return batch
+  def encode_plain(self, texts: list[str]) -> list[list[int]]:
+    """Ids of texts in which nothing matches `around`."""
+    return [self._text_alone(each.ids)
+            for each in self._model.encode_batch_fast(texts, add_special_tokens=False)]
 
   def _text_alone(self, ids: list[int]) -> list[int]:
     """A control token whose name stood in the text as a word of its own, as the name's bytes."""
     if self._control.isdisjoint(ids):
       return ids
     return [own for i in ids for own in ([i] if i not in self._control else [
-        self._byte_ids[b] for b in self._model.id_to_token(i).encode()])]
+        self.byte_ids[b] for b in self._model.id_to_token(i).encode()])]
 
   def name(self, token: int | None) -> str:
     """Of a control token; of None, nothing."""

@@ -1,12 +1,14 @@
 """What all tokenizers have: every id stands for fixed bytes, a sequence's are their sum."""
 
+import abc
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+import re
 
 import numpy as np
 
 
-class Pieces:
+class Pieces(abc.ABC):
   """A vocabulary, read from one file. Text is str (bytes that are no UTF-8 as surrogates) or bytes.
 
   size: number of ids; bos: id that a document begins with, None where the model has none; eos: id
@@ -15,6 +17,8 @@ class Pieces:
   for control tokens, which no text is ever read as.
   """
   chat: str | None = None
+  around: re.Pattern  # runs of text that the library would not read as they are
+  byte_ids: Mapping[int, int] | Sequence[int]  # by byte: those runs are read as bytes
 
   def __init__(self, pieces: list[bytes], bos: int | None, eos: int, digest: str,
                stops: Iterable[int] = ()):
@@ -34,7 +38,26 @@ class Pieces:
 
   def encode_batch(self, texts: Sequence[str | bytes]) -> list[list[int]]:
     """As `encode` for each text, on all cores."""
-    raise NotImplementedError
+    plain, around = [], []  # what the library sees; per text, the bytes between
+    for text in map(self.readable, map(escaped, texts)):
+      around.append([run.encode("utf-8", "surrogateescape") for run in self.around.findall(text)])
+      plain += self.around.split(text)
+    encoded, batch = iter(self.encode_plain(plain)), []
+    for gaps in around:
+      ids = list(next(encoded))
+      for gap in gaps:
+        ids += [self.byte_ids[b] for b in gap]
+        ids += next(encoded)
+      batch.append(ids)
+    return batch
+
+  def readable(self, text: str) -> str:
+    """The text, without what the vocabulary has no bytes for."""
+    return text
+
+  @abc.abstractmethod
+  def encode_plain(self, texts: list[str]) -> Iterable[list[int]]:
+    """Ids of texts in which nothing matches `around`."""
 
   def decode_bytes(self, ids: Iterable[int]) -> bytes:
     """The bytes the ids stand for. Raises ValueError on an id outside the vocabulary."""

@@ -10,13 +10,13 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece as spm
 
 from hope_jax.data.byte_pairs import FILE as BYTE_PAIRS, BytePairs
-from hope_jax.data.pieces import Pieces, StreamDecoder, escaped  # noqa: F401
+from hope_jax.data.pieces import Pieces, StreamDecoder  # noqa: F401
 
 _SPACE = "\u2581"  # SentencePiece's own sign for a space
 _AROUND = re.compile(f"[{_SPACE}\udc80-\udcff]+")
@@ -72,6 +72,7 @@ def _advice(message: str, vocab_size: int) -> str:
 
 class Tokenizer(Pieces):
   """A trained model."""
+  around = _AROUND
 
   def __init__(self, path: str | Path):
     """ValueError if the file is missing, no SentencePiece model, or one that loses text."""
@@ -89,7 +90,7 @@ class Tokenizer(Pieces):
                        "rebuild it")
     super().__init__([self._bytes_of(i) for i in range(self._model.get_piece_size())],
                      self._model.bos_id(), self._model.eos_id(), hashlib.sha256(proto).hexdigest())
-    self._byte_ids = [self._model.piece_to_id(f"<0x{b:02X}>") for b in range(256)]
+    self.byte_ids = [self._model.piece_to_id(f"<0x{b:02X}>") for b in range(256)]
     if min(self.bos, self.eos) < 0 or self.decode(self.encode(_PROBE)) != _PROBE:
       raise ValueError(f"{path} does not keep text as it is; train it with "
                        "hope_jax.tokenizer.train")
@@ -101,22 +102,9 @@ class Tokenizer(Pieces):
     return (bytes([int(piece[1:-1], 16)]) if self._model.is_byte(token)
             else piece.replace(_SPACE, " ").encode())
 
-  def encode_batch(self, texts: Sequence[str | bytes]) -> list[list[int]]:
-    """As `encode` for each text, on all cores."""
-    # plain: the parts SentencePiece may see; around: per text, the bytes between them
-    plain, around = [], []
-    for text in map(escaped, texts):
-      around.append([part.encode("utf-8", "surrogateescape") for part in _AROUND.findall(text)])
-      plain.extend(part.encode() for part in _AROUND.split(text))
-    encoded = iter(self._model.encode(plain, num_threads=os.cpu_count()))
-    batch = []
-    for gaps in around:
-      ids = next(encoded)
-      for gap in gaps:
-        ids.extend(self._byte_ids[b] for b in gap)
-        ids.extend(next(encoded))
-      batch.append(ids)
-    return batch
+  def encode_plain(self, texts: list[str]) -> list[list[int]]:
+    """Ids of texts in which nothing matches `around`."""
+    return self._model.encode([text.encode() for text in texts], num_threads=os.cpu_count())
 
 
 FILES = {"tokenizer.model": Tokenizer, BYTE_PAIRS: BytePairs}  # by their names in a run's folder
