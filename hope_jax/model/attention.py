@@ -113,15 +113,10 @@ def attend_after(q_BxHxSxK, past_k_BxHxWxK, past_v_BxHxWxK, k_BxHxSxK, v_BxHxSxK
                         mask_BxSxL)[0]
 
 
-def _scores(q, k, mask):
-  scores = jnp.einsum("bhsk,bhlk->bhsl", q, k,
-                      preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
-  return jnp.where(mask[:, None], q.shape[-1] ** -0.5 * scores, blockwise.HIDDEN)
-
-
 def _after_forward(q, past_k, past_v, k, v, mask):
   length = past_k.shape[2]
-  scores = _scores(q, past_k, mask[..., :length]), _scores(q, k, mask[..., length:])
+  scores = (blockwise.scores(q, past_k, mask[..., :length]),
+            blockwise.scores(q, k, mask[..., length:]))
   top = jax.lax.stop_gradient(jnp.maximum(*(jnp.max(s, -1, keepdims=True) for s in scores)))
   before, own = (jnp.exp(s - top) for s in scores)
   total = jnp.sum(before, -1, keepdims=True) + jnp.sum(own, -1, keepdims=True)
@@ -135,7 +130,7 @@ def _after_backward(saved, grad):
   along = jnp.sum((grad * out).astype(log_total.dtype), -1, keepdims=True)
 
   def block(k, v, mask):
-    share = jnp.exp(_scores(q, k, mask) - log_total)
+    share = jnp.exp(blockwise.scores(q, k, mask) - log_total)
     grad_share = jnp.einsum("bhsk,bhlk->bhsl", grad, v, preferred_element_type=share.dtype)
     grad_score = (q.shape[-1] ** -0.5 * share * (grad_share - along)).astype(q.dtype)
     return (grad_score @ k, grad_score.swapaxes(2, 3) @ q,

@@ -42,9 +42,9 @@ def _forward(q, k, v, layout, window, block):
   def pair(carry, ij):
     i, j = ij
     out_G, top_G, sum_G = carry
-    scores = _scores(q_G[i], k_G[j], _visible(layout, i, j, window, block))
-    top = jnp.maximum(top_G[i], jnp.max(scores, -1, keepdims=True))
-    weights, rest = jnp.exp(scores - top), jnp.exp(top_G[i] - top)
+    seen = scores(q_G[i], k_G[j], _visible(layout, i, j, window, block))
+    top = jnp.maximum(top_G[i], jnp.max(seen, -1, keepdims=True))
+    weights, rest = jnp.exp(seen - top), jnp.exp(top_G[i] - top)
     more = jnp.einsum("bhnl,bhlk->bhnk", weights.astype(q.dtype), v_G[j],
                       preferred_element_type=wide)
     new = (rest * out_G[i] + more, top, rest * sum_G[i] + jnp.sum(weights, -1, keepdims=True))
@@ -66,7 +66,7 @@ def _backward(window, block, saved, grad):
 
   def pair(carry, ij):
     i, j = ij
-    weights = jnp.exp(_scores(q_G[i], k_G[j], _visible(layout, i, j, window, block)) - log_sum_G[i])
+    weights = jnp.exp(scores(q_G[i], k_G[j], _visible(layout, i, j, window, block)) - log_sum_G[i])
     of_weights = product("bhnk,bhlk->bhnl", grad_G[i], v_G[j])
     of_scores = q.shape[-1] ** -0.5 * weights * (of_weights - along_G[i])
     more = ((i, product("bhnl,bhlk->bhnk", of_scores, k_G[j])),
@@ -102,10 +102,11 @@ def _whole(a_GxBxHxNxK, total: int):
   return a.reshape(len(a), -1, *a.shape[3:])[:, :total]
 
 
-def _scores(q_BxHxNxK, k_BxHxNxK, visible_BxNxN):
-  scores = jnp.einsum("bhnk,bhlk->bhnl", q_BxHxNxK, k_BxHxNxK,
-                      preferred_element_type=jnp.promote_types(q_BxHxNxK.dtype, jnp.float32))
-  return jnp.where(visible_BxNxN[:, None], q_BxHxNxK.shape[-1] ** -0.5 * scores, HIDDEN)
+def scores(q_BxHxNxK, k_BxHxLxK, visible_BxNxL):
+  """(B, H, N, L) in float32 or better, HIDDEN where a query may not see a key."""
+  products = jnp.einsum("bhnk,bhlk->bhnl", q_BxHxNxK, k_BxHxLxK,
+                        preferred_element_type=jnp.promote_types(q_BxHxNxK.dtype, jnp.float32))
+  return jnp.where(visible_BxNxL[:, None], q_BxHxNxK.shape[-1] ** -0.5 * products, HIDDEN)
 
 
 def _visible(layout: Layout, i, j, window: int, block: int):

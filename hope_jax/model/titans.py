@@ -202,13 +202,13 @@ def below(path: str, rows) -> tuple[Parameter, ...]:
 
 
 WEIGHTS = (
-    Parameter(r"memory/w_(\d)", ("heads", None, "model"), "matrix", r"titans.memory.w_\1",
-              initial=True),
-    Parameter(r"memory/gain", (), "vector", r"titans.memory.gain", initial=True))
+    Parameter(r"w_(\d)", ("heads", None, "model"), "matrix", r"titans.memory.w_\1", initial=True),
+    Parameter(r"gain", (), "vector", r"titans.memory.gain", initial=True))
+NORMS = Parameter(r"(attention|memory)_norm/scale", (), "vector", r"titans.\1_norm.weight")
 LMM_MIXER = Mixer(
     build=lambda config: LMM(config, name="titans_lmm"), fresh=fresh, forget=lambda state: state,
     context=lambda config: 0, grid=lambda config: config.titans.chunk, check=check, writes=True,
-    parameters=(*projections.parameters("titans"), *WEIGHTS),
+    parameters=(*projections.parameters("titans"), *below("memory", WEIGHTS)),
     state_axes=((r"memory/.*", ("heads",)), (r".*", ())), sections=("titans",))
 MAG_MIXER = LMM_MIXER._replace(
     build=lambda config: WithAttention(config, False, name="titans_mag"), fresh=fresh_hybrid,
@@ -216,8 +216,7 @@ MAG_MIXER = LMM_MIXER._replace(
     context=attention.context, check=check_hybrid, sections=("titans", "attention"),
     parameters=(
         *below("lmm", LMM_MIXER.parameters), *below("attention", attention.MIXER.parameters),
-        Parameter(r"attention/persistent", (), "vector", r"self_attn.persistent.weight"),
-        Parameter(r"(attention|memory)_norm/scale", (), "vector", r"titans.\1_norm.weight")),
+        Parameter(r"attention/persistent", (), "vector", r"self_attn.persistent.weight"), NORMS),
     state_axes=((r"memory/memory/.*", ("heads",)),
                 (r"cache/(key|value)_BxHxWxK", ("heads",)), (r".*", ())))
 MAL_MIXER = MAG_MIXER._replace(

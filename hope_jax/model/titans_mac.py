@@ -179,9 +179,7 @@ MIXER = titans.LMM_MIXER._replace(
                   True),
         Parameter(r"bias", (), "vector", r"titans.gates.bias"),
         Parameter(r"persistent", (), "vector", r"titans.persistent.weight"),
-        Parameter(r"(attention|memory)_norm/scale", (), "vector", r"titans.\1_norm.weight"),
+        titans.NORMS,
         Parameter(r"out/kernel", ("heads", "model"), "matrix", r"titans.o_proj.weight", True),
-        Parameter(r"w_(\d)", ("heads", None, "model"), "matrix", r"titans.memory.w_\1",
-                  initial=True),
-        Parameter(r"gain", (), "vector", r"titans.memory.gain", initial=True)),
+        *titans.WEIGHTS),
     state_axes=((r"memory/.*", ("heads",)), (r"(key|value)_.*", ("heads",)), (r".*", ())))
