@@ -14,7 +14,7 @@ from pathlib import Path
 import shutil
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,5 +147,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-  define_flags(FLAGS)
-  app.run(main, flags_parser=program.parse_flags)
+  program.start(main, define_flags)

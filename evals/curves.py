@@ -8,7 +8,7 @@ The table (every --every-th point) goes to stdout. Needs matplotlib: pip install
 import json
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -64,5 +64,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-  define_flags(FLAGS)
-  app.run(main)
+  program.start(main, define_flags)

@@ -10,13 +10,14 @@ a text costs what a fresh one does: the same arrays are read.
 import os
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
 
-from evals import speed
+from hope_jax.evals import speed
 from hope_jax.model import lm
 from hope_jax.reading.stream import Stream
 from hope_jax.reports import tables
+from hope_jax.runtime import program
 from hope_jax.scoring import intervals, results
 
 FLAGS = flags.FLAGS
@@ -36,6 +37,7 @@ def writer(config):
 
 
 def define_flags(values: flags.FlagValues) -> None:
+  speed.define_flags(values)  # preset, batch, chunk, rounds, output
   flags.DEFINE_string("model", "attention_1", "One of speed.py that writes in context.",
                       flag_values=values)
   flags.DEFINE_integer("tokens", 64, "In a turn.", lower_bound=1, flag_values=values)
@@ -64,6 +66,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-  speed.define_flags(FLAGS)  # preset, batch, chunk, rounds, output
-  define_flags(FLAGS)
-  app.run(main)
+  program.start(main, define_flags)

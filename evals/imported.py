@@ -11,7 +11,7 @@ on from there, greedily.
 import statistics
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,5 +106,4 @@ def main(_, f: flags.FlagValues = flags.FLAGS):
 
 
 if __name__ == "__main__":
-  define_flags(flags.FLAGS)
-  app.run(main)
+  program.start(main, define_flags)

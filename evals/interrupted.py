@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
 from ml_collections import ConfigDict
 import numpy as np
@@ -35,7 +35,7 @@ from hope_jax import config as configs, export, memorize
 from hope_jax.checkpoints import sidecar, stored
 from hope_jax.data import tokenized
 from hope_jax.reports import tables
-from hope_jax.runtime import startup
+from hope_jax.runtime import program, startup
 from hope_jax.training import loop
 
 FLAGS = flags.FLAGS
@@ -225,5 +225,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-  define_flags(FLAGS)
-  app.run(main)
+  program.start(main, define_flags)

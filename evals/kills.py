@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
 import numpy as np
 from tqdm import tqdm
@@ -34,7 +34,7 @@ from hope_jax import config as configs
 from hope_jax.checkpoints import checkpoint, sidecar
 from hope_jax.model import sharding
 from hope_jax.reports import tables
-from hope_jax.runtime import metrics, startup
+from hope_jax.runtime import metrics, program, startup
 from hope_jax.scoring import validation
 from hope_jax.training import loop, steps
 
@@ -207,5 +207,4 @@ def _next(order, workdir: Path) -> str:
 
 
 if __name__ == "__main__":
-  define_flags(FLAGS)
-  app.run(main)
+  program.start(main, define_flags)

@@ -262,5 +262,4 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
 
 
 if __name__ == "__main__":
-  define_flags(flags.FLAGS)
-  app.run(main)
+  program.start(main, define_flags)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from hope_jax.reports import tables
@@ -127,5 +127,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-  define_flags(FLAGS)
-  app.run(main)
+  program.start(main, define_flags)

@@ -386,5 +386,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  define_flags(FLAGS)
-  app.run(main)
+  program.start(main, define_flags)
