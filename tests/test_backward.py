@@ -5,14 +5,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from hope_jax import config
 from hope_jax.model import checks, lm
 from hope_jax.reading import reader, sequences
 from hope_jax.training import steps
-from tests.tiny import batch_of, texts, tiny
+from tests.tiny import batch_of, noisy, texts, tiny
 
 CHUNKS = 4
 
@@ -34,10 +33,7 @@ def small(kind, rate=None, **teach):
 
 @functools.cache
 def of(kind):
-  """Parameters with noise, so that no gradient is small."""
-  params = jax.jit(functools.partial(lm.init_params, small(kind)))(jax.random.key(0))
-  noise = np.random.default_rng(1)
-  return jax.tree.map(lambda p: p + 0.2 * noise.standard_normal(p.shape, np.float32), params)
+  return noisy(small(kind))
 
 
 def some_batch():

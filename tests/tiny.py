@@ -38,7 +38,12 @@ def tiny(kind, **teach):
 
 @functools.cache
 def parameters(kind):
-  params = jax.jit(functools.partial(lm.init_params, tiny(kind)))(jax.random.key(0))
+  return noisy(tiny(kind))
+
+
+def noisy(c):
+  """Fresh parameters with noise, so that no gradient is small."""
+  params = jax.jit(functools.partial(lm.init_params, c))(jax.random.key(0))
   noise = np.random.default_rng(1)
   return jax.tree.map(lambda p: p + 0.2 * noise.standard_normal(p.shape, np.float32), params)
 

@@ -20,15 +20,16 @@ from hope_jax.data.shard import Shard
 class Lanes:
   """Rows of batches that read on: row r of batch i goes on where row r of batch i - 1 ended.
 
-  The packed row of an epoch is cut into as many runs of windows as there are rows, equal to a
-  window; a row that has read its run begins that of the next epoch, whose documents have another
-  order. `segments` are numbers of documents, the same in every window that a document reaches into.
+  The packed row of an epoch is cut into as many runs of windows as there are rows, equally long to
+  one window; a row that has read its run begins that of the next epoch, whose documents have
+  another order. `segments` are numbers of documents, the same in every window that a document
+  reaches into.
   """
 
   def __init__(self, folder: Path, source: str, seq: int, align: int, seed: int, rows: int):
     def epoch(number: int) -> Windows:
       return Windows(folder, source, "train", seq, align, (seed, number))
-    self._epoch, self._rows = functools.lru_cache(4)(epoch), rows
+    self._epoch = functools.lru_cache(4)(epoch)
     count = len(self._epoch(0))
     if count < rows:
       raise ValueError(f"{folder}: {count} training windows of {source} are fewer than the {rows} "

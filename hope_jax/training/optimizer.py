@@ -27,7 +27,6 @@ from hope_jax.model import parameters, plan
 from hope_jax.model.sharding import constrain_layers, constrain_params, path_name
 from hope_jax.training.matrices import apart
 
-
 STILL = " "  # no level's name
 
 
