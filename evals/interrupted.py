@@ -96,6 +96,7 @@ def written(folder: Path) -> object:
 
 
 WORK = {"build": (build, built), "memorize": (learn, learned), "export": (write, written)}
+PLACE = {"build": "data", "memorize": "state", "export": "out"}
 
 
 def child(what: str, folder: str, delay: float = 0.0) -> None:
@@ -134,15 +135,24 @@ def leftovers(folder: Path) -> list[str]:
                 if path.name.startswith(".") or ".partial" in path.name)
 
 
+def put_back(place: Path, kept: Path) -> None:
+  shutil.rmtree(place, ignore_errors=True)
+  if kept.exists():
+    shutil.copytree(kept, place)
+
+
 def kill(what: str, folder: Path, moments: int, rng: random.Random) -> dict:
   """A row of the table; RuntimeError for something lost or left."""
-  look = WORK[what][1]
-  shutil.rmtree(folder / "data" if what == "build" else folder / "none", ignore_errors=True)
-  took = finish(what, folder)
-  whole, there, killed, halves = look(folder), 0, 0, 0
+  look, place, kept = WORK[what][1], folder / PLACE[what], folder / f"before-{what}"
+  put_back(place, kept)
+  if what != "build":  # what is there already is not built
+    finish(what, folder)
+    shutil.copytree(place, kept)
+  old, took = look(folder), finish(what, folder)
+  new, there, killed, halves = look(folder), 0, 0, 0
   while killed < moments:
-    if what == "build":  # what is there already is not built
-      shutil.rmtree(folder / "data", ignore_errors=True)
+    if look(folder) != old:
+      put_back(place, kept)
     if finish(what, folder, rng.uniform(0.001, took)) is not None:
       took *= 0.9
       continue
@@ -150,10 +160,12 @@ def kill(what: str, folder: Path, moments: int, rng: random.Random) -> dict:
     found = look(folder)
     halves += bool(leftovers(folder))
     there += found is not None
-    if found != whole and (found is not None or what != "build"):
+    if found not in (old, new):
       raise RuntimeError(f"{what}: after kill {killed} it is neither what was there nor the new")
+  if look(folder) != old:
+    put_back(place, kept)
   finish(what, folder)
-  if look(folder) != whole or leftovers(folder):
+  if look(folder) != new or leftovers(folder):
     raise RuntimeError(f"{what}: the process after {killed} kills leaves {leftovers(folder)}")
   return {"what": what, "kills": killed, "whole after the kill": there,
           "something half beside it": halves, "s": f"{took:.1f}"}

@@ -2,7 +2,8 @@
 
 Autodiff puts the cotangent first in every product; where the contraction runs over its first axis,
 XLA then transposes it, and on a CPU recomputes all that leads to it in the other order. These say
-which operand is turned instead: the weights, or what was read.
+which operand is turned instead: the weights, or what was read. What they keep is a plain product,
+which a policy of recomputation (`model.remat=dots`) can see.
 """
 
 import jax
@@ -31,12 +32,11 @@ def gram(x_IxC: jax.Array) -> jax.Array:
   return _turned(x_IxC, x_IxC)
 
 
-apply.defvjp(lambda w, x: (apply(w, x),
-                           (w, x)), lambda saved, grad: (grad @ saved[1].T,
-                                                         apply_transposed(saved[0], grad)))
-apply_transposed.defvjp(lambda w, y: (apply_transposed(w, y), (w, y)),
+apply.defvjp(lambda w, x: (w @ x, (w, x)),
+             lambda saved, grad: (grad @ saved[1].T, apply_transposed(saved[0], grad)))
+apply_transposed.defvjp(lambda w, y: (_turned(w, y), (w, y)),
                         lambda saved, grad: (saved[1] @ grad.T, apply(saved[0], grad)))
-gram.defvjp(lambda x: (gram(x), x), lambda x, grad: (x @ (grad + grad.T),))
+gram.defvjp(lambda x: (_turned(x, x), x), lambda x, grad: (x @ (grad + grad.T),))
 
 
 def _contract(a, b, axes_a, axes_b, dtype=None):
@@ -44,10 +44,14 @@ def _contract(a, b, axes_a, axes_b, dtype=None):
                              preferred_element_type=dtype)
 
 
+def _dense(x, kernel):
+  return _contract(x, kernel, (x.ndim - 1,), (0,))
+
+
 @jax.custom_vjp
 def dense(x_xI: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
   """x W for any number of leading axes, and of output axes."""
-  return _contract(x_xI, kernel_IxO, (x_xI.ndim - 1,), (0,))
+  return _dense(x_xI, kernel_IxO)
 
 
 def _dense_backward(saved, grad_xO):
@@ -57,14 +61,18 @@ def _dense_backward(saved, grad_xO):
           _contract(x, grad_xO, leading, leading))
 
 
-dense.defvjp(lambda *args: (dense(*args), args), _dense_backward)
+dense.defvjp(lambda *args: (_dense(*args), args), _dense_backward)
+
+
+def _scores(x, table):
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  return _contract(x, table, (2,), (1,), wide)
 
 
 @jax.custom_vjp
 def scores(x_BxTxD: jax.Array, table_VxD: jax.Array) -> jax.Array:
   """x W^T in float32 or better: of each token with each row of a table."""
-  wide = jnp.promote_types(x_BxTxD.dtype, jnp.float32)
-  return _contract(x_BxTxD, table_VxD, (2,), (1,), wide)
+  return _scores(x_BxTxD, table_VxD)
 
 
 def _scores_backward(saved, grad_BxTxV):
@@ -73,14 +81,19 @@ def _scores_backward(saved, grad_BxTxV):
           _contract(x, grad_BxTxV, (0, 1), (0, 1), table.dtype).T)
 
 
-scores.defvjp(lambda *args: (scores(*args), args), _scores_backward)
+scores.defvjp(lambda *args: (_scores(*args), args), _scores_backward)
+
+
+def _stream(x, kernel, weights):
+  del kernel
+  return x @ weights.astype(x.dtype)
 
 
 @jax.custom_vjp
 def stream_product(x_BxCxI: jax.Array, kernel_IxO: jax.Array,
                    weights_BxIxO: jax.Array) -> jax.Array:
   """x weights. Their gradient, summed over streams, also goes to the kernel they come from."""
-  return x_BxCxI @ weights_BxIxO.astype(x_BxCxI.dtype)
+  return _stream(x_BxCxI, kernel_IxO, weights_BxIxO)
 
 
 def _stream_backward(saved, grad_BxCxO):
@@ -90,7 +103,7 @@ def _stream_backward(saved, grad_BxCxO):
           jnp.einsum("bci,bco->bio", x, grad_BxCxO).astype(weights.dtype))
 
 
-stream_product.defvjp(lambda *args: (stream_product(*args), args), _stream_backward)
+stream_product.defvjp(lambda *args: (_stream(*args), args), _stream_backward)
 
 
 def _bell(a):
