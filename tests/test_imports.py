@@ -13,7 +13,7 @@ FOLDERS = ("versions", "optimizers", "config", "runtime", "memory", "checkpoints
 WITHOUT_JAX = (
     "versions", "config", "integrity", "report", "data.__main__", "runtime.program", "runtime.lock",
     "data.files", "runtime.goodput", "runtime.signals", "checkpoints.sidecar", "data.corpus",
-    "data.tokenizer", "data.pieces", "data.byte_pairs", "data.shard", "data.windows",
+    "data.units", "data.zstd", "data.tokenizer", "data.pieces", "data.byte_pairs", "data.shard", "data.windows",
     "data.tokenized", "scoring.bigram",
     "scoring.intervals", "reports.tables", "reports.memorized")
 SELF_MODIFYING = [f"memory.{name}" for name in (

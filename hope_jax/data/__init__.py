@@ -1,6 +1,8 @@
 """From text to batches of token windows.
 
     files        files of text, packed or not, and what their bytes mean
+    zstd         files packed with Zstandard
+    units        the documents of one file
     corpus       documents of a source
     pieces       what all tokenizers have: the bytes of every token, decoding, streaming
     byte_pairs   tokenizers of the library of that name

@@ -2,7 +2,7 @@
 program.
 
 Text is UTF-8, or says by its first bytes that it is UTF-16; bytes that are neither survive as
-surrogate escapes. A byte-order mark is no text. .gz, .bz2 and .xz are unpacked.
+surrogate escapes. A byte-order mark is no text. .gz, .bz2, .xz and .zst are unpacked.
 """
 
 import bz2
@@ -20,7 +20,13 @@ import zlib
 
 from tqdm import tqdm
 
-PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+from hope_jax.data import zstd
+
+PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": zstd.open_zstd}
+
+
+class Damaged(ValueError):
+  """A file that is not what its name says, or not all of it."""
 
 
 def below(root: Path) -> list[Path]:
@@ -42,15 +48,14 @@ def below(root: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def unpacked(path: Path) -> Iterator[BinaryIO]:
-  """A file of bytes to read from; ValueError, naming it, for a packed one that is damaged."""
+  """A file of bytes to read from; `Damaged`, naming it, for a packed one that is."""
   try:
     with PACKED.get(path.suffix.lower(), open)(path, "rb") as file:
       yield file
   except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
     if getattr(error, "filename", None) is not None:  # the disk's own
       raise
-    raise ValueError(f"{path} is not a whole {path.suffix} file ({error}); fetch it again"
-                     ) from None
+    raise Damaged(f"{path} is not a whole {path.suffix} file ({error}); fetch it again") from None
 
 
 def stem(path: Path) -> str:
