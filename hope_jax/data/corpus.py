@@ -9,6 +9,7 @@ A source is data, `ConfigDict(name, kind, path, field, domains, weight)`, one en
               folder: one document a line, its text in `field`
     parquet   a parquet file, or every such file of a folder: one document a row, in column `field`
     mixed     every file of a folder, each by its name's ending: as jsonl, as parquet or as text
+    prepared  the documents of a source that a recipe has made (pipeline/recipe.py)
 
 Documents come in the same order on every read. What bytes mean: files.py; how a file is read:
 units.py. What is left out (files that are no text, or of another kind; lines without a text) is
@@ -27,7 +28,7 @@ from hope_jax.data import files, units
 from hope_jax.data.units import Document, LeftOut, Unit  # noqa: F401
 
 SPLITS = ("train", "validation")
-KINDS = ("embedded", "text", "jsonl", "parquet", "mixed")
+KINDS = ("embedded", "text", "jsonl", "parquet", "mixed", "prepared")
 _EMBEDDED = ("reference", "library", "tests")
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
 # Third-party code, tables, and files written for one machine: not the language's own text.
@@ -64,8 +65,11 @@ def read(source: ConfigDict) -> Iterator[Document]:
 
 def items(source: ConfigDict, some: list[Unit]) -> Iterator[Document | LeftOut]:
   """What is in these of a source's files, in order."""
+  wanted = _wanted(source) if source.kind == "prepared" else ()
   for unit in some:
-    if unit.kind == "other":
+    if wanted:  # a file has documents of many domains
+      yield from (item for item in units.documents(unit, source.field) if item.domain in wanted)
+    elif unit.kind == "other":
       yield LeftOut(unit.name, _OTHER[source.kind], unit.domain)
     else:
       yield from units.documents(unit, source.field)
@@ -77,12 +81,16 @@ def select(source: ConfigDict) -> list[Unit]:
     raise ValueError(f"source {source.name}: unknown kind {source.kind!r}; set it to one of "
                      f"{', '.join(KINDS)}")
   every = _embedded() if source.kind == "embedded" else _below(source)
-  wanted = {d.strip() for d in source.domains.split(",") if d.strip()}
+  wanted = _wanted(source) if source.kind != "prepared" else set()
   known = {unit.domain for unit in every if unit.kind != "other"}
   if wanted - known:
     raise ValueError(f"source {source.name}: unknown domain {', '.join(sorted(wanted - known))}; "
                      f"it has {', '.join(sorted(known)) or 'none'}")
   return [unit for unit in every if not wanted or unit.domain in wanted or unit.kind == "other"]
+
+
+def _wanted(source: ConfigDict) -> set[str]:
+  return {d.strip() for d in source.domains.split(",") if d.strip()}
 
 
 def is_jsonl(path: Path) -> bool:
@@ -122,7 +130,9 @@ def _below(source: ConfigDict) -> list[Unit]:
   found = []
   for path in files.below(root):
     relative, kind = path.relative_to(root.parent if root.is_file() else root), units.kind_of(path)
-    if source.kind != "mixed":
+    if source.kind == "prepared":
+      kind = "prepared"
+    elif source.kind != "mixed":
       kind = source.kind if path == root or source.kind in (kind, "text") else "other"
     domain = relative.parts[0] if len(relative.parts) > 1 else root.stem
     if kind != "text":

@@ -42,7 +42,7 @@ class LeftOut:
 class Unit:
   """A file of a source.
 
-  kind: text | jsonl | parquet | topics | other, which is not read
+  kind: text | jsonl | parquet | topics | prepared | other, which is not read
   name: its path below the source's
   bytes: on disk
   sole: the source is this file, so that it is read whatever it seems to be
@@ -68,7 +68,7 @@ def documents(unit: Unit, field: str) -> Iterator[Document | LeftOut]:
   A packed file of a folder of which nothing can be read is left out.
   """
   readers = {"text": _text, "jsonl": _jsonl, "parquet": _parquet, "topics": _topics,
-             "other": lambda unit, field: iter(())}
+             "prepared": _prepared, "other": lambda unit, field: iter(())}
   found = readers[unit.kind](unit, field)
   try:
     first = list(itertools.islice(found, 1))
@@ -86,6 +86,13 @@ def _topics(unit: Unit, field: str) -> Iterator[Document]:
   from pydoc_data.topics import topics  # 0.5 MB of literals: loaded only when asked for
   for name, text in sorted(topics.items()):
     yield Document(f"{unit.name}/{name}", text, unit.domain)
+
+
+def _prepared(unit: Unit, field: str) -> Iterator[Document]:
+  """Documents that a recipe has made, with the names and domains that they had."""
+  with files.unpacked(Path(unit.path)) as lines:
+    for record in map(json.loads, lines):
+      yield Document(record["name"], record["text"], record["domain"])
 
 
 def _text(unit: Unit, field: str) -> Iterator[Document | LeftOut]:
