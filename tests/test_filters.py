@@ -111,12 +111,13 @@ def test_runs_of_words_have_a_number_by_their_order():
 
 
 def test_short_evaluation_texts_count_as_a_whole():
-  known = contamination.index(["one two three four five six", "a b", "c d e f"], n=5, least=4)
-  assert {length: len(runs) for length, runs in known.items()} == {4: 1, 5: 2}
-  assert contamination.found("and ONE two, three four-five", known) == "one two three four five"
-  assert contamination.found("one two three four, and c d e", known) is None
-  assert contamination.found("so c d e f", known) == "c d e f"
-  assert contamination.found("a b a b", known) is None
+  index = contamination.index(["one two three four five six", "a b", "c d e f"], n=5, least=4)
+  assert {length: len(runs) for length, runs in index.items()} == {4: 1, 5: 2}
+  known = contamination.Finder(index)
+  assert known.found("and ONE two, three four-five") == "one two three four five"
+  assert known.found("one two three four, and c d e") is None
+  assert known.found("so c d e f") == "c d e f"
+  assert known.found("a b a b") is None and contamination.Finder({}).found("c d e f") is None
 
 
 def test_evaluation_files_are_all_their_strings(tmp_path):

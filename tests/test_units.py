@@ -86,6 +86,22 @@ def test_a_folder_of_all_kinds(tmp_path, capsys):
   assert "1 left out, not a whole .zst file" in said and "bad.jsonl.zst" in said
 
 
+def test_an_address_is_read_as_a_folder_is(tmp_path):
+  pytest.importorskip("fsspec")
+  (tmp_path / "notes").mkdir()
+  (tmp_path / "notes" / "a.txt").write_bytes(b"plain")
+  (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines()))
+  (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines()))
+  (tmp_path / ".hidden").write_bytes(b"not seen")
+  table(tmp_path / "d.parquet")
+  assert read("mixed", tmp_path) == read("mixed", f"file://{tmp_path}")
+  assert len(read("mixed", tmp_path)) == 3 * len(TEXTS) + 1
+  one = tmp_path / "b.jsonl.gz"
+  assert read("jsonl", one) == read("jsonl", f"file://{one}")
+  with pytest.raises(ValueError, match="nothing://x cannot be listed .*see to the address"):
+    read("jsonl", "nothing://x")
+
+
 def test_what_is_left_out_is_named_with_its_reason(tmp_path):
   (tmp_path / "a.jsonl").write_bytes(lines(["one", " ", "two"]) + b'\n{"text": null}\n')
   (tmp_path / "b.txt").write_bytes(b"text")

@@ -11,6 +11,9 @@ A source is data, `ConfigDict(name, kind, path, field, domains, weight)`, one en
     mixed     every file of a folder, each by its name's ending: as jsonl, as parquet or as text
     prepared  the documents of a source that a recipe has made (pipeline/recipe.py)
 
+A path may be an address that fsspec opens: hf://datasets/OWNER/NAME/FOLDER reads files of the
+Hugging Face hub as they come, without a copy of them on disk.
+
 Documents come in the same order on every read. What bytes mean: files.py; how a file is read:
 units.py. What is left out (files that are no text, or of another kind; lines without a text) is
 said.
@@ -126,10 +129,11 @@ def _below(source: ConfigDict) -> list[Unit]:
   """The domain of a text file is the folder below `path` that it lies in; without one, `path`'s
   last part. That of others is the file's name up to its ending.
   """
-  root = _existing(source)
+  root, every = _listed(source)
   found = []
-  for path in files.below(root):
-    relative, kind = path.relative_to(root.parent if root.is_file() else root), units.kind_of(path)
+  for path, address, size in every:
+    relative = path.relative_to(root.parent if path == root else root)
+    kind = units.kind_of(path)
     if source.kind == "prepared":
       kind = "prepared"
     elif source.kind != "mixed":
@@ -137,9 +141,18 @@ def _below(source: ConfigDict) -> list[Unit]:
     domain = relative.parts[0] if len(relative.parts) > 1 else root.stem
     if kind != "text":
       domain = re.sub(r"\.(jsonl?|ndjson|parquet|pq)(\.\w+)?$", "", path.name, flags=re.IGNORECASE)
-    found.append(Unit(str(path), relative.as_posix(), domain, kind, path.stat().st_size,
-                      sole=path == root))
+    found.append(Unit(address, relative.as_posix(), domain, kind, size, sole=path == root))
   return found
+
+
+def _listed(source: ConfigDict) -> tuple[Path, list[tuple[Path, str, int]]]:
+  """(root, [(path, what opens it, bytes)]) of all files below a source's path or address."""
+  if files.is_url(source.path):
+    root, found = files.listed(source.path)
+    scheme = source.path.split("://")[0]
+    return Path(root), [(Path(name), f"{scheme}://{name}", size) for name, size in found]
+  root = _existing(source)
+  return root, [(path, str(path), path.stat().st_size) for path in files.below(root)]
 
 
 def _existing(source: ConfigDict) -> Path:

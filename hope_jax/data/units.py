@@ -40,7 +40,7 @@ class LeftOut:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-  """A file of a source.
+  """A file of a source; path may be an address (hf://datasets/...).
 
   kind: text | jsonl | parquet | topics | prepared | other, which is not read
   name: its path below the source's
@@ -90,7 +90,7 @@ def _topics(unit: Unit, field: str) -> Iterator[Document]:
 
 def _prepared(unit: Unit, field: str) -> Iterator[Document]:
   """Documents that a recipe has made, with the names and domains that they had."""
-  with files.unpacked(Path(unit.path)) as lines:
+  with files.unpacked(unit.path) as lines:
     for record in map(json.loads, lines):
       yield Document(record["name"], record["text"], record["domain"])
 
@@ -104,7 +104,7 @@ def _text(unit: Unit, field: str) -> Iterator[Document | LeftOut]:
 
 
 def _jsonl(unit: Unit, field: str) -> Iterator[Document | LeftOut]:
-  with files.unpacked(Path(unit.path)) as lines:
+  with files.unpacked(unit.path) as lines:
     for number, line in enumerate(lines, 1):
       if line.strip():
         yield _document(unit, number, _field(line, field, f"{unit.path}:{number}"), field)
@@ -144,7 +144,8 @@ def _parquet(unit: Unit, field: str) -> Iterator[Document | LeftOut]:
     raise ValueError(f"{unit.path}: parquet needs the library pyarrow: pip install "
                      "'hope_jax[data]'") from None
   try:
-    with parquet.ParquetFile(unit.path, memory_map=False) as table:
+    with (files.open_url(unit.path) if files.is_url(unit.path) else open(unit.path, "rb")) as file:
+      table = parquet.ParquetFile(file)
       schema = table.schema_arrow
       if field not in schema.names:
         raise ValueError(f"{unit.path}: no column {field!r}; set the source's field to one of: "

@@ -11,10 +11,11 @@ from typing import BinaryIO
 _AT_ONCE = 1 << 17  # packed bytes
 
 
-def open_zstd(path: str | Path, mode: str = "rb") -> BinaryIO:
+def open_zstd(path: str | Path | BinaryIO, mode: str = "rb") -> BinaryIO:
   """The file, to read from. EOFError, while reading, where it ends inside a frame."""
   assert mode == "rb"
-  return io.BufferedReader(_Frames(open(path, "rb")), _AT_ONCE)
+  file = path if hasattr(path, "read") else open(path, "rb")
+  return io.BufferedReader(_Frames(file), _AT_ONCE)
 
 
 def library():

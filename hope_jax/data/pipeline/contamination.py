@@ -1,7 +1,7 @@
 """Which documents have words in a row of an evaluation's texts.
 
     index = contamination.index(texts, n=13, least=8)         # {length: numbers, sorted}
-    contamination.found(document_text, index)                 # the words, or None
+    contamination.Finder(index).found(document_text)          # the words, or None
 
 An evaluation's text of n words or more counts with each of its runs of n; a shorter one, of `least`
 or more, as a whole. The law: no document that stays has such a run. Words: words.py.
@@ -71,7 +71,7 @@ def index(texts: Iterable[str], n: int, least: int) -> dict[int, np.ndarray]:
 
 def save(path: Path, index: dict[int, np.ndarray]) -> None:
   with open(path, "wb") as file:
-    np.savez(file, **{str(length): runs for length, runs in index.items()})
+    np.savez(file, **{str(length): numbers for length, numbers in index.items()})
 
 
 def load(path: Path) -> dict[int, np.ndarray]:
@@ -79,16 +79,31 @@ def load(path: Path) -> dict[int, np.ndarray]:
     return {int(length): stored[length] for length in stored.files}
 
 
-def found(text: str, index: dict[int, np.ndarray]) -> str | None:
-  """The first words in a row that are an evaluation's; None if there are none."""
-  if not index:
+class Finder:
+  """Looks documents up in an index."""
+
+  def __init__(self, index: dict[int, np.ndarray]):
+    self._index = index
+    # whether any number begins with these bits: few others have to be searched for
+    self._first = {}
+    for length, known in index.items():
+      bits = min(24, max(8, len(known).bit_length() + 4))
+      shift = np.uint64(64 - bits)
+      table = np.zeros(2**bits, bool)
+      table[known >> shift] = True
+      self._first[length] = shift, table
+
+  def found(self, text: str) -> str | None:
+    """The first words in a row that are an evaluation's, of the shortest length; None: none."""
+    if not self._index:
+      return None
+    split = words.split(text)
+    for length, numbers in words.runs(words.ids(split), self._index):
+      shift, table = self._first[length]
+      perhaps = np.flatnonzero(table[numbers >> shift])
+      known = self._index[length]
+      place = np.minimum(np.searchsorted(known, numbers[perhaps]), len(known) - 1)
+      hits = perhaps[known[place] == numbers[perhaps]]
+      if len(hits):
+        return " ".join(split[hits[0]:hits[0] + length])
     return None
-  split = words.split(text)
-  ids = words.ids(split)
-  for length, known in index.items():
-    runs = words.grams(ids, length)
-    place = np.searchsorted(known, runs)
-    hits = np.flatnonzero(known[np.minimum(place, len(known) - 1)] == runs)
-    if len(hits):
-      return " ".join(split[hits[0]:hits[0] + length])
-  return None

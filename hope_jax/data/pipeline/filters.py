@@ -110,18 +110,20 @@ class Repetition(GopherRepetitionFilter):
     found = text.split()
     ids, lengths = words.ids(found), np.fromiter(map(len, found), np.int64, len(found))
     ends = np.cumsum(np.concatenate([[0], lengths]))
-    if not all(_top_is_below(ids, ends, n, share * len(text)) for n, share in self.top_n_grams):
-      return False
+    top, again = dict(self.top_n_grams), dict(self.dup_n_grams)
     # every word of a run that comes again is in a shorter run that comes again
-    runs, shares = zip(*self.dup_n_grams) if self.dup_n_grams else ((1,), (np.inf,))
-    return (_covered(ids, lengths, min(runs)) <= min(shares) * len(text)
-            or all(_covered(ids, lengths, n) <= share * len(text)
-                   for n, share in self.dup_n_grams))
+    shortest = {min(again): min(again.values())} if again else {}
+    for n, numbers in words.runs(ids, {*top, *shortest}):
+      if n in top and not _top_is_below(numbers, ends, n, top[n] * len(text)):
+        return False
+      if n in shortest and _covered(numbers, lengths, n) <= shortest[n] * len(text):
+        return True
+    return all(_covered(numbers, lengths, n) <= again[n] * len(text)
+               for n, numbers in words.runs(ids, again))
 
 
-def _top_is_below(ids, ends, n: int, limit: float) -> bool:
+def _top_is_below(runs, ends, n: int, limit: float) -> bool:
   """Whether the commonest run of n words has at most so many characters, blanks too, together."""
-  runs = words.grams(ids, n)
   if not len(runs):
     return True
   ordered = np.sort(runs)
@@ -134,13 +136,15 @@ def _top_is_below(ids, ends, n: int, limit: float) -> bool:
   return most * chars[np.isin(runs, common)].max() <= limit
 
 
-def _covered(ids, lengths, n: int) -> int:
+def _covered(runs, lengths, n: int) -> int:
   """Characters of words in a run of n that was there before."""
-  runs = words.grams(ids, n)
-  order = np.argsort(runs, kind="stable")
-  again = order[1:][runs[order[1:]] == runs[order[:-1]]]
-  if not len(again):
+  ordered = np.sort(runs)
+  repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+  if not len(repeated):
     return 0
+  places = np.minimum(np.searchsorted(repeated, runs), len(repeated) - 1)
+  places = np.flatnonzero(repeated[places] == runs)
+  again = np.delete(places, np.unique(runs[places], return_index=True)[1])
   steps = np.zeros(len(lengths) + 1, np.int64)  # +1 where a repeated run begins, -1 behind its end
   steps[again] += 1
   steps[again + n] -= 1

@@ -9,10 +9,11 @@
 """
 
 import collections
+import hashlib
 from pathlib import Path
 
 from hope_jax.checkpoints import sidecar
-from hope_jax.data import tokenizer
+from hope_jax.data import files, tokenizer
 from hope_jax.data.corpus import SPLITS
 from hope_jax.data.pipeline import recipe as recipes, refine, store, tokens
 from hope_jax.data.pipeline.stages import Meter, Place
@@ -25,7 +26,9 @@ def digests(place: Place, rank: int, meter: Meter) -> None:
   """SHA-256 of a part's input files."""
   found = {}
   for unit in place.parts[rank].units:
-    found[unit.name] = dict(bytes=unit.bytes, sha256=sidecar.sha256(unit.path))
+    with files.open_url(unit.path) if files.is_url(unit.path) else open(unit.path, "rb") as file:
+      found[unit.name] = dict(bytes=unit.bytes,
+                              sha256=hashlib.file_digest(file, "sha256").hexdigest())
     meter.add(unit.bytes)
   store.write_facts(place.counts("inputs", rank), found)
 
@@ -60,16 +63,16 @@ def read(folder: Path) -> dict:
 
 def verify(folder: Path) -> str:
   """One line of what was read. ValueError for a file that is not as it was written."""
-  files = read(folder)["files"]
-  for name, record in files.items():
+  made = read(folder)["files"]
+  for name, record in made.items():
     path = folder / name
     size = path.stat().st_size if path.exists() else -1
     if size != record["bytes"] or sidecar.sha256(path) != record["sha256"]:
       what = "is missing" if size < 0 else "changed since it was written"
       raise ValueError(f"{path} {what}: bring it back from a copy, or delete {folder} and make it "
                        "again")
-  size = sum(record["bytes"] for record in files.values())
-  return f"{folder}: {len(files)} files, {size:,} bytes, are as they were written"
+  size = sum(record["bytes"] for record in made.values())
+  return f"{folder}: {len(made)} files, {size:,} bytes, are as they were written"
 
 
 def _digests(folder: Path, prefix: str) -> dict:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from hope_jax.data import corpus
+from hope_jax.data import corpus, files
 from hope_jax.data.units import Unit
 
 
@@ -47,8 +47,13 @@ def of(recipe: ConfigDict) -> list[Part]:
 def to_json(some: list[Part]) -> list[dict]:
   """With the time of each file's last change: so a build that goes on finds that one is new."""
   return [dict(source=part.source,
-               units=[dataclasses.asdict(unit) | {"changed": Path(unit.path).stat().st_mtime_ns}
+               units=[dataclasses.asdict(unit) | {"changed": _changed(unit.path)}
                       for unit in part.units]) for part in some]
+
+
+def _changed(path: str) -> int:
+  """Of what is not on this machine only the size is known."""
+  return 0 if files.is_url(path) else Path(path).stat().st_mtime_ns
 
 
 def from_json(stored: list[dict]) -> list[Part]:

@@ -62,7 +62,7 @@ def select(place: Place, rank: int, meter: Meter) -> None:
   """Filters a part."""
   source, part = place.source(rank), place.parts[rank]
   chain = filters.of(place.recipe, source.filters)
-  known = contamination.load(place.work / "evaluations.npz")
+  known = contamination.Finder(contamination.load(place.work / "evaluations.npz"))
   digests, items = [], 0
   with store.lines(place.kept(rank)) as keep, store.lines(place.dropped(rank, "filter")) as write:
     drops = _Drops(write, place.recipe.examples)
@@ -74,7 +74,7 @@ def select(place: Place, rank: int, meter: Meter) -> None:
       meter.add(size)
       document = Document(normalised(item.text, place.recipe.normalise), item.name)
       rule = filters.judge(document, chain)
-      shared = None if rule else contamination.found(document.text, known)
+      shared = None if rule else known.found(document.text)
       if rule or shared:
         drops.add(item.name, rule or "contaminated", item.text, **{"shared": shared} if shared
                   else {})

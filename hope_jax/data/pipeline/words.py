@@ -6,7 +6,7 @@
 A word is a run of letters and digits, in small letters; its number is the same in every process.
 """
 
-import functools
+from collections.abc import Collection, Iterator
 import re
 
 import numpy as np
@@ -47,8 +47,14 @@ def grams(ids: np.ndarray, n: int) -> np.ndarray:
   The same words in another order have another number: the run a, b, c has ((a * q) + b) * q + c,
   mixed, modulo 2^64.
   """
-  count = max(len(ids) - n + 1, 0)
-  total = functools.reduce(lambda sums, k: sums * _ODD + ids[k:k + count], range(n),
-                           np.zeros(count, np.uint64))
-  total = (total ^ (total >> _SHIFT)) * _MIX
-  return total ^ (total >> _SHIFT)
+  return dict(runs(ids, [n]))[n]
+
+
+def runs(ids: np.ndarray, lengths: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
+  """(n, `grams` of n words), from the shortest on; what shorter ones cost serves the longer."""
+  sums = np.zeros(len(ids) + 1, np.uint64)
+  for n in range(1, max(lengths, default=0) + 1):
+    sums = sums[:-1] * _ODD + ids[n - 1:]
+    if n in lengths:
+      total = (sums ^ (sums >> _SHIFT)) * _MIX
+      yield n, total ^ (total >> _SHIFT)
