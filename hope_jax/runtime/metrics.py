@@ -13,7 +13,6 @@ import contextlib
 import datetime
 import functools
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from hope_jax.runtime import program
 from hope_jax.runtime.startup import say
 
 
@@ -155,9 +155,7 @@ def _drop_after(path: Path, step: int, write: bool) -> dict[str, Any]:
     say(f"{path}: {len(whole) - len(read)} damaged line(s) are left out")
   rows = [(line, row) for line, row in read if row["step"] <= step]
   if write and len(rows) < len(lines):
-    new = path.with_suffix(".jsonl.new")
-    new.write_text("".join(line for line, _ in rows))
-    os.replace(new, path)
+    program.replace(path, "".join(line for line, _ in rows))
   return {name: x for _, row in rows if row["step"] == step for name, x in row.items()}
 
 

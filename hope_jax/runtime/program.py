@@ -49,6 +49,13 @@ def ready(path: str | Path) -> Path:
                                    "file, or change the permissions of its folder") from None
 
 
+def replace(path: str | Path, text: str) -> None:
+  """Writes a text file, which is whole at any moment, or as it was."""
+  new = Path(f"{path}.partial")
+  new.write_text(text)
+  os.replace(new, path)
+
+
 class _Path(flags.ArgumentParser):
 
   def parse(self, argument: str) -> str:

@@ -29,7 +29,7 @@ from hope_jax.checkpoints import checkpoint, sidecar, stored
 from hope_jax.data import loader, tokenized
 from hope_jax.data.tokenizer import find as find_tokenizer
 from hope_jax.model import checks, lm, sharding
-from hope_jax.runtime import hosts, lock
+from hope_jax.runtime import hosts, lock, program
 from hope_jax.runtime.goodput import Goodput
 from hope_jax.runtime.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.runtime.signals import Signals
@@ -67,7 +67,7 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None,
     elif init_from is not None:
       stacked = stack.load(config, init_from)  # before data are built, which may take long
     if config.data.task == "text":
-      tokenized.build(config, verify=True)
+      tokenized.build(config, verify=True, together=jax.process_count() > 1)
       tokenizer = tokenized.tokenizer(config)
     return _Run(config, workdir, saved, tokenizer, stacked, goodput, allow_changes).train()
 
@@ -120,7 +120,7 @@ class _Run:
       self.interval = meta["interval"]
     goodput.resume(self.start)
     if jax.process_index() == 0:
-      (workdir / "config.json").write_text(self.meta["config"])
+      program.replace(workdir / "config.json", self.meta["config"])
       if tokenizer:
         words = find_tokenizer(tokenized.build(config))
         sidecar.copy(words, workdir / words.name)
