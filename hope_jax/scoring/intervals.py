@@ -1,8 +1,11 @@
-"""Intervals: bootstrap, of scores over documents and of paired differences; Wilson's, of shares."""
+"""Intervals: bootstrap, of scores over documents and of paired differences; Wilson's, of shares;
+Student's, of few runs.
+"""
 
 import math
 
 import numpy as np
+from scipy import stats
 
 RESAMPLES = 10_000
 Z = 1.959964  # 95 % of a normal distribution
@@ -32,3 +35,13 @@ def wilson(share: float, samples: int) -> tuple[float, float]:
   spread = math.sqrt(share * (1 - share) / samples + Z * Z / (4 * samples * samples))
   half = Z / (1 + Z * Z / samples) * spread
   return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def student(values_N) -> dict:
+  """Mean of runs that differ by their seed, its 95 % interval by Student's t; None for one run."""
+  values_N = np.asarray(values_N, float)
+  mean, count = float(values_N.mean()), len(values_N)
+  if count < 2:
+    return {"value": mean, "low": None, "high": None}
+  half = float(stats.t.ppf(0.975, count - 1) * values_N.std(ddof=1) / math.sqrt(count))
+  return {"value": mean, "low": mean - half, "high": mean + half}

@@ -8,5 +8,6 @@
     changes        a run that goes on with another configuration
     stack          a trained model gets levels: --init_from
     costs          parameters, FLOPs, memory, time to compile
+    budget         as many tokens, FLOPs or seconds for several models
     collectives    what a device sends to others in a compiled program
 """
