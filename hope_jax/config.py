@@ -225,14 +225,16 @@ def base() -> ConfigDict:
   # document ends, as data; False: every sequence starts afresh
   c.data.carry = False
   c.data.seed = 0
-  c.data.task = "text"  # text | recall
+  c.data.task = "text"  # text, or one of data/synthetic.py: recall | copy | in_context | parity ...
   c.data.recall_pairs = 8
   c.data.recall_keys = 64
   # tokens between the pairs and the queries; training draws from 0 to this, per sequence
   c.data.recall_gap = 0
   c.data.recall_fillers = 0  # what fills is drawn from so many ids; 0: it is id 0
-  # facts are labelled too, key -> value: what a teach signal learns from
+  # facts are labelled too (recall, copy, in_context): what a teach signal learns from
   c.data.recall_taught = False
+  c.data.symbols = 16  # copy, in_context: different ones; in_context: keys, and as many values
+  c.data.copied = 8  # copy: symbols to be copied
 
   c.mesh = ConfigDict()  # devices: data x fsdp x tensor of them (sharding.py)
   # parts of the batch, each with all parameters; 0: as many as there are devices left

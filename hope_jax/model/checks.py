@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from hope_jax import config as configs
 from hope_jax.config import Level, OPTIMIZERS
 from hope_jax.data import tokenized
+from hope_jax.data.synthetic import TASKS
 from hope_jax.memory.inner_rules import RULES
 from hope_jax.model import mixers, plan, sharding
 
@@ -33,7 +34,7 @@ CHOICES = {
     "selfmod.objective": ("l2", "dot"),
     "selfmod.factor": ("layer", "input"),
     "selfmod.conv": ("none", "shared", "separate"),
-    "data.task": ("text", "recall"),
+    "data.task": ("text", *TASKS),
     "optim.name": OPTIMIZERS,
     "optim.schedule": ("cosine", "wsd"),
     "optim.train": ("all", "levels"),
@@ -48,10 +49,11 @@ RANGES = (  # (least, most, fields): a number that is none of them may be any, o
     (0, 10_000, ("mesh.data",)),
     (1, MOST, ("model.dim", "model.heads", "model.vocab", "selfmod.chunk_generators",
                "selfmod.chunk_memory", "teach.chunk", "titan.period", "data.seq", "data.align",
-               "data.batch", "data.tokenizer_chars", "optim.accumulate", "train.steps",
-               "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every",
-               "train.keep", "gated_deltanet.chunk", "mamba.expand", "mamba.entries", "mamba.chunk",
-               "titans.chunk", "titans.segment", "m3.slow")),
+               "data.batch", "data.symbols", "data.copied", "data.tokenizer_chars",
+               "optim.accumulate", "train.steps", "train.log_every", "train.eval_every",
+               "train.eval_batches", "train.save_every", "train.keep", "gated_deltanet.chunk",
+               "mamba.expand", "mamba.entries", "mamba.chunk", "titans.chunk", "titans.segment",
+               "m3.slow")),
     (1, 4, ("titans.depth",)),
     (-1, 1, ("control.sign",)),
     (0, MOST, ("titans.remat_chunks", "titans.persistent", "m3.iterations",
