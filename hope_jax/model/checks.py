@@ -35,6 +35,7 @@ CHOICES = {
     "selfmod.factor": ("layer", "input"),
     "selfmod.conv": ("none", "shared", "separate"),
     "data.task": ("text", *TASKS),
+    "control.sign": (1, -1),
     "optim.name": OPTIMIZERS,
     "optim.schedule": ("cosine", "wsd"),
     "optim.train": ("all", "levels"),
@@ -55,7 +56,6 @@ RANGES = (  # (least, most, fields): a number that is none of them may be any, o
                "mamba.expand", "mamba.entries", "mamba.chunk", "titans.chunk", "titans.segment",
                "m3.slow")),
     (1, 4, ("titans.depth",)),
-    (-1, 1, ("control.sign",)),
     (0, MOST, ("titans.remat_chunks", "titans.persistent", "m3.iterations",
                "attention.window", "attention.context", "attention.kv_heads", "attention.width",
                "selfmod.remat_chunks", "titan.warmup", "teach.warmup", "teach.decay_start",
@@ -82,7 +82,7 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
   c = config
   for field, allowed in CHOICES.items():
     _check(_get(c, field) in allowed, f"{field}={_get(c, field)!r}: choose one of "
-                                      f"{', '.join(allowed)}")
+                                      f"{', '.join(map(str, allowed))}")
   _validate_numbers(c)
 
   m, d = c.model, c.data

@@ -3,6 +3,8 @@
     steps          one optimizer step, one evaluation step
     optimizer      the outer optimizer, as an optax chain
     matrices       parameters as it sees them: every matrix and every vector apart
+    groups         of parameters: sizes, norms of gradients and updates
+    activity       what does nothing: closed gates, dead levels
     spikes         bad steps change nothing
     loop           evaluate, save, draw, step, log
     changes        a run that goes on with another configuration
