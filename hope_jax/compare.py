@@ -93,7 +93,7 @@ def _check_data(found: dict[str, ConfigDict]) -> None:
       if one[section][field] != other[section][field]:
         raise ValueError(f"{first} and {name} are not trained on the same batches: {section}."
                          f"{field} is {one[section][field]} and {other[section][field]}; give "
-                         f"both the same, e.g. with --set={section}.{field}=...")
+                         f"both the same, e.g. with --override={section}.{field}=...")
 
 
 def runs(found: dict[str, ConfigDict], steps: dict[str, int], seeds: int, workdir: Path
@@ -183,7 +183,8 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("budget", None, "tokens:N, flops:N or seconds:N, of each run.",
                       required=True, flag_values=values)
   flags.DEFINE_integer("seeds", 3, "Runs of each.", lower_bound=1, flag_values=values)
-  flags.DEFINE_multi_string("set", [], "section.field=value, in all of them.", flag_values=values)
+  flags.DEFINE_multi_string("override", [], "section.field=value, in all of them.",
+                            flag_values=values)
   flags.DEFINE_integer("workers", 1, "Runs at once, each in a process that sees one GPU.",
                        lower_bound=1, flag_values=values)
   flags.DEFINE_string("only", None, "NAME:SEED: this run alone, as --workers has it done.",
@@ -196,7 +197,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas")
   with program.one_line(ValueError, OSError, RuntimeError):
     budget.parse(f.budget)
-    found, workdir = named(f.configs, f.set), Path(f.workdir)
+    found, workdir = named(f.configs, f.override), Path(f.workdir)
     one = next(iter(found.values()))
     startup.prepare(one.data.batch // one.optim.accumulate, **one.mesh)
     for name, config in found.items():

@@ -11,7 +11,7 @@ import pytest
 
 from hope_jax import compare
 from hope_jax.reports import comparison
-from hope_jax.runtime import program
+from hope_jax.runtime import program, startup
 from hope_jax.scoring import intervals
 from hope_jax.training import budget, costs, loop
 
@@ -36,6 +36,12 @@ def file(built, tmp_path_factory):
   path = tmp_path_factory.mktemp("configs") / "tiny.py"
   path.write_text(CONFIG.format(folder=built))
   return path
+
+
+@pytest.fixture(autouse=True)
+def devices(monkeypatch):
+  """jax has them already."""
+  monkeypatch.setattr(startup, "prepare", lambda *_, **__: None)
 
 
 def call(*arguments):
@@ -93,7 +99,7 @@ def test_a_comparison(file, tmp_path, monkeypatch, capsys):
     assert own["bits per byte (95 %)"].startswith(f"{model['score']['value']:.4f} (")
   assert all((tmp_path / f"{key}.png").stat().st_size > 1000 for key in comparison.AXES)
   with pytest.raises(SystemExit, match="is of another budget or of other configurations"):
-    call(*arguments(file, tmp_path, "--set=optim.lr=0.5"))
+    call(*arguments(file, tmp_path, "--override=optim.lr=0.5"))
 
 
 @pytest.mark.nightly

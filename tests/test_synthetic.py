@@ -141,6 +141,7 @@ def test_a_table(tmp_path, monkeypatch, capsys):
   values = flags.FlagValues()
   program.define_flags(values)
   monkeypatch.setattr(program, "FLAGS", values)
+  monkeypatch.setattr(program.startup, "prepare", lambda _: None)  # jax has its devices
   values(["synthetic", "--tasks=mqar", "--models=gru", "--seeds=1", "--steps=2",
           "--sequences=64", f"--workdir={tmp_path}", f"--output={tmp_path / 'out.json'}"])
   program.main(None)
