@@ -5,4 +5,6 @@
     intervals       bootstrap intervals, paired differences, shares
     results         the file of a result: how it was made, of which model, what the memories did
     memorization    the options of programs that read with memories on
+    published       published data sets, from a folder of files or from the hub
+    zeroshot        questions with choices: the tasks, their prompts and how they count answers
 """
