@@ -7,4 +7,5 @@
     memorization    the options of programs that read with memories on
     published       published data sets, from a folder of files or from the hub
     zeroshot        questions with choices: the tasks, their prompts and how they count answers
+    choices         log-likelihoods of what may follow a prompt, many prompts at a time
 """

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax import config as configs
-from hope_jax.model import checks, lm, mixers, plan, state
+from hope_jax.model import attention, checks, lm, mixers, plan, state
 from hope_jax.model.state import FastState
 from hope_jax.reading import conversation, opening, study
 from hope_jax.runtime import program
@@ -147,20 +147,31 @@ def _check_writes(config, checkpoint: str) -> None:
                      "a model.titan")
 
 
-def start(config, params, how: Options, streams: int) -> FastState:
+def fitted(config, fast: FastState) -> FastState:
+  """The streams with what they learned, without context, and with this configuration's room for
+  it (attention.with_room).
+  """
+  tokens = lm.forget_context(config, fast).layers.tokens
+  if "attention" in tokens:
+    tokens["attention"] = attention.empty_like(tokens["attention"], attention.context(config))
+  return fast.replace(layers=fast.layers.replace(tokens=tokens))
+
+
+def start(config, params, how: Options, streams: int, saved=None) -> FastState:
   """What so many samples memorize from: fresh, or each a copy of the state that was saved.
 
+  saved: the configuration it was saved with, where `config` is one with less room for context.
   Raises FileNotFoundError or ValueError as `conversation.load`, RuntimeError for a state of levels
   of which none was ever written.
   """
   if not how.state:
     return lm.init_fast(config, streams)
-  like = jax.eval_shape(lambda: lm.init_fast(config, 1))
+  like = jax.eval_shape(lambda: lm.init_fast(saved or config, 1))
   fast, _ = conversation.load(how.state, like, conversation.owner(config, params))
   levels = (fast.layers.levels or {}).values()
   if levels and not any(np.any(own.updates_B) for own in levels):
     raise RuntimeError(f"{how.state}: no memory was written in it; memorize a text first")
-  return state.select(lm.forget_context(config, fast), jnp.zeros(streams, jnp.int32))
+  return state.select(fitted(config, fast), jnp.zeros(streams, jnp.int32))
 
 
 def learn(config, params, fast: FastState, texts: Sequence[Sequence[int]],
