@@ -8,4 +8,5 @@
     published       published data sets, from a folder of files or from the hub
     zeroshot        questions with choices: the tasks, their prompts and how they count answers
     choices         log-likelihoods of what may follow a prompt, many prompts at a time
+    answers         questions with choices, answered with and without memorization
 """

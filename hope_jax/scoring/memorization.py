@@ -21,6 +21,7 @@ from hope_jax.model.state import FastState
 from hope_jax.reading import conversation, opening, study
 from hope_jax.runtime import program
 
+STREAMS, BYTES = 32, 2**30
 CONTROLS = {  # fields of config.control, as configs/controls.py sets them for training
     "reset": {"reset": True}, "reversed": {"sign": -1}, "keys": {"keys_as_queries": True},
     "shuffled": {"shuffled_teach": True}}
@@ -155,6 +156,14 @@ def fitted(config, fast: FastState) -> FastState:
   if "attention" in tokens:
     tokens["attention"] = attention.empty_like(tokens["attention"], attention.context(config))
   return fast.replace(layers=fast.layers.replace(tokens=tokens))
+
+
+def fitting(config) -> int:
+  """Streams to read at a time: STREAMS, or fewer where their memories would take more than BYTES.
+  """
+  small = attention.with_room(config, 1)
+  each = state.fast_bytes(jax.eval_shape(lambda: lm.init_fast(small, 1)))
+  return max(1, min(STREAMS, BYTES // each))
 
 
 def start(config, params, how: Options, streams: int, saved=None) -> FastState:

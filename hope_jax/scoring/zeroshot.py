@@ -153,7 +153,7 @@ TASKS = {
     "openbookqa": Task(Source("zeroshot/openbookqa_main_validation.jsonl", "allenai/openbookqa",
                               "main"), _openbook, BOTH),
     "lambada": Task(Source("zeroshot/lambada_openai.jsonl", "EleutherAI/lambada_openai", "default",
-                           "test"), _lambada, ("greedy",)),
+                           "test"), _lambada, ("acc",)),
 }
 
 
