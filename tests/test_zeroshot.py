@@ -144,9 +144,9 @@ def test_the_hub_gives_the_same_as_a_file(tmp_path, monkeypatch):
   pytest.importorskip("datasets")
   monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
   path = put(tmp_path, "boolq", BOOLQ, BOOLQ)
-  source = published.Source("zeroshot/boolq_validation.jsonl", str(path.parent), split="train")
+  source = published.Source("zeroshot/boolq_validation.jsonl", str(path.parent))
   assert [row.fields for row in published.rows(source, None)] == [
       row.fields for row in published.rows(source, str(tmp_path))]
   nothing = source._replace(hub=str(tmp_path / "nothing"))
-  with pytest.raises(FileNotFoundError, match="could not be had from the hub .*put the train "):
+  with pytest.raises(FileNotFoundError, match="could not be had from the hub .*put the valid"):
     published.rows(nothing, None)

@@ -9,4 +9,5 @@
     zeroshot        questions with choices: the tasks, their prompts and how they count answers
     choices         log-likelihoods of what may follow a prompt, many prompts at a time
     answers         questions with choices, answered with and without memorization
+    harness         a checkpoint as a model of EleutherAI's harness
 """
