@@ -13,4 +13,7 @@
     segments        domains or years of text, with documents to learn from and others to test
     sequence        a model that learns segments one after the other, and is tested on all
     forgetting      what is forgotten then, and what one segment does for another
+    labelled        texts with labels whose classes arrive in groups
+    incremental     classes that arrive in groups: which of those seen so far is a text's?
+    features        what a frozen model makes of a text, and classifiers of that
 """

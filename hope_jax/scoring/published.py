@@ -39,14 +39,14 @@ class Row(NamedTuple):
     return ValueError(f"{self.where}: {why}; its fields are {', '.join(self.fields)}")
 
 
-def rows(source: Source, data_dir: str | None) -> list[Row]:
-  """All rows, in order.
+def rows(source: Source, data_dir: str | None, named: bool = False) -> list[Row]:
+  """All rows, in order. named: the hub's numbers of classes become their names.
 
   Raises FileNotFoundError that names the file to put where, ValueError that names the line of a
   file that is empty or malformed.
   """
   if data_dir is None:
-    return _of_hub(source)
+    return _of_hub(source, named)
   path = find(source, data_dir)
   reader = _csv_rows if files.stem(path).endswith(".csv") else _json_rows
   found = list(reader(path, files.text(path)))
@@ -58,6 +58,15 @@ def rows(source: Source, data_dir: str | None) -> list[Row]:
 def lines(source: Source, data_dir: str) -> list[str]:
   """Of a file that is no table: its lines, without what stands around them."""
   return [line.strip() for line in files.text(find(source, data_dir)).strip().split("\n")]
+
+
+def document(source: Source, data_dir: str):
+  """What a file of JSON holds. ValueError for a malformed one names the line."""
+  path = find(source, data_dir)
+  try:
+    return json.loads(files.text(path))
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path}, line {error.lineno}: {error.msg}; fetch it again") from None
 
 
 def find(source: Source, data_dir: str) -> Path:
@@ -101,7 +110,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
     raise ValueError(f"{path}, line {reader.reader.line_num}: {error}") from None
 
 
-def _of_hub(source: Source) -> list[Row]:
+def _of_hub(source: Source, named: bool) -> list[Row]:
   missing = (f"put the {source.split} split of {_hub_name(source)} into {source.file} below a "
              "folder and name the folder with --data_dir")
   try:
@@ -114,5 +123,8 @@ def _of_hub(source: Source) -> list[Row]:
   except (OSError, ValueError, RuntimeError) as error:
     raise FileNotFoundError(f"{_hub_name(source)} could not be had from the hub "
                             f"({' '.join(str(error).split())[:200]}): {missing}") from None
-  return [Row(f"{_hub_name(source)}, {source.split} row {number}", fields)
+  classes = {name: own.int2str for name, own in found.features.items()
+             if named and isinstance(own, datasets.ClassLabel)}
+  return [Row(f"{_hub_name(source)}, {source.split} row {number}",
+              fields | {name: called(fields[name]) for name, called in classes.items()})
           for number, fields in enumerate(found)]
