@@ -104,10 +104,8 @@ class Stream:
 
   def reset(self) -> None:
     """Forgets everything."""
-    short = self.config.copy_and_resolve_references()
-    if not short.attention.window:  # a token that is decoded reads all that there is room for
-      short.attention.context = min(ROOM, attention.context(short))
-    self.start(lm.init_fast(short, 1))
+    # a token that is decoded reads all that there is room for
+    self.start(lm.init_fast(attention.with_room(self.config, ROOM), 1))
 
   def start(self, fast: FastState, pending: int | None = None) -> None:
     """Goes on from a copy of a state, of study.py or of another stream."""

@@ -5,4 +5,15 @@
     intervals       bootstrap intervals, paired differences, shares
     results         the file of a result: how it was made, of which model, what the memories did
     memorization    the options of programs that read with memories on
+    published       published data sets, from a folder of files or from the hub
+    zeroshot        questions with choices: the tasks, their prompts and how they count answers
+    choices         log-likelihoods of what may follow a prompt, many prompts at a time
+    answers         questions with choices, answered with and without memorization
+    harness         a checkpoint as a model of EleutherAI's harness
+    segments        domains or years of text, with documents to learn from and others to test
+    sequence        a model that learns segments one after the other, and is tested on all
+    forgetting      what is forgotten then, and what one segment does for another
+    labelled        texts with labels whose classes arrive in groups
+    incremental     classes that arrive in groups: which of those seen so far is a text's?
+    features        what a frozen model makes of a text, and classifiers of that
 """

@@ -2,6 +2,7 @@
 Student's, of few runs.
 """
 
+from collections.abc import Sequence
 import math
 
 import numpy as np
@@ -27,6 +28,31 @@ def both_ways(off_D, on_D, bottom_D, seed: int) -> dict:
   """Intervals of the two readings and of their paired difference."""
   tops = {"off": off_D, "on": on_D, "gain": off_D - on_D}
   return {name: interval(top_D, bottom_D, seed) for name, top_D in tops.items()}
+
+
+def with_and_without(baseline_D, memorized_D, seed: int) -> dict:
+  """Means over samples and their paired difference, positive where memorizing helps.
+
+  memorized_D: None where nothing was memorized: the baseline alone.
+  """
+  ones_D = np.ones(len(baseline_D))
+  means = {"baseline": interval(baseline_D, ones_D, seed)}
+  if memorized_D is not None:
+    difference_D = np.asarray(memorized_D, float) - np.asarray(baseline_D, float)
+    means |= {"memorized": interval(memorized_D, ones_D, seed),
+              "difference": interval(difference_D, ones_D, seed)}
+  return means
+
+
+def average(groups: Sequence[Sequence[float]], seed: int) -> dict:
+  """The mean of several groups' means; each group is drawn from by itself."""
+  def drawn(number, own):
+    random = np.random.default_rng((seed, number))
+    return random.multinomial(len(own), np.full(len(own), 1 / len(own)), RESAMPLES) @ own / len(own)
+  groups = [np.asarray(own, float) for own in groups]
+  means = np.mean([drawn(number, own) for number, own in enumerate(groups)], 0)
+  low, high = map(float, np.quantile(means, (0.025, 0.975)))
+  return {"value": float(np.mean([own.mean() for own in groups])), "low": low, "high": high}
 
 
 def wilson(share: float, samples: int) -> tuple[float, float]:
