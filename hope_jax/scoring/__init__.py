@@ -4,5 +4,8 @@
     bigram          the baseline that a language model must beat
     intervals       bootstrap intervals, paired differences, shares
     results         the file of a result: how it was made, of which model, what the memories did
+    needles         contexts of exactly L tokens with something to be found in them
+    haystack        what a needle is hidden in, and where
+    facts           words that needles are made of, and facts that are asked for in other words
     memorization    the options of programs that read with memories on
 """
