@@ -2,6 +2,7 @@
 
     tables       markdown
     comparison   models trained on the same batches: table and curves
+    heatmap      what is found in contexts, by their length and its depth
     gain         what memory gains by the position in a document
     memorized    what a text did to each memory
 """

@@ -7,5 +7,9 @@
     needles         contexts of exactly L tokens with something to be found in them
     haystack        what a needle is hidden in, and where
     facts           words that needles are made of, and facts that are asked for in other words
+    replies         what streams answer after what they have read
+    retrieval       how well what lies in a context is found, by length and depth
+    babi            questions about facts that are scattered in a long text
+    recalled        what the programs niah, passkey and babi share
     memorization    the options of programs that read with memories on
 """

@@ -28,6 +28,7 @@ depth, index) and the text alone.
 
 from collections.abc import Sequence
 import functools
+import hashlib
 from typing import NamedTuple
 import zlib
 
@@ -48,6 +49,11 @@ class World(NamedTuple):
   seed: int
   distractors: int
 
+  @property
+  def digest(self) -> str:
+    """Of the text that needles are hidden in."""
+    return hashlib.sha256(self.text_N.tobytes()).hexdigest()
+
 
 class Case(NamedTuple):
   """A context and what is asked about it; choices begin with the right one."""
@@ -58,6 +64,7 @@ class Case(NamedTuple):
   question: str
   answers: tuple[str, ...]  # all are to be said
   choices: tuple[str, ...]  # that may follow the question
+  brief: bool = False  # the answer ends with its line or sentence, and names no other choice
 
 
 class Kind(NamedTuple):
@@ -101,11 +108,12 @@ def case(world: World, kind: str, length: int, depth: float | None, index: int) 
   return BUILDERS[kind](world, rng, length, depth)._replace(kind=kind)
 
 
-def _hidden(world, length, hay: tuple[np.ndarray, int], needles: list[tuple[float, str]],
-            asked: int):
+def hidden(world: World, length: int, hay: tuple[np.ndarray, int],
+           needles: list[tuple[float, str]], asked: int) -> tuple[np.ndarray, np.ndarray]:
   """(context, control) of (pool, its start) and needles, of which the first `asked` are asked for.
 
-  The control has the text that follows in the pool where they lay.
+  The control has the text that follows in the pool where they lay. ValueError for needles that are
+  longer than the context.
   """
   tok, (pool_N, start) = world.tokenizer, hay
   encoded = tok.encode_batch([text for _, text in needles])
@@ -153,7 +161,7 @@ def _retrieval(world, rng, length, depth, kind: Kind) -> Case:
   needles = [(depth if i == 0 else rng.random(), _said(kind, keys[i // kind.each], value))
              for i, value in enumerate(values)]
   pool_N, start, around = _hay(world, rng, kind, length, [*keys, *values])
-  contexts = _hidden(world, length, (pool_N, start), needles, wanted)
+  contexts = hidden(world, length, (pool_N, start), needles, wanted)
   what = kind.values.removesuffix("s") + "s" * (wanted > 1)
   asked = " and ".join(filter(None, [", ".join(keys[:kind.asked][:-1]), keys[kind.asked - 1]]))
   question = (f"\nWhat {'are' if wanted > 1 else 'is'} the secret {what} of {asked} in the text "
@@ -180,7 +188,7 @@ def _variable_tracking(world, rng, length, _) -> Case:
   said = [f" VAR {names[0]} = {value}.",
           *(f" VAR {name} = VAR {before}." for before, name in zip(names, names[1:]))]
   needles = list(zip(np.sort(rng.random(5)), said))
-  contexts = _hidden(world, length, (world.noise_N, 0), needles, 5)
+  contexts = hidden(world, length, (world.noise_N, 0), needles, 5)
   question = (f"\nWhich variables have the value {value}, given to them or to the one that they "
               f"were set to? Five variables have the value {value}:")
   def other():
@@ -239,7 +247,7 @@ def _frequent_words(world, rng, length, _) -> Case:
 def _literal_free(world, rng, length, depth) -> Case:
   fact, question = facts.PAIRS[rng.integers(len(facts.PAIRS))]
   name = str(rng.choice(facts.NAMES))
-  contexts = _hidden(world, length, (world.text_N, int(rng.integers(len(world.text_N)))),
+  contexts = hidden(world, length, (world.text_N, int(rng.integers(len(world.text_N)))),
                      [(depth, " " + fact.format(name=name))], 1)
   return _with_choices(world, contexts, f"\nQuestion: {question}? Answer:", [name], [],
                        lambda: facts.DRAW["names"](rng), depth)
@@ -248,7 +256,7 @@ def _literal_free(world, rng, length, depth) -> Case:
 def _passkey(world, rng, length, depth) -> Case:
   key = facts.number(rng, 5)
   said = f" The pass key is {key}. Remember it. {key} is the pass key."
-  contexts = _hidden(world, length, (world.noise_N, 0), [(depth, said)], 1)
+  contexts = hidden(world, length, (world.noise_N, 0), [(depth, said)], 1)
   return _with_choices(world, contexts, "\nWhat is the pass key? The pass key is", [key], [],
                        lambda: facts.number(rng, 5), depth)
 
