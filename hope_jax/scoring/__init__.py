@@ -9,6 +9,7 @@
     facts           words that needles are made of, and facts that are asked for in other words
     replies         what streams answer after what they have read
     retrieval       how well what lies in a context is found, by length and depth
+    programs        evaluations as functions, for suites and for training
     babi            questions about facts that are scattered in a long text
     recalled        what the programs niah, passkey and babi share
     memorization    the options of programs that read with memories on
