@@ -272,6 +272,9 @@ def base() -> ConfigDict:
   c.train.eval_every = 200
   c.train.eval_batches = 16
   c.train.save_every = 200
+  # programs that score a saved step: "niah:1000 --lengths=2048": name, every so many steps (a
+  # multiple of save_every), flags (training/evaluations.py)
+  c.train.evaluations = ()
   c.train.keep = 2  # the last so many checkpoints, and besides them
   c.train.keep_best = 0  # so many of lowest validation loss, among those saved at an evaluation
   c.train.keep_every = 0  # each whose step is a multiple of this; 0: none
@@ -300,6 +303,7 @@ def from_json(text: str) -> ConfigDict:
     versions.check_known(stored, c.to_dict())
     stored["channel"]["levels"] = tuple(Level(**entry) for entry in stored["channel"]["levels"])
     stored["teach"] |= {name: tuple(stored["teach"][name]) for name in ("paths", "layers")}
+    stored["train"]["evaluations"] = tuple(stored["train"].get("evaluations", ()))
     stored["data"]["sources"] = tuple(ConfigDict(s) for s in stored["data"]["sources"])
     c.update(stored)
   except (KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict
 import pytest
 
-from evals import long_documents, questions
+from evals import longdoc, questions
 from hope_jax import config, export, generate, memorize, report
 from hope_jax.checkpoints import sidecar
 from hope_jax.data import corpus, files, synthetic, tokenized
@@ -152,7 +152,7 @@ def test_configurations_that_are_accepted_train(tmp_path):
 
 
 COMMANDS = {"generate": generate, "memorize": memorize, "export": export, "report": report,
-            "questions": questions, "long_documents": long_documents}
+            "questions": questions, "longdoc": longdoc}
 
 
 def test_command_lines(monkeypatch, tmp_path):

@@ -2,6 +2,8 @@
 
     tables       markdown
     comparison   models trained on the same batches: table and curves
+    page         results of evaluations as one page of HTML
+    heatmap      what is found in contexts, by their length and its depth
     gain         what memory gains by the position in a document
     memorized    what a text did to each memory
 """

@@ -51,7 +51,7 @@ def ready(path: str | Path) -> Path:
 
 def replace(path: str | Path, text: str) -> None:
   """Writes a text file, which is whole at any moment, or as it was."""
-  new = Path(f"{path}.partial")
+  new = Path(f"{path}.new")
   new.write_text(text)
   os.replace(new, path)
 

@@ -7,6 +7,7 @@
     activity       what does nothing: closed gates, dead levels
     spikes         bad steps change nothing
     loop           evaluate, save, draw, step, log
+    evaluations    programs that score a step that is saved
     changes        a run that goes on with another configuration
     stack          a trained model gets levels: --init_from
     costs          parameters, FLOPs, memory, time to compile

@@ -35,7 +35,7 @@ from hope_jax.runtime.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.runtime.signals import Signals
 from hope_jax.runtime.startup import say
 from hope_jax.scoring import validation
-from hope_jax.training import changes, costs, groups, stack, steps
+from hope_jax.training import changes, costs, evaluations, groups, stack, steps
 from hope_jax.training.activity import Activity
 
 
@@ -53,8 +53,8 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None,
   SystemExit(128 + signal) after a signal.
   """
   checks.validate(config, jax.device_count())
-  workdir, tokenizer = Path(workdir), None
-  c = config.train
+  evaluations.entries(config)
+  workdir, tokenizer, c = Path(workdir), None, config.train
   alone = (lock.held(workdir / ".lock", "another --workdir") if jax.process_index() == 0
            else contextlib.nullcontext())
   with alone, checkpoint.Checkpoints(workdir / "checkpoints", c.keep, c.keep_best,
@@ -188,7 +188,7 @@ class _Run:
       save = due(c.save_every) or (done and fresh)
       if save:  # before the evaluation, which may fail
         self.save(i, "stop" if done or self.stop else c.on_save_error)
-      result = self.evaluate(i) if evaluate and not self.stop else {}
+      result = evaluations.at(self, i, evaluate) if not self.stop else {}
       if self.stop:
         if not save:
           self.save(i)
