@@ -71,8 +71,9 @@ def card(config: ConfigDict, facts: dict, folder: Path) -> str:
                               for name, value in found.items()])]
   for path in sorted((folder / "evaluations").glob("*.json")):
     result = json.loads(path.read_text())
-    parts += [f"## {path.stem}\n", f"`{result.get('command', UNKNOWN)}`\n", tables.markdown(
-        ["number", "value (95 %)"], [[name, tables.score(entry)] for name, entry in scores(result)])]
+    rows = [[name, tables.score(entry)] for name, entry in scores(result)]
+    parts += [f"## {path.stem}\n", f"`{result.get('command', UNKNOWN)}`\n",
+              tables.markdown(["number", "value (95 %)"], rows)]
   return "\n".join(parts)
 
 
@@ -113,7 +114,8 @@ def write(workdir: Path, output: Path, evaluations: list[Path], licence: str,
 def listed(given: list[str]) -> list[Path]:
   """Files of results, of folders those in them. ValueError for what is none, or two of one name."""
   paths = [Path(program.path(text)) for text in given]
-  found = [path for own in paths for path in (sorted(own.glob("*.json")) if own.is_dir() else [own])]
+  found = [path for own in paths
+           for path in (sorted(own.glob("*.json")) if own.is_dir() else [own])]
   for path in found:
     try:
       json.loads(path.read_text())

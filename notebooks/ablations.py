@@ -1,9 +1,9 @@
 # %% [markdown]
 # # What is each part worth?
 #
-# Four minutes on two cores, no GPU, at a toy size: the way, not the verdict. To run it in the browser,
-# upload this file in [Colab](https://colab.research.google.com/) (File, Upload notebook) and a wheel
-# of hope_jax beside it. The verdicts come from `python -m hope_jax.ablate`, which this page can read.
+# Four minutes on two cores, no GPU, at a toy size: the way, not the verdict. In the browser: upload
+# this file in [Colab](https://colab.research.google.com/), and a wheel of hope_jax beside it. The
+# verdicts come from `python -m hope_jax.ablate`, which this page can read.
 
 # %%
 import importlib.util
@@ -62,7 +62,8 @@ axes.legend();
 
 # %%
 for run in runs[:len(names)]:
-  print(f"{run.name:10}", {path: round(value, 4) for path, value in ablate.moved(run.folder).items()})
+  moved = ablate.moved(run.folder)
+  print(f"{run.name:10}", {path: round(value, 4) for path, value in moved.items()})
 
 # %% [markdown]
 # A whole report of `python -m hope_jax.ablate --workdir=runs/ablations`, where there is one:

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Which memory stores and finds?
 #
-# Four minutes on two cores, no GPU. To run it in the browser, upload this file in
-# [Colab](https://colab.research.google.com/) (File, Upload notebook) and a wheel of hope_jax beside it.
+# Four minutes on two cores, no GPU. In the browser: upload this file in
+# [Colab](https://colab.research.google.com/), and a wheel of hope_jax beside it.
 #
 # Recall without language: eight pairs of keys and values, then every key once. Models have 120 000
 # parameters each, and see the same batches.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A fact, and then two thousand tokens
 #
-# Five minutes on two cores, no GPU. To run it in the browser, upload this file in
-# [Colab](https://colab.research.google.com/) (File, Upload notebook) and a wheel of hope_jax beside it.
+# Five minutes on two cores, no GPU. In the browser: upload this file in
+# [Colab](https://colab.research.google.com/), and a wheel of hope_jax beside it.
 #
 # Four facts are stated, other tokens follow, then each is asked for once. In training up to 200
 # tokens lie between; afterwards as many as you like. The state does not grow.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A model that learns a document while it reads it
 #
-# Four minutes on two cores, no GPU. To run it in the browser, upload this file in
-# [Colab](https://colab.research.google.com/) (File, Upload notebook) and a wheel of hope_jax beside it.
+# Four minutes on two cores, no GPU. In the browser: upload this file in
+# [Colab](https://colab.research.google.com/), and a wheel of hope_jax beside it.
 #
 # The model sees 64 tokens; two levels of every layer write themselves as it reads. Parameters never
 # change: what was learned is the state of one reader, and another one knows nothing of it.

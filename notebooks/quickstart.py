@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Train a HOPE model and let it write
 #
-# Two minutes on two cores, no GPU. To run it in the browser, upload this file in
-# [Colab](https://colab.research.google.com/) (File, Upload notebook) and a wheel of hope_jax beside it.
+# Two minutes on two cores, no GPU. In the browser: upload this file in
+# [Colab](https://colab.research.google.com/), and a wheel of hope_jax beside it.
 #
 # A HOPE model replaces attention by memories that are written at every token, and the MLP by levels
 # that are updated at their own pace. Here: two layers, on text that every Python carries.
@@ -51,8 +51,8 @@ axes.set(xlabel="step", ylabel="bits per byte")
 axes.legend();
 
 # %% [markdown]
-# Was anything written? The distance of every memory from where it started, at the end of a sequence,
-# mean over the layers. A memory that stays at 0 would be no memory.
+# Was anything written? The distance of every memory from where it started, at the end of a
+# sequence, in the first layer. A memory that stays at 0 would be no memory.
 
 # %%
 last = [row for row in rows if "memory/0/moved/mem" in row][-1]

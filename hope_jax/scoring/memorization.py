@@ -16,19 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax import config as configs
-<<<<<<< HEAD
 from hope_jax.model import attention, checks, lm, mixers, plan, state
-=======
-from hope_jax.model import checks, lm, mixers, plan, state
->>>>>>> needles
 from hope_jax.model.state import FastState
 from hope_jax.reading import conversation, opening, study
 from hope_jax.runtime import program
 
-<<<<<<< HEAD
 STREAMS, BYTES = 32, 2**30
-=======
->>>>>>> needles
 CONTROLS = {  # fields of config.control, as configs/controls.py sets them for training
     "reset": {"reset": True}, "reversed": {"sign": -1}, "keys": {"keys_as_queries": True},
     "shuffled": {"shuffled_teach": True}}
@@ -155,7 +148,6 @@ def _check_writes(config, checkpoint: str) -> None:
                      "a model.titan")
 
 
-<<<<<<< HEAD
 def fitted(config, fast: FastState) -> FastState:
   """The streams with what they learned, without context, and with this configuration's room for
   it (attention.with_room).
@@ -178,30 +170,17 @@ def start(config, params, how: Options, streams: int, saved=None) -> FastState:
   """What so many samples memorize from: fresh, or each a copy of the state that was saved.
 
   saved: the configuration it was saved with, where `config` is one with less room for context.
-=======
-def start(config, params, how: Options, streams: int) -> FastState:
-  """What so many samples memorize from: fresh, or each a copy of the state that was saved.
-
->>>>>>> needles
   Raises FileNotFoundError or ValueError as `conversation.load`, RuntimeError for a state of levels
   of which none was ever written.
   """
   if not how.state:
     return lm.init_fast(config, streams)
-<<<<<<< HEAD
   like = jax.eval_shape(lambda: lm.init_fast(saved or config, 1))
-=======
-  like = jax.eval_shape(lambda: lm.init_fast(config, 1))
->>>>>>> needles
   fast, _ = conversation.load(how.state, like, conversation.owner(config, params))
   levels = (fast.layers.levels or {}).values()
   if levels and not any(np.any(own.updates_B) for own in levels):
     raise RuntimeError(f"{how.state}: no memory was written in it; memorize a text first")
-<<<<<<< HEAD
   return state.select(fitted(config, fast), jnp.zeros(streams, jnp.int32))
-=======
-  return state.select(lm.forget_context(config, fast), jnp.zeros(streams, jnp.int32))
->>>>>>> needles
 
 
 def learn(config, params, fast: FastState, texts: Sequence[Sequence[int]],
