@@ -275,6 +275,7 @@ def base() -> ConfigDict:
   # programs that score a saved step: "niah:1000 --lengths=2048": name, every so many steps (a
   # multiple of save_every), flags (training/evaluations.py)
   c.train.evaluations = ()
+  c.train.boards = ("tensorboard",)  # where numbers are shown (runtime/boards.py): wandb, trackio
   c.train.keep = 2  # the last so many checkpoints, and besides them
   c.train.keep_best = 0  # so many of lowest validation loss, among those saved at an evaluation
   c.train.keep_every = 0  # each whose step is a multiple of this; 0: none

@@ -11,6 +11,7 @@ from hope_jax.data import tokenized
 from hope_jax.data.synthetic import TASKS
 from hope_jax.memory.inner_rules import RULES
 from hope_jax.model import mixers, plan, sharding
+from hope_jax.runtime.boards import BOARDS
 
 CHOICES = {
     "model.titan": ("none", "plain", "modified"),
@@ -83,7 +84,7 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
   for field, allowed in CHOICES.items():
     _check(_get(c, field) in allowed, f"{field}={_get(c, field)!r}: choose one of "
                                       f"{', '.join(map(str, allowed))}")
-  _validate_numbers(c)
+  _validate_fields(c)
 
   m, d = c.model, c.data
   _check(m.dim % m.heads == 0 or c.attention.width > 0 and set(mixers.of(c)) == {"attention"},
@@ -138,8 +139,10 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
     _validate_teach(c)
 
 
-def _validate_numbers(c):
+def _validate_fields(c):
   ranges = {field: (least, most) for least, most, fields in RANGES for field in fields}
+  _check({*c.train.boards} <= {*BOARDS}, f"train.boards={tuple(c.train.boards)}: choose from "
+                                         f"{', '.join(BOARDS)}")
   numbers = {"seed": c.seed} | {f"{section}.{name}": c[section][name] for section in c
                                 if section != "seed" for name in c[section]}
   for field, value in numbers.items():

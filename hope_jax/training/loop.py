@@ -29,7 +29,7 @@ from hope_jax.checkpoints import checkpoint, sidecar, stored
 from hope_jax.data import loader, tokenized
 from hope_jax.data.tokenizer import find as find_tokenizer
 from hope_jax.model import checks, lm, sharding
-from hope_jax.runtime import hosts, lock, program
+from hope_jax.runtime import boards, hosts, lock, program
 from hope_jax.runtime.goodput import Goodput
 from hope_jax.runtime.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.runtime.signals import Signals
@@ -54,6 +54,7 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None,
   """
   checks.validate(config, jax.device_count())
   evaluations.entries(config)
+  boards.check(config.train.boards)
   workdir, tokenizer, c = Path(workdir), None, config.train
   alone = (lock.held(workdir / ".lock", "another --workdir") if jax.process_index() == 0
            else contextlib.nullcontext())
@@ -147,7 +148,8 @@ class _Run:
     self.compile()
     self.meter = Meter(c.steps, self.config.data.batch * self.config.data.seq,
                        costs.model_flops(self.config), peak)
-    with Metrics(self.workdir, self.start) as self.metrics, Signals() as self.signals:
+    with (Metrics(self.workdir, self.start, c.boards, self.meta["config"]) as self.metrics,
+          Signals() as self.signals):
       self.goodput.enter("steps")
       self.meter.start(self.start)
       result = self.loop()
