@@ -26,7 +26,7 @@ from hope_jax import config as configs
 from hope_jax.checkpoints import stored
 from hope_jax.model import plan as plans
 from hope_jax.reading import opening
-from hope_jax.reports import page
+from hope_jax.reports import document, page
 from hope_jax.runtime import program, startup
 from hope_jax.runtime.startup import say
 from hope_jax.scoring import programs, results
@@ -121,7 +121,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     raise app.UsageError(f"unexpected arguments {argv[1:]}: lists are written with commas, "
                          "--checkpoints=runs/a,runs/b")
   with program.one_line(ValueError, OSError, ImportError):
-    page.check()
+    document.check()
     startup.prepare()
     folder = Path(f.output)
     results.ready(folder / page.FILE)

@@ -19,6 +19,7 @@ import jax
 from tqdm import tqdm
 
 from hope_jax.data import files
+from hope_jax.data.pieces import StreamDecoder
 from hope_jax.model import lm
 from hope_jax.reading import conversation, reader, study
 from hope_jax.runtime import program, startup
@@ -73,6 +74,14 @@ def saving(f, config, params):
     yield save
 
 
+def by_token(tokenizer, ids: list[int], reports: dict) -> dict:
+  """The text in pieces, and the nats of each but the first before, while and after it was read."""
+  decoder = StreamDecoder(tokenizer)
+  return {"text": [decoder.push(token) for token in ids],
+          "nats": {name: report.nats_BxT[report.labels_BxT].astype(float).round(4).tolist()
+                   for name, report in reports.items()}}
+
+
 def learn_one(f, config, params, tokenizer, save) -> None:
   """One text, read before, while and after it is learned."""
   text = files.text(f.text)
@@ -99,7 +108,7 @@ def learn_one(f, config, params, tokenizer, save) -> None:
                   results.of_model(config, params, tokenizer.digest),
                   {"text": f.text, "tokens": len(ids), "steps": f.steps, "nats_per_token": losses,
                    "bits_per_byte": {name: nats * to_bits for name, nats in losses.items()}},
-                  study.describe(config, reports))
+                  study.describe(config, reports), {"tokens": by_token(tokenizer, ids, reports)})
 
 
 def learn_folder(f, config, params, tokenizer, save) -> None:

@@ -7,19 +7,18 @@ intervals. A cell says where its value stands (data-at), so that the page can be
 are inside the page. Needs jinja2 (hope_jax[evals]).
 """
 
-import base64
 from collections.abc import Iterator
-import importlib.util
 import json
 from pathlib import Path
 from typing import NamedTuple
 
+from hope_jax.reports import document
+from hope_jax.runtime import program
 from hope_jax.scoring import programs
 
 FILE = "suite.json"
 APART = ("rows", "config", "versions", "device", "date", "command", "fingerprint", "tokenizer",
          "documents", "leaks_the_answer")
-MISSING = "the page needs jinja2: pip install 'hope_jax[evals]'"
 
 
 class Cell(NamedTuple):
@@ -33,12 +32,6 @@ class Table(NamedTuple):
   title: str
   head: list[str]
   rows: list[list[Cell]]
-
-
-def check() -> None:
-  """ImportError, saying what to install, before the work."""
-  if importlib.util.find_spec("jinja2") is None:
-    raise ImportError(MISSING)
 
 
 def is_score(value) -> bool:
@@ -113,16 +106,8 @@ def _summary(result: dict, path: str) -> str:
   return "; ".join(f"{name} {shown(own)}" for name, own in programs.headline(path, result).items())
 
 
-def _picture(path: Path) -> str:
-  if not path.exists():
-    return ""
-  return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
 def render(folder: str | Path) -> str:
   """The page of what a suite has run so far. ImportError, saying what to install."""
-  check()
-  import jinja2  # an extra: evals
   folder, parts = Path(folder), []
   suite = json.loads((folder / FILE).read_text())
   for run in suite["runs"]:
@@ -130,19 +115,15 @@ def render(folder: str | Path) -> str:
     if not run["error"]:
       result = json.loads((folder / run["file"]).read_text())
       part |= {"tables": list(tables(result)), "result": result,
-               "picture": _picture((folder / run["file"]).with_suffix(".png")),
+               "picture": document.picture((folder / run["file"]).with_suffix(".png")),
                "summary": _summary(result, run["headline"]),
                "config": json.dumps(result.get("config", {}), indent=1)}
     parts.append(part)
-  environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                   loader=jinja2.FileSystemLoader(Path(__file__).parent))
-  return environment.get_template("page.html").render(suite=suite, parts=parts, shown=shown)
+  return document.template("page.html").render(suite=suite, parts=parts, shown=shown)
 
 
 def write(folder: str | Path) -> Path:
   """index.html in the folder, whole or as it was."""
   path = Path(folder) / "index.html"
-  new = path.with_suffix(".new")
-  new.write_text(render(folder))
-  new.replace(path)
+  program.replace(path, render(folder))
   return path

@@ -24,7 +24,8 @@ FREE = {  # pattern of fields: what a change does; "": nothing to what is learne
     "mesh.*": "the same to rounding",
     "optim.accumulate": "the same to rounding, but for dropout",
     "train.log_every": "", "train.boards": "", "train.eval*": "", "train.save_every": "",
-    "train.keep*": "", "train.on_*": "", "train.rollback_after": "what a bad step does from here on",
+    "train.keep*": "", "train.on_*": "",
+    "train.rollback_after": "what a bad step does from here on",
 }
 SHARDS = ("data.dir", "data.sources", "data.val_fraction", "data.tokenizer_chars")
 BREAKS = {  # sections: what a change does
