@@ -225,14 +225,16 @@ def base() -> ConfigDict:
   # document ends, as data; False: every sequence starts afresh
   c.data.carry = False
   c.data.seed = 0
-  c.data.task = "text"  # text | recall
+  c.data.task = "text"  # text, or one of data/synthetic.py: recall | copy | in_context | parity ...
   c.data.recall_pairs = 8
   c.data.recall_keys = 64
   # tokens between the pairs and the queries; training draws from 0 to this, per sequence
   c.data.recall_gap = 0
   c.data.recall_fillers = 0  # what fills is drawn from so many ids; 0: it is id 0
-  # facts are labelled too, key -> value: what a teach signal learns from
+  # facts are labelled too (recall, copy, in_context): what a teach signal learns from
   c.data.recall_taught = False
+  c.data.symbols = 16  # copy, in_context: different ones; in_context: keys, and as many values
+  c.data.copied = 8  # copy: symbols to be copied
 
   c.mesh = ConfigDict()  # devices: data x fsdp x tensor of them (sharding.py)
   # parts of the batch, each with all parameters; 0: as many as there are devices left
@@ -270,6 +272,10 @@ def base() -> ConfigDict:
   c.train.eval_every = 200
   c.train.eval_batches = 16
   c.train.save_every = 200
+  # programs that score a saved step: "niah:1000 --lengths=2048": name, every so many steps (a
+  # multiple of save_every), flags (training/evaluations.py)
+  c.train.evaluations = ()
+  c.train.boards = ("tensorboard",)  # where numbers are shown (runtime/boards.py): wandb, trackio
   c.train.keep = 2  # the last so many checkpoints, and besides them
   c.train.keep_best = 0  # so many of lowest validation loss, among those saved at an evaluation
   c.train.keep_every = 0  # each whose step is a multiple of this; 0: none
@@ -298,6 +304,7 @@ def from_json(text: str) -> ConfigDict:
     versions.check_known(stored, c.to_dict())
     stored["channel"]["levels"] = tuple(Level(**entry) for entry in stored["channel"]["levels"])
     stored["teach"] |= {name: tuple(stored["teach"][name]) for name in ("paths", "layers")}
+    stored["train"]["evaluations"] = tuple(stored["train"].get("evaluations", ()))
     stored["data"]["sources"] = tuple(ConfigDict(s) for s in stored["data"]["sources"])
     c.update(stored)
   except (KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -210,7 +210,7 @@ def import_run(path: str | Path, workdir: str | Path) -> int:
     raise FileExistsError(f"{workdir} has a checkpoint already: choose another --workdir")
   with lock.held(workdir / ".lock", "another --workdir"):
     _copy_tokenizer(Path(path).parent, workdir, facts)
-    (workdir / "config.json").write_text(facts["config"])
+    program.replace(workdir / "config.json", facts["config"])
     weights.save(workdir / "checkpoints", int(facts["step"]), params,
                  {"config": facts["config"], "tokenizer": facts["tokenizer"]})
   return int(facts["step"])

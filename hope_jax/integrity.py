@@ -2,7 +2,7 @@
 
     python -m hope_jax.integrity verify runs/smoke
 
-verifies a run, its checkpoints, one step, or a saved conversation.
+verifies a run, its checkpoints, one step, a saved conversation, or a release.
 
 One line for each step, then one for each file that differs, is missing, truncated or extra; exit
 status 1 if there is any. What is checked against: checkpoints/sidecar.py.
@@ -65,6 +65,10 @@ def main(argv):
             f"{newest['code'][:12]}")
       for name in sidecar.strays(folder):
         print(f"  {name}: was not written with the step, and is ignored")
+  if (path / sidecar.MANIFEST).exists():
+    faults = sidecar.check(path, name=sidecar.MANIFEST)
+    print(f"{path}: a release, {'DAMAGED' if faults else 'good'}", *faults, sep="\n  ")
+    damaged = damaged or bool(faults)
   if newest and (path / "checkpoints").is_dir():
     faults, notes = _beside(path, newest)
     if faults or notes:

@@ -10,6 +10,7 @@ of the state, and the next one goes on from it:
     python -m hope_jax.memorize --state=out/ --drop=notes.txt      # it, and what came after it
 """
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import jax
 from tqdm import tqdm
 
 from hope_jax.data import files
+from hope_jax.data.pieces import StreamDecoder
 from hope_jax.model import lm
 from hope_jax.reading import conversation, reader, study
 from hope_jax.runtime import program, startup
@@ -56,15 +58,31 @@ def start(config, params, state: str | None):
   return lm.forget_context(config, fast)
 
 
-def save(f, config, params, fast, name: str, tokens: int, bits: float) -> None:
-  """A version of the state, if there is a folder for it."""
-  if f.state is not None:
-    about = {"tokens": tokens, "bits_per_byte": bits, "date": results.stamp()["date"]}
-    conversation.save(f.state, fast, conversation.owner(config, params) | {"pending": None} | about,
-                      name)
+@contextlib.contextmanager
+def saving(f, config, params):
+  """save(fast, name, tokens, bits): a version of the state, if there is a folder for it, in which
+  no other process saves meanwhile.
+  """
+  if f.state is None:
+    yield lambda *_: None
+    return
+  own = conversation.owner(config, params) | {"pending": None}
+  with conversation.writing(f.state) as write:
+    def save(fast, name, tokens, bits):
+      write(fast, own | {"tokens": tokens, "bits_per_byte": bits, "date": results.stamp()["date"]},
+            name)
+    yield save
 
 
-def learn_one(f, config, params, tokenizer) -> None:
+def by_token(tokenizer, ids: list[int], reports: dict) -> dict:
+  """The text in pieces, and the nats of each but the first before, while and after it was read."""
+  decoder = StreamDecoder(tokenizer)
+  return {"text": [decoder.push(token) for token in ids],
+          "nats": {name: report.nats_BxT[report.labels_BxT].astype(float).round(4).tolist()
+                   for name, report in reports.items()}}
+
+
+def learn_one(f, config, params, tokenizer, save) -> None:
   """One text, read before, while and after it is learned."""
   text = files.text(f.text)
   ids = [*tokenizer.begin, *tokenizer.encode(text)]
@@ -84,16 +102,16 @@ def learn_one(f, config, params, tokenizer) -> None:
           f"chunks let through of {len(next(iter(report.stats.values()))['updates'])}, "
           f"{total['pending']:,.0f} tokens pending, surprise {total['surprise']:.3g}, ||dW|| "
           f"{total['moved']:.3g}")
-  save(f, config, params, fast, Path(f.text).name, len(ids), losses["read"] * to_bits)
+  save(fast, Path(f.text).name, len(ids), losses["read"] * to_bits)
   if f.output is not None:
     results.write(f.output, results.stamp("-m", "hope_jax.memorize"),
                   results.of_model(config, params, tokenizer.digest),
                   {"text": f.text, "tokens": len(ids), "steps": f.steps, "nats_per_token": losses,
                    "bits_per_byte": {name: nats * to_bits for name, nats in losses.items()}},
-                  study.describe(config, reports))
+                  study.describe(config, reports), {"tokens": by_token(tokenizer, ids, reports)})
 
 
-def learn_folder(f, config, params, tokenizer) -> None:
+def learn_folder(f, config, params, tokenizer, save) -> None:
   """Text after text, each from what those before it have taught, without their context."""
   found, fast = files.below(Path(f.text)), start(config, params, f.state)
   with tqdm(total=sum(path.stat().st_size for path in found), unit="B", unit_scale=True) as bar:
@@ -109,7 +127,7 @@ def learn_folder(f, config, params, tokenizer) -> None:
       bits = float(readings[0].nats_BxT.sum()) / math.log(2) / len(files.encode(text))
       name = str(path.relative_to(f.text))
       bar.write(f"{name:32} {len(ids):10,} tokens  {bits:.4f} bits per byte")
-      save(f, config, params, fast, name, len(ids), bits)
+      save(fast, name, len(ids), bits)
 
 
 def main(argv, f: flags.FlagValues = flags.FLAGS):
@@ -126,14 +144,13 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     if f.checkpoint is None or f.text is None:
       raise ValueError("give the run with --checkpoint and the file or folder with --text")
     config, params, tokenizer = memorization.load(f)
-    if f.state is not None:
-      conversation.ready(f.state)
     folder = Path(f.text).is_dir()
     if f.output is not None:
       if folder:
         raise ValueError("--output is of one text: name a file with --text")
       results.ready(f.output)
-    (learn_folder if folder else learn_one)(f, config, params, tokenizer)
+    with saving(f, config, params) as save:
+      (learn_folder if folder else learn_one)(f, config, params, tokenizer, save)
     if f.state is not None:
       say(f"saved in {f.state}: go on with python -m hope_jax.generate --checkpoint={f.checkpoint} "
           f"--state={f.state}")

@@ -74,7 +74,7 @@ def make_run(workdir: Path, params, config, digest: str, origin: dict) -> None:
   text = configs.to_json(config)
   weights.save(workdir / "checkpoints", 0, params,
                {"config": text, "tokenizer": digest, "origin": origin})
-  (workdir / "config.json").write_text(text)
+  program.replace(workdir / "config.json", text)
 
 
 def import_model(model: str, workdir: str | Path, *, context: int | None = None,

@@ -12,10 +12,10 @@ from absl import flags
 from ml_collections import ConfigDict
 import pytest
 
-from evals import long_documents, questions
+from evals import longdoc, questions
 from hope_jax import config, export, generate, memorize, report
 from hope_jax.checkpoints import sidecar
-from hope_jax.data import corpus, files, recall, tokenized
+from hope_jax.data import corpus, files, synthetic, tokenized
 from hope_jax.model import checks
 from hope_jax.reports import memorized
 from hope_jax.runtime import program
@@ -117,8 +117,8 @@ def test_configurations():
 
   def check(c):
     checks.validate(c, 1)
-    if c.data.task == "recall":
-      recall.dataset(c, "train")
+    if c.data.task != "text":
+      synthetic.dataset(c, "train")
     return True
 
   for i in range(5000):
@@ -152,7 +152,7 @@ def test_configurations_that_are_accepted_train(tmp_path):
 
 
 COMMANDS = {"generate": generate, "memorize": memorize, "export": export, "report": report,
-            "questions": questions, "long_documents": long_documents}
+            "questions": questions, "longdoc": longdoc}
 
 
 def test_command_lines(monkeypatch, tmp_path):

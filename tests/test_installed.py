@@ -44,6 +44,7 @@ def test_the_wheel_has_all_that_the_readme_names(wheel):
     for path in (ROOT / folder).rglob("*.py"):
       name = path.relative_to(ROOT).as_posix()
       assert (name if folder == "hope_jax" else f"hope_jax/{name}") in names
+  assert "hope_jax/reports/page.html" in names
   assert not {name.split("/")[0] for name in names if not name.startswith("hope_jax")}
   said = (ROOT / "README.md").read_text()
   assert not re.findall(r"python evals/", said)

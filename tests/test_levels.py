@@ -268,6 +268,12 @@ def test_a_conversation_beside_versions_is_one_of_them(one, tmp_path):
   learn(one, text(tmp_path), f"--state={tmp_path / 'state'}")
   assert [each["name"] for each in conversation.kept(tmp_path / "state")] == [
       "text.txt", "conversation", "text.txt.2"]
+  before = conversation.kept(tmp_path / "state")
+  with pytest.raises(ValueError, match="another has saved in .* since .*: save in another folder"):
+    stream.save(tmp_path / "state")
+  assert conversation.kept(tmp_path / "state") == before
+  stream.load(tmp_path / "state")
+  stream.save(tmp_path / "state")
 
 
 def test_a_chat_is_its_template_and_text_in_it_is_text(run):

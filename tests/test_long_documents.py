@@ -1,4 +1,4 @@
-"""Laws of long_documents.py: exact sums, held-out text, intervals, resumption, refusals."""
+"""Laws of longdoc.py: exact sums, held-out text, intervals, resumption, refusals."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ from hope_jax.reports import gain as picture, memorized
 from hope_jax.scoring import intervals
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from evals import long_documents as program
+from evals import longdoc as program
 
 VOCAB, CHUNK, TOKENS = 290, 8, 48
 WORDS = "read write memory chunk token slow fast level query value".split()
@@ -101,7 +101,7 @@ def call(folder, name, *argv, checkpoint="run"):
   """The program in this process: what it wrote."""
   values = flags.FlagValues()
   program.define_flags(values)
-  rest = values(["long_documents", f"--checkpoint={folder / checkpoint}",
+  rest = values(["longdoc", f"--checkpoint={folder / checkpoint}",
                  f"--output={folder / name}", *argv])
   program.main(rest, values)
   return json.loads((folder / name).read_text())

@@ -1,6 +1,8 @@
 """Laws of the metrics: a resumed run leaves the same file; rates count training time alone."""
 
+import importlib.util
 import json
+import sqlite3
 import time
 
 import jax.numpy as jnp
@@ -8,11 +10,12 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from hope_jax.runtime import boards
 from hope_jax.runtime.metrics import Meter, Metrics, format_line, matmul_rate
 
 
 def train(workdir, first, last, resume_step=-1):
-  with Metrics(workdir, resume_step) as metrics:
+  with Metrics(workdir, resume_step, ["tensorboard"]) as metrics:
     for step in range(first, last + 1):
       metrics.write(step, {"loss": jnp.float32(1 / step), "memory": {"layer_0": np.float64(step)},
                            "tokens": 64 * step})
@@ -58,6 +61,59 @@ def test_tensorboard_is_told_where_the_resumed_run_begins(tmp_path):
   assert starts == [5]  # TensorBoard drops older events from this step on
   values = [(e.step, v.tag, v.simple_value) for e in board(tmp_path) for v in e.summary.value]
   assert (6, "memory/layer_0", 6.0) in values
+
+
+class Kept(boards.Board):
+  """A board in a file, which forgets nothing."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def log(self, row, step):
+    with self.path.open("a") as file:
+      file.write(f"{step} {row['loss']:.4f}\n")
+
+  def finish(self):
+    pass
+
+
+def test_a_board_that_drops_nothing_is_told_every_step_once(tmp_path, monkeypatch):
+  class Filed(boards._Remembering):
+    def begin(self, workdir, name, config):
+      assert config == {} and len(name) == 8
+      return Kept(workdir / name)
+
+  monkeypatch.setitem(boards.BOARDS, "filed", Filed)
+  def write(first, last, resume_step=-1):
+    with Metrics(tmp_path, resume_step, ["filed"]) as metrics:
+      for step in range(first, last + 1):
+        metrics.write(step, {"loss": 1 / step})
+  write(1, 5)
+  write(4, 7, resume_step=3)  # 4 and 5 are taken again
+  told = (tmp_path / boards.name_of(tmp_path)).read_text().splitlines()
+  assert told == [f"{step} {1 / step:.4f}" for step in range(1, 8)]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_board_of_a_library(name, tmp_path, monkeypatch):
+  """Where it is installed a run goes on in itself; where not, that is said at the start."""
+  if importlib.util.find_spec(name) is None:
+    with pytest.raises(ValueError, match=f"pip install 'hope_jax\\[{name}\\]'"):
+      boards.check([name])
+    return
+  monkeypatch.setenv("WANDB_MODE", "offline")
+  monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+  for first, last, resumed in ((1, 3, -1), (3, 4, 2)):
+    with Metrics(tmp_path, resumed, [name]) as metrics:
+      for step in range(first, last + 1):
+        metrics.write(step, {"loss": float(step)})
+  if name == "trackio":
+    database, = (tmp_path / "trackio").glob("*.db")
+    rows = sqlite3.connect(database).execute("select run_name, step from metrics order by step")
+    names, steps = zip(*rows)
+    assert steps == (1, 2, 3, 4) and len({*names}) == 1
+  else:
+    assert len([*(tmp_path / "wandb").glob(f"*{boards.name_of(tmp_path)}*")]) == 2
 
 
 def test_run_from_the_start_drops_what_was_there(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from evals import curves
-from hope_jax import config, export, integrity, report
+from hope_jax import config, export, integrity, memorize, report
 from hope_jax.checkpoints import checkpoint, sidecar, weights
 from hope_jax.data import heldout, loader, tokenized
 from hope_jax.reading import conversation
@@ -214,8 +214,27 @@ def test_what_a_killed_data_build_left_is_cleaned_and_what_another_builds_is_not
   assert sorted(path.name for path in tmp_path.glob(".data*")) == [other.name]
 
 
-def test_of_two_builders_the_second_waits_and_takes_the_first_ones_folder(tmp_path, monkeypatch,
-                                                                          capsys):
+def builders(c, together):
+  """Two threads that build the same folder; what became of each."""
+  told = []
+
+  def build():
+    try:
+      told.append(tokenized.build(c, together=together))
+    except BlockingIOError as error:
+      told.append(str(error))
+
+  both = [threading.Thread(target=build) for _ in range(2)]
+  for each in both:
+    each.start()
+  for each in both:
+    each.join()
+  return told
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_of_two_builders_one_builds(tmp_path, monkeypatch, capsys, together):
+  """The other is refused; of one run's processes it waits and takes the first one's folder."""
   c, write, built = small(tmp_path), tokenized._write, []
 
   def slow(partial, config):
@@ -224,34 +243,29 @@ def test_of_two_builders_the_second_waits_and_takes_the_first_ones_folder(tmp_pa
     write(partial, config)
 
   monkeypatch.setattr(tokenized, "_write", slow)
-  both = [threading.Thread(target=tokenized.build, args=(c,)) for _ in range(2)]
-  for each in both:
-    each.start()
-  for each in both:
-    each.join()
+  told = builders(c, together)
   assert len(built) == 1 and not list(tmp_path.glob(".data*"))
-  said = capsys.readouterr().err
-  assert f"waiting: {tmp_path / 'data'} is in use by process {os.getpid()} on " in said
+  said = f"{tmp_path / 'data'} is in use by process {os.getpid()} on "
+  if not together:
+    refused, = (text for text in told if isinstance(text, str))
+    assert refused.startswith(said) and refused.endswith("choose another data.dir")
+  else:
+    assert told == [tmp_path / "data"] * 2 and f"waiting: {said}" in capsys.readouterr().err
   assert tokenized.build(c, verify=True) == tmp_path / "data"
 
 
-def test_a_saver_waits_for_another(tmp_path):
-  taken = threading.Event()
-
-  def hold():
-    with lock.held(tmp_path / ".lock", "another"):
-      taken.set()
-      time.sleep(0.3)
-
-  other = threading.Thread(target=hold)
-  other.start()
-  assert taken.wait(10)
-  with pytest.raises(BlockingIOError):
-    with lock.held(tmp_path / ".lock", "another"):
-      pass
-  with lock.held(tmp_path / ".lock", "another", patience=30):
-    pass
-  other.join()
+def test_a_second_process_that_learns_into_a_state_is_refused_before_it_reads(tmp_path):
+  """None of the inputs is there: what is said is of the state."""
+  with conversation.writing(tmp_path / "state"):
+    with pytest.raises(BlockingIOError, match="state is in use by process .*another folder"):
+      with conversation.writing(tmp_path / "state"):
+        pass
+    values = flags.FlagValues()
+    memorize.define_flags(values)
+    values(["memorize", f"--state={tmp_path / 'state'}", "--drop=x"])
+    with pytest.raises(SystemExit, match="state is in use by process"):
+      memorize.main(["memorize"], values)
+  assert not any((tmp_path / "state").iterdir())
 
 
 def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
@@ -263,7 +277,8 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
       with pytest.raises(OSError, match=f"{output} cannot be written: .*; choose another file"):
         write()
   with pytest.raises(OSError, match="cannot be written"):
-    conversation.ready(tmp_path / "file" / "state")
+    with conversation.writing(tmp_path / "file" / "state"):
+      pass
   for name in ("file/out.png", "folder", "out.nothing"):
     values = flags.FlagValues()
     report.define_flags(values)

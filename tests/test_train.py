@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import types
 
 import chex
 import jax
@@ -20,7 +19,8 @@ from hope_jax import config
 from hope_jax.checkpoints import sidecar, weights
 from hope_jax.reading import sequences
 from hope_jax.scoring import validation
-from hope_jax.training import loop, steps
+from hope_jax.training import groups, loop, steps
+from hope_jax.training.activity import Activity
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -250,15 +250,41 @@ def test_a_memory_that_makes_no_update_fails_the_evaluation():
 
 
 def test_gates_that_stay_closed_are_said(capsys):
-  run = types.SimpleNamespace(closed={}, config=config.base())
+  seen = Activity(config.base())
   def report(opened):
     return {"open/cms_fast": np.array([0.0, opened]), "surprise/cms_fast": np.array([0.1, 0.2])}
   for i in range(99):
-    loop._Run.watch_gates(run, i, report(0))
-  loop._Run.watch_gates(run, 99, report(1))
+    seen.see(i, report(0), {})
+  seen.see(99, report(1), {})
   for i in range(100, 199):
-    loop._Run.watch_gates(run, i, report(0))
+    seen.see(i, report(0), {})
   assert not capsys.readouterr().err
-  loop._Run.watch_gates(run, 199, report(0))
+  seen.see(199, report(0), {})
   said = capsys.readouterr().err
   assert "no gate of cms_fast opened in 100 steps: its surprise is now 0.2" in said
+
+
+def test_groups_of_parameters_and_what_does_nothing(tmp_path, capsys):
+  """A level whose period is longer than the run, one that may not write, one that does both."""
+  c = small(tmp_path)
+  c.model.update(dict(config.PRESETS["hope_attention"], dim=16, layers=2, heads=1))
+  c.attention.window, c.channel.in_context = 16, True
+  c.channel.levels = (config.Level("fast", 16, lr=0.01), config.Level("closed", 32, lr=0.0),
+                      config.Level("slow", 640))
+  c.teach.update(dict(chunk=16, flush_partial=False))
+  c.train.update(dict(steps=3, log_every=1, eval_every=3, save_every=3))
+  loop.train(c, tmp_path / "run")
+  said = capsys.readouterr().err
+  params = steps.init_state(c, jax.random.key(0)).params
+  sizes = groups.sizes(params)
+  assert sum(sizes[group] for group in ("matrix", "embedding", "vector")) == sum(
+      p.size for p in jax.tree.leaves(params))
+  level = params["blocks"]["cms"]["slow"]
+  assert sizes["level_slow"] == sum(p.size for p in jax.tree.leaves(level))
+  assert f"vector {sizes['vector']:,}" in said and "in 3 steps level_slow did nothing: see" in said
+  for row in (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()):
+    if "train/grad_norm" in row:
+      kinds = [row[f"gradient/{group}"] for group in ("matrix", "embedding", "vector")]
+      assert sum(x * x for x in kinds) == pytest.approx(row["train/grad_norm"] ** 2, rel=1e-4)
+      assert row["update/level_slow"] == 0 and row["gradient/level_slow"] > 0
+      assert row["update/level_fast"] >= 0 and row["memory/0/moved/cms_fast"] > 0

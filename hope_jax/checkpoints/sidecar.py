@@ -20,6 +20,7 @@ from pathlib import Path
 import shutil
 
 SIDECAR = "integrity.json"
+MANIFEST = "MANIFEST.json"  # of a release, which is sealed as a step is
 PACKAGE = Path(__file__).resolve().parents[1]
 THREADS = 8  # files hashed at once; hashing and reading run without the interpreter's lock
 
@@ -31,16 +32,16 @@ def steps(directory: str | Path) -> list[int]:
   return sorted(int(n) for n in names if n.isdecimal() and (directory / n).is_dir())
 
 
-def seal(folder: str | Path, facts: dict) -> None:
+def seal(folder: str | Path, facts: dict, name: str = SIDECAR) -> None:
   """Hashes a step's files, sees that the disk has them, writes the sidecar and sees it on disk."""
   folder = Path(folder)
-  names = _names(folder)
+  files = _names(folder)
   with ThreadPoolExecutor(THREADS) as pool:
-    records = pool.map(lambda name: _written(folder / name), names)
-    record = facts | {"files": dict(zip(names, records))}
-  (folder / SIDECAR).write_text(_text(record))
-  sync(folder / SIDECAR)
-  for inner in {(folder / name).parent for name in names} | {folder}:
+    records = pool.map(lambda file: _written(folder / file), files)
+    record = facts | {"files": dict(zip(files, records))}
+  (folder / name).write_text(_text(record))
+  sync(folder / name)
+  for inner in {(folder / file).parent for file in files} | {folder}:
     sync(inner)
 
 
@@ -60,15 +61,15 @@ def copy(source: str | Path, target: str | Path) -> None:
   os.replace(partial, target)
 
 
-def read(folder: str | Path) -> dict:
+def read(folder: str | Path, name: str = SIDECAR) -> dict:
   """The sidecar of a step. Raises ValueError when it is missing or damaged."""
   try:
-    data = (Path(folder) / SIDECAR).read_bytes()
+    data = (Path(folder) / name).read_bytes()
   except FileNotFoundError:
-    raise ValueError(f"{SIDECAR}: is missing: the step was copied in part, or saved by a version "
+    raise ValueError(f"{name}: is missing: the step was copied in part, or saved by a version "
                      "without it") from None
   except OSError as error:
-    raise ValueError(f"{SIDECAR}: cannot be read: {error.strerror}") from None
+    raise ValueError(f"{name}: cannot be read: {error.strerror}") from None
   try:
     record = json.loads(data)
     del record["sha256"]
@@ -76,11 +77,12 @@ def read(folder: str | Path) -> dict:
   except (ValueError, KeyError, TypeError):
     intact = False
   if not intact:
-    raise ValueError(f"{SIDECAR}: differs from what was written")
+    raise ValueError(f"{name}: differs from what was written")
   return record
 
 
-def check(folder: str | Path, parts: Collection[str] | None = None) -> list[str]:
+def check(folder: str | Path, parts: Collection[str] | None = None,
+          name: str = SIDECAR) -> list[str]:
   """What is wrong with a step, as "file: what", relative to its folder; nothing: it is as written.
 
   parts: look only into these subfolders, and at the files beside them; None: all. Reads every byte
@@ -88,14 +90,14 @@ def check(folder: str | Path, parts: Collection[str] | None = None) -> list[str]
   """
   folder = Path(folder)
   try:
-    files = read(folder)["files"]
+    files = read(folder, name)["files"]
   except ValueError as error:
     return [str(error)]
-  names = sorted(name for name in files
-                 if parts is None or "/" not in name or name.split("/")[0] in parts)
+  own = sorted(file for file in files
+               if parts is None or "/" not in file or file.split("/")[0] in parts)
   with ThreadPoolExecutor(THREADS) as pool:
-    found = pool.map(lambda name: _fault(folder / name, files[name]), names)
-    return [f"{name}: {fault}" for name, fault in zip(names, found) if fault]
+    found = pool.map(lambda file: _fault(folder / file, files[file]), own)
+    return [f"{file}: {fault}" for file, fault in zip(own, found) if fault]
 
 
 def strays(folder: str | Path) -> list[str]:

@@ -12,6 +12,7 @@
     windows      documents packed into windows
     heldout      documents that no training saw, chosen by a hash
     recall       the associative recall task
+    synthetic    tasks that need memory and no text: recall, copying, formal languages
     pipeline     from raw text to shards, by a recipe
     loader       batches for training and evaluation
     __main__     python -m hope_jax.data: builds, verifies, shows

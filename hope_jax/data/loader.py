@@ -7,7 +7,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from hope_jax.data import recall, tokenized
+from hope_jax.data import synthetic, tokenized
 from hope_jax.data.windows import Lanes, Windows
 
 _EVAL_SEED = 0  # not data.seed: runs with different seeds are evaluated on the same windows
@@ -46,8 +46,8 @@ class Batches(Iterator):
 
 def train_batches(config: ConfigDict, rows: Sequence[int] | None = None) -> Batches:
   """The batches of a configuration. ValueError if its windows do not fill one batch."""
-  if _task(config) == "recall":
-    windows = recall.dataset(config, "train")
+  if _task(config) != "text":
+    windows = synthetic.dataset(config, "train")
   elif config.data.carry:
     windows = _Carried(config)
   else:
@@ -108,9 +108,9 @@ def eval_batches(config: ConfigDict,
 
 def _eval_rows(config: ConfigDict, count: int) -> list[tuple[str, Sequence, int]]:
   """(name, windows, index) of each row."""
-  if _task(config) == "recall":
-    windows = recall.dataset(config, "validation")
-    return [("recall", windows, i) for i in range(count)]
+  if (task := _task(config)) != "text":
+    windows = synthetic.dataset(config, "validation")
+    return [(task, windows, i) for i in range(count)]
   folder = tokenized.build(config)
   kept = tokenized.manifest(folder)["domains"]
   parts = [(f"{source.name}/{domain}",
@@ -137,6 +137,7 @@ def _stack(rows: list[tuple[str, Sequence, int]],
 
 
 def _task(config: ConfigDict) -> str:
-  if config.data.task not in ("text", "recall"):
-    raise ValueError(f"unknown data.task {config.data.task!r}; set it to text or recall")
+  if config.data.task not in ("text", *synthetic.TASKS):
+    raise ValueError(f"unknown data.task {config.data.task!r}; set it to text, "
+                     f"{', '.join(synthetic.TASKS)}")
   return config.data.task

@@ -31,24 +31,26 @@ from hope_jax.data.tokenizer import find, load, train as train_tokenizer
 from hope_jax.data.windows import Windows
 from hope_jax.runtime import lock
 
-PATIENCE = 24 * 3600  # seconds to wait for another process that builds the same folder
+PATIENCE = 24 * 3600  # seconds in which one process of a run builds what the others wait for
 _FORMAT = 1
 _LONG_LINE = 4096  # characters that are drawn for the tokenizer at once
 _BATCH_CHARS = 4_000_000  # tokenised at a time
 
 
-def build(config: ConfigDict, verify: bool = False) -> Path:
-  """The data folder, built if it is missing, else checked. Waits for another that builds it.
+def build(config: ConfigDict, verify: bool = False, together: bool = False) -> Path:
+  """The data folder, built if it is missing, else checked.
 
   Checked are config, tokenizer digest and file sizes; all bytes if `verify`. Raises ValueError,
-  naming the fix, when the folder does not fit the config or is damaged.
+  naming the fix, when the folder does not fit the config or is damaged; BlockingIOError, saying who
+  it is, when another process builds it; one of many that do the same `together` waits for it.
   """
   check_sources(config)
   folder = Path(config.data.dir).expanduser()
   if folder.exists():
     _check(folder, config, verify)
     return folder
-  with lock.held(folder.with_name(f".{folder.name}.lock"), "another data.dir", PATIENCE):
+  with lock.held(folder.with_name(f".{folder.name}.lock"), "another data.dir",
+                 PATIENCE if together else 0):
     if folder.exists():  # another process has just built it
       _check(folder, config, verify)
     else:
@@ -91,7 +93,7 @@ def manifest(folder: Path) -> dict:
 
 def digest(config: ConfigDict) -> str:
   """Changes with any byte of the token shards: what the position of a data iterator refers to."""
-  if config.data.task == "recall":
+  if config.data.task != "text":
     return "none"
   files = manifest(build(config))["files"]
   return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]

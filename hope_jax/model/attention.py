@@ -55,6 +55,14 @@ def emptied(cache: Cache) -> Cache:
                jnp.full_like(cache.position_BxW, -1))
 
 
+def empty_like(cache: Cache, length: int) -> Cache:
+  """A cache without tokens, of another length."""
+  own = cache.key_BxHxWxK
+  shape = (*own.shape[:-2], length, own.shape[-1])
+  return Cache(jnp.zeros(shape, own.dtype), jnp.zeros(shape, own.dtype),
+               jnp.full((*cache.position_BxW.shape[:-1], length), -1))
+
+
 class Rotary(NamedTuple):
   """The fields of config.attention without their prefix rope_."""
   base: float
@@ -320,6 +328,15 @@ def build(config, persistent: int = 0) -> Attention:
 def context(config) -> int:
   """Tokens that are kept while a text is read or generated."""
   return config.attention.window or config.attention.context or config.data.seq
+
+
+def with_room(config, tokens: int):
+  """The configuration with a cache of no more than so many tokens; a window stays as it is."""
+  short = config.copy_and_resolve_references()
+  if not short.attention.window:
+    with short.unlocked():
+      short.attention.context = min(tokens, context(config))
+  return short
 
 
 def fresh(config, batch: int) -> Cache:

@@ -8,8 +8,10 @@ from ml_collections import ConfigDict
 from hope_jax import config as configs
 from hope_jax.config import Level, OPTIMIZERS
 from hope_jax.data import tokenized
+from hope_jax.data.synthetic import TASKS
 from hope_jax.memory.inner_rules import RULES
 from hope_jax.model import mixers, plan, sharding
+from hope_jax.runtime.boards import BOARDS
 
 CHOICES = {
     "model.titan": ("none", "plain", "modified"),
@@ -33,7 +35,8 @@ CHOICES = {
     "selfmod.objective": ("l2", "dot"),
     "selfmod.factor": ("layer", "input"),
     "selfmod.conv": ("none", "shared", "separate"),
-    "data.task": ("text", "recall"),
+    "data.task": ("text", *TASKS),
+    "control.sign": (1, -1),
     "optim.name": OPTIMIZERS,
     "optim.schedule": ("cosine", "wsd"),
     "optim.train": ("all", "levels"),
@@ -48,12 +51,12 @@ RANGES = (  # (least, most, fields): a number that is none of them may be any, o
     (0, 10_000, ("mesh.data",)),
     (1, MOST, ("model.dim", "model.heads", "model.vocab", "selfmod.chunk_generators",
                "selfmod.chunk_memory", "teach.chunk", "titan.period", "data.seq", "data.align",
-               "data.batch", "data.tokenizer_chars", "optim.accumulate", "train.steps",
-               "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every",
-               "train.keep", "gated_deltanet.chunk", "mamba.expand", "mamba.entries", "mamba.chunk",
-               "titans.chunk", "titans.segment", "m3.slow")),
+               "data.batch", "data.symbols", "data.copied", "data.tokenizer_chars",
+               "optim.accumulate", "train.steps", "train.log_every", "train.eval_every",
+               "train.eval_batches", "train.save_every", "train.keep", "gated_deltanet.chunk",
+               "mamba.expand", "mamba.entries", "mamba.chunk", "titans.chunk", "titans.segment",
+               "m3.slow")),
     (1, 4, ("titans.depth",)),
-    (-1, 1, ("control.sign",)),
     (0, MOST, ("titans.remat_chunks", "titans.persistent", "m3.iterations",
                "attention.window", "attention.context", "attention.kv_heads", "attention.width",
                "selfmod.remat_chunks", "titan.warmup", "teach.warmup", "teach.decay_start",
@@ -80,8 +83,8 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
   c = config
   for field, allowed in CHOICES.items():
     _check(_get(c, field) in allowed, f"{field}={_get(c, field)!r}: choose one of "
-                                      f"{', '.join(allowed)}")
-  _validate_numbers(c)
+                                      f"{', '.join(map(str, allowed))}")
+  _validate_fields(c)
 
   m, d = c.model, c.data
   _check(m.dim % m.heads == 0 or c.attention.width > 0 and set(mixers.of(c)) == {"attention"},
@@ -136,8 +139,10 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
     _validate_teach(c)
 
 
-def _validate_numbers(c):
+def _validate_fields(c):
   ranges = {field: (least, most) for least, most, fields in RANGES for field in fields}
+  _check({*c.train.boards} <= {*BOARDS}, f"train.boards={tuple(c.train.boards)}: choose from "
+                                         f"{', '.join(BOARDS)}")
   numbers = {"seed": c.seed} | {f"{section}.{name}": c[section][name] for section in c
                                 if section != "seed" for name in c[section]}
   for field, value in numbers.items():

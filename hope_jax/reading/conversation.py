@@ -3,7 +3,10 @@
 A folder holds one, or versions of it by name, as texts were learned one after the other.
 """
 
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 from pathlib import Path
@@ -18,9 +21,7 @@ from hope_jax.checkpoints import arrays, sidecar, stored
 from hope_jax.checkpoints.checkpoint import Checkpoints
 from hope_jax.config import Level
 from hope_jax.model import plan
-from hope_jax.runtime import lock, program
-
-PATIENCE = 60  # seconds to wait for another that is saving there: what was learned is not lost
+from hope_jax.runtime import lock
 
 
 def owner(config: ConfigDict, params: Any) -> dict:
@@ -37,13 +38,6 @@ def steps(directory: str | Path) -> list[int]:
     raise ValueError(f"{directory} holds a run's checkpoints, not a conversation: choose another "
                      "directory")
   return found
-
-
-def ready(directory: str | Path) -> None:
-  """OSError if nothing could be saved there; ValueError as `steps`. Before the work, not after it.
-  """
-  steps(directory)
-  program.ready(Path(directory) / "state")
 
 
 def kept(directory: str | Path) -> list[dict]:
@@ -71,8 +65,30 @@ def drop(directory: str | Path, name: str) -> list[str]:
   return [each["name"] for each in gone]
 
 
+@contextlib.contextmanager
+def writing(directory: str | Path, seen: list[int] | None = None) -> Iterator[Callable]:
+  """A function to save with, save(fast, meta, name=None), while no other process can save there.
+
+  Before the work, not after it: BlockingIOError says who else is at it, OSError that nothing can be
+  written there, ValueError that it is a run's folder, or that another has saved there since it held
+  the steps `seen`.
+  """
+  steps(directory)
+  with lock.held(Path(directory) / ".lock", "another folder for the state"):
+    if seen is not None and seen != steps(directory):
+      raise ValueError(f"another has saved in {directory} since it was read here, and would lose "
+                       "that: save in another folder")
+    yield functools.partial(_save, directory)
+
+
 def save(directory: str | Path, fast: Any, meta: dict, name: str | None = None) -> None:
-  """Replaces the one in `directory` once the new one is whole. Raises ValueError as `steps`.
+  """`writing` once."""
+  with writing(directory) as write:
+    write(fast, meta, name)
+
+
+def _save(directory: str | Path, fast: Any, meta: dict, name: str | None = None) -> None:
+  """Replaces the one in `directory` once the new one is whole.
 
   Args:
     meta: holds at least what `owner` says.
@@ -82,18 +98,16 @@ def save(directory: str | Path, fast: Any, meta: dict, name: str | None = None) 
   if missing := {"fingerprint", "levels"} - meta.keys():
     raise ValueError(f"meta has no {' and no '.join(sorted(missing))}: add "
                      "conversation.owner(config, params)")
-  with lock.held(Path(directory) / ".lock", "another folder for the state", PATIENCE):
-    found = steps(directory)
-    step = max(found, default=-1) + 1  # another may just have saved there
-    taken = [each["name"] for each in kept(directory)] if found and (
-        name or "name" in stored.read_meta(directory)) else []
-    if name or taken:
-      name = name or "conversation"
-      again = (f"{name}.{i}" for i in itertools.count(2))
-      meta = meta | {"name": name if name not in taken else next(n for n in again
-                                                                 if n not in taken)}
-    with Checkpoints(directory, keep=step + 1 if name or taken else 1) as saved:
-      saved.write(step, {"fast": fast, "meta": meta}, {"model": meta["fingerprint"]})
+  found = steps(directory)
+  step = max(found, default=-1) + 1
+  taken = [each["name"] for each in kept(directory)] if found and (
+      name or "name" in stored.read_meta(directory)) else []
+  if name or taken:
+    name = name or "conversation"
+    again = (f"{name}.{i}" for i in itertools.count(2))
+    meta = meta | {"name": name if name not in taken else next(n for n in again if n not in taken)}
+  with Checkpoints(directory, keep=step + 1 if name or taken else 1) as saved:
+    saved.write(step, {"fast": fast, "meta": meta}, {"model": meta["fingerprint"]})
 
 
 def load(directory: str | Path, like: Any, own: dict) -> tuple[Any, dict]:

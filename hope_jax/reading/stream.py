@@ -99,14 +99,13 @@ class Stream:
     # a step's inputs are always committed there: one compilation
     self._place = jax.tree.leaves(params)[0].sharding
     self._key = jax.device_put(jax.random.key(seed), self._place)
+    self._seen: dict[Path, list[int]] = {}  # steps that a folder held when it was last looked at
     self.reset()
 
   def reset(self) -> None:
     """Forgets everything."""
-    short = self.config.copy_and_resolve_references()
-    if not short.attention.window:  # a token that is decoded reads all that there is room for
-      short.attention.context = min(ROOM, attention.context(short))
-    self.start(lm.init_fast(short, 1))
+    # a token that is decoded reads all that there is room for
+    self.start(lm.init_fast(attention.with_room(self.config, ROOM), 1))
 
   def start(self, fast: FastState, pending: int | None = None) -> None:
     """Goes on from a copy of a state, of study.py or of another stream."""
@@ -182,17 +181,21 @@ class Stream:
       yield self.pending
 
   def save(self, directory: str | Path) -> None:
-    """Saves the conversation, replacing the one that is there."""
-    conversation.save(directory, self.fast, self._owner() | {"pending": self.pending})
+    """Saves the conversation, replacing the one that is there. Raises as conversation.writing."""
+    place = Path(directory).resolve()
+    with conversation.writing(directory, self._seen.get(place)) as write:
+      write(self.fast, self._owner() | {"pending": self.pending})
+      self._seen[place] = conversation.steps(directory)
 
   def load(self, directory: str | Path) -> None:
     """Goes on from a saved one. FileNotFoundError: there is none; ValueError: another model's."""
-    if not conversation.steps(directory):
+    if not (found := conversation.steps(directory)):
       raise FileNotFoundError(f"no conversation in {directory}: save one there with /save "
                               f"{directory} (--interactive)")
     like = jax.eval_shape(lambda: lm.init_fast(self.config, 1))
     fast, meta = conversation.load(directory, like, self._owner())
     self.start(fast, meta["pending"])
+    self._seen[Path(directory).resolve()] = found
 
   def _owner(self) -> dict:
     return conversation.owner(self.config, self.params)

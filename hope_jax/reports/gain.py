@@ -8,7 +8,7 @@ import math
 
 
 def draw(result: dict):
-  """The figure of a result of evals/long_documents.py."""
+  """The figure of a result of evals/longdoc.py."""
   from matplotlib.figure import Figure  # an extra: plots
   figure = Figure(figsize=(10, 3.6), layout="constrained")
   left, right = figure.subplots(1, 2)

@@ -6,5 +6,6 @@
     lock        one process at a time
     signals     being told to stop
     goodput     where the time of a run went
-    metrics     JSON lines, TensorBoard events, speed
+    metrics     JSON lines, speed
+    boards      where they are shown: TensorBoard, Weights & Biases, Trackio
 """

@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from hope_jax.runtime import program
+
 KINDS = ("steps", "start", "compile", "data", "save", "restore", "evaluation", "lost")
 
 
@@ -76,9 +78,7 @@ class Goodput:
     self.enter(self._kind)
     self._kept["steps"] += step - self._kept["step"]
     self._kept["step"] = step
-    new = self.path.with_suffix(".json.new")
-    new.write_text(json.dumps(self._kept, indent=1))
-    os.replace(new, self.path)
+    program.replace(self.path, json.dumps(self._kept, indent=1))
 
   def summary(self) -> dict[str, float]:
     """Shares (0 to 1, together 1) by kind, and: seconds, starts, lost_steps."""

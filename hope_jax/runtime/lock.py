@@ -23,7 +23,7 @@ from typing import TextIO
 @contextlib.contextmanager
 def held(path: str | Path, fix: str, patience: float = 0) -> Iterator[None]:
   """Holds the lock of a file. BlockingIOError, saying who holds it and the `fix`, if another does
-  for longer than `patience` seconds; that it waits is said.
+  (for longer than `patience` seconds; that it waits is said).
 
   Where the file system has no locks, nothing is held.
   """

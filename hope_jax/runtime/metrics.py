@@ -13,7 +13,6 @@ import contextlib
 import datetime
 import functools
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,27 +21,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
 
+from hope_jax.runtime import boards, program
 from hope_jax.runtime.startup import say
 
 
 class Metrics:
-  """Appends to workdir/metrics.jsonl and workdir/tb; every line is on disk when `write` returns.
+  """Appends to workdir/metrics.jsonl, and shows on `shown` (boards.py); every line is on disk when
+  `write` returns.
 
   `resume_step`: the step of the restored checkpoint; -1 for a run from the start, which drops every
   older line. Of several processes the first one writes, the others do nothing.
   `resumed`: what is already written at that step, as {name: number}.
   """
 
-  def __init__(self, workdir: str | Path, resume_step: int = -1):
+  def __init__(self, workdir: str | Path, resume_step: int = -1, shown: Sequence[str] = (),
+               config: str = "{}"):
     self._writes, self.path = jax.process_index() == 0, Path(workdir) / "metrics.jsonl"
-    self.resumed = _drop_after(self.path, resume_step, self._writes)
+    self.resumed, logged = _drop_after(self.path, resume_step, self._writes)
     if not self._writes:
       return
     self.path.parent.mkdir(parents=True, exist_ok=True)
     self._file = self.path.open("a")
-    self._board = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resume_step + 1)
+    self._boards = boards.start(shown, Path(workdir), resume_step, logged, config)
 
   def write(self, step: int, values: dict) -> None:
     """One line. `values`: numbers or scalar arrays, in nested dicts; ValueError for larger ones."""
@@ -51,16 +52,15 @@ class Metrics:
     row = {name: _number(name, x) for name, x in _flatten(jax.device_get(values)).items()}
     self._file.write(json.dumps({"step": int(step), "time": round(time.time(), 3)} | row) + "\n")
     self._file.flush()
-    for name, x in row.items():
-      self._board.add_scalar(name, x, int(step))
-    self._board.flush()
+    for board in self._boards:
+      board.write(int(step), row)
 
   def __enter__(self) -> "Metrics":
     return self
 
   def __exit__(self, *_) -> None:
     if self._writes:
-      for each in (self._file, self._board):
+      for each in (self._file, *self._boards):
         with contextlib.suppress(OSError):  # a disk that is full: `write` has raised already
           each.close()
 
@@ -145,8 +145,10 @@ def _seconds(f: Callable, x: jax.Array) -> float:
   return time.perf_counter() - began
 
 
-def _drop_after(path: Path, step: int, write: bool) -> dict[str, Any]:
-  """Drops lines beyond a step, where they may be written; returns what its own lines hold."""
+def _drop_after(path: Path, step: int, write: bool) -> tuple[dict[str, Any], int]:
+  """Drops lines beyond a step, where they may be written; (what its own lines hold, the last step
+  that there was, or -1).
+  """
   lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
   # one without its end was cut by the interruption
   whole = [line for line in lines if line.endswith("\n")]
@@ -155,10 +157,9 @@ def _drop_after(path: Path, step: int, write: bool) -> dict[str, Any]:
     say(f"{path}: {len(whole) - len(read)} damaged line(s) are left out")
   rows = [(line, row) for line, row in read if row["step"] <= step]
   if write and len(rows) < len(lines):
-    new = path.with_suffix(".jsonl.new")
-    new.write_text("".join(line for line, _ in rows))
-    os.replace(new, path)
-  return {name: x for _, row in rows if row["step"] == step for name, x in row.items()}
+    program.replace(path, "".join(line for line, _ in rows))
+  own = {name: x for _, row in rows if row["step"] == step for name, x in row.items()}
+  return own, max((row["step"] for _, row in read), default=-1) if step >= 0 else -1
 
 
 def _row(line: str) -> dict | None:

@@ -49,6 +49,13 @@ def ready(path: str | Path) -> Path:
                                    "file, or change the permissions of its folder") from None
 
 
+def replace(path: str | Path, text: str) -> None:
+  """Writes a text file, which is whole at any moment, or as it was."""
+  new = Path(f"{path}.new")
+  new.write_text(text)
+  os.replace(new, path)
+
+
 class _Path(flags.ArgumentParser):
 
   def parse(self, argument: str) -> str:
@@ -84,26 +91,44 @@ def configuration(argument: str) -> ConfigDict:
   one line that names file and line, for what goes wrong in it.
   """
   name, *given = argument.split(":", 1)
+  file, module = _module(name)
+  with _named(file):
+    config = module.get_config(*given)
+  if not isinstance(config, ConfigDict):
+    raise ValueError(f"get_config() returned {type(config).__name__}: return base() of "
+                     "hope_jax.config with some fields changed")
+  return config.lock()
+
+
+def module(name: str) -> types.ModuleType:
+  """Such a file itself, found and named as `configuration` does."""
+  return _module(name)[1]
+
+
+def _module(name: str) -> tuple[Path, types.ModuleType]:
   file = Path(path(name))
   file = file if file.exists() or not (PACKAGE / file).is_file() else PACKAGE / file
   if not file.is_file():
     known = ", ".join(sorted(f"configs/{own.name}" for own in (PACKAGE / "configs").glob("*.py")))
     raise ValueError(f"there is no such file; hope_jax brings {known}")
   _import_beside(file)
+  spec = importlib.util.spec_from_file_location("config_of_a_run", file)
+  found = importlib.util.module_from_spec(spec)
+  with _named(file):
+    spec.loader.exec_module(found)
+  return file, found
+
+
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[None]:
+  """An error in here is a ValueError of one line, with the line of the file."""
   try:
-    spec = importlib.util.spec_from_file_location("config_of_a_run", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(*given)
+    yield
   except Exception as error:
     lines = [at.lineno for at in traceback.extract_tb(error.__traceback__)
              if at.filename == str(file.absolute())]
     where = f"line {lines[-1]}: " if lines else ""
     raise ValueError(f"{where}{type(error).__name__}: {' '.join(str(error).split())}") from None
-  if not isinstance(config, ConfigDict):
-    raise ValueError(f"get_config() returned {type(config).__name__}: return base() of "
-                     "hope_jax.config with some fields changed")
-  return config.lock()
 
 
 def _import_beside(file: Path) -> None:

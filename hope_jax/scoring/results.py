@@ -67,10 +67,8 @@ def memories(totals: Sequence[dict], moved: dict | None = None) -> dict:
 
 def write(path: str | Path, *facts: dict) -> None:
   """All facts as one JSON object; the file is whole or as it was."""
-  new = Path(f"{path}.new")
-  new.write_text(json.dumps({name: value for part in facts for name, value in part.items()},
-                            indent=1) + "\n")
-  os.replace(new, path)
+  program.replace(path, json.dumps({name: value for part in facts for name, value in part.items()},
+                                   indent=1) + "\n")
 
 
 class Partial:

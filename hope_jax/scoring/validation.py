@@ -38,7 +38,7 @@ def evaluate(config, number: int, step: Callable, place: Callable, token_bytes=N
     out = jax.device_get(step(place(batch)))
     moved.append({name: float(np.nanmean(v))  # over the layers that have it
                   for name, v in out["memory"].items()
-                  if name.startswith("moved") and _writes(config, name)
+                  if name.startswith("moved") and writes(config, name)
                   and strength.get(name.partition("/")[2], 1)})
     for row, name in enumerate(names):
       if not name:
@@ -102,7 +102,7 @@ def check_updates(moved: list[dict]) -> None:
                          "(teach.paths)")
 
 
-def _writes(config, name: str) -> bool:
+def writes(config, name: str) -> bool:
   """Whether the memory of a statistic ("moved/titan", "moved/k") may be written."""
   path, own = name.partition("/")[2], plan.of(config)
   return (path in own.enabled if path in own.paths

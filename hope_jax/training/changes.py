@@ -23,8 +23,9 @@ FREE = {  # pattern of fields: what a change does; "": nothing to what is learne
                   "of them, at the same learning rate",
     "mesh.*": "the same to rounding",
     "optim.accumulate": "the same to rounding, but for dropout",
-    "train.log_every": "", "train.eval_*": "", "train.save_every": "", "train.keep*": "",
-    "train.on_*": "", "train.rollback_after": "what a bad step does from here on",
+    "train.log_every": "", "train.boards": "", "train.eval*": "", "train.save_every": "",
+    "train.keep*": "", "train.on_*": "",
+    "train.rollback_after": "what a bad step does from here on",
 }
 SHARDS = ("data.dir", "data.sources", "data.val_fraction", "data.tokenizer_chars")
 BREAKS = {  # sections: what a change does

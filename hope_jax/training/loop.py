@@ -29,15 +29,14 @@ from hope_jax.checkpoints import checkpoint, sidecar, stored
 from hope_jax.data import loader, tokenized
 from hope_jax.data.tokenizer import find as find_tokenizer
 from hope_jax.model import checks, lm, sharding
-from hope_jax.runtime import hosts, lock
+from hope_jax.runtime import boards, hosts, lock, program
 from hope_jax.runtime.goodput import Goodput
 from hope_jax.runtime.metrics import Meter, Metrics, format_line, matmul_rate
 from hope_jax.runtime.signals import Signals
 from hope_jax.runtime.startup import say
 from hope_jax.scoring import validation
-from hope_jax.training import changes, costs, stack, steps
-
-CLOSED_STEPS = 100  # without an open gate, after which it is said
+from hope_jax.training import changes, costs, evaluations, groups, stack, steps
+from hope_jax.training.activity import Activity
 
 
 def train(config, workdir: str | Path, init_from: str | Path | None = None,
@@ -54,8 +53,9 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None,
   SystemExit(128 + signal) after a signal.
   """
   checks.validate(config, jax.device_count())
-  workdir, tokenizer = Path(workdir), None
-  c = config.train
+  evaluations.entries(config)
+  boards.check(config.train.boards)
+  workdir, tokenizer, c = Path(workdir), None, config.train
   alone = (lock.held(workdir / ".lock", "another --workdir") if jax.process_index() == 0
            else contextlib.nullcontext())
   with alone, checkpoint.Checkpoints(workdir / "checkpoints", c.keep, c.keep_best,
@@ -67,7 +67,7 @@ def train(config, workdir: str | Path, init_from: str | Path | None = None,
     elif init_from is not None:
       stacked = stack.load(config, init_from)  # before data are built, which may take long
     if config.data.task == "text":
-      tokenized.build(config, verify=True)
+      tokenized.build(config, verify=True, together=jax.process_count() > 1)
       tokenizer = tokenized.tokenizer(config)
     return _Run(config, workdir, saved, tokenizer, stacked, goodput, allow_changes).train()
 
@@ -120,11 +120,11 @@ class _Run:
       self.interval = meta["interval"]
     goodput.resume(self.start)
     if jax.process_index() == 0:
-      (workdir / "config.json").write_text(self.meta["config"])
+      program.replace(workdir / "config.json", self.meta["config"])
       if tokenizer:
         words = find_tokenizer(tokenized.build(config))
         sidecar.copy(words, workdir / words.name)
-    self.closed = {}  # steps since a gate of each memory opened
+    self.activity = Activity(config)
     self.train_step = steps.make_train_step(config, self.devices)
     self.eval_step = steps.make_eval_step(config, self.devices)
     self.tally = jax.jit(self.bytes_and_signal, out_shardings=sharding.replicated(self.devices))
@@ -143,10 +143,13 @@ class _Run:
         f"{sum(p.size for p in jax.tree.leaves(self.state.params)):,} parameters, "
         f"{jax.device_count()} {jax.devices()[0].platform} device(s), matrix rate "
         f"{peak / 1e9:,.0f} GFLOP/s")
+    say("parameters: " + ", ".join(
+        f"{name} {size:,}" for name, size in groups.sizes(self.state.params).items()))
     self.compile()
     self.meter = Meter(c.steps, self.config.data.batch * self.config.data.seq,
                        costs.model_flops(self.config), peak)
-    with Metrics(self.workdir, self.start) as self.metrics, Signals() as self.signals:
+    with (Metrics(self.workdir, self.start, c.boards, self.meta["config"]) as self.metrics,
+          Signals() as self.signals):
       self.goodput.enter("steps")
       self.meter.start(self.start)
       result = self.loop()
@@ -187,7 +190,7 @@ class _Run:
       save = due(c.save_every) or (done and fresh)
       if save:  # before the evaluation, which may fail
         self.save(i, "stop" if done or self.stop else c.on_save_error)
-      result = self.evaluate(i) if evaluate and not self.stop else {}
+      result = evaluations.at(self, i, evaluate) if not self.stop else {}
       if self.stop:
         if not save:
           self.save(i)
@@ -256,8 +259,9 @@ class _Run:
       say(f"{failed}; training goes on without it")
 
   def account(self, i: int):
-    """The end of this process: where all the time went, and what was skipped."""
+    """The end of this process: where all the time went, what was skipped and what did nothing."""
     self.record(i)
+    self.activity.report()
     guard = jax.device_get(self.state.guard)
     say(self.goodput.line() + (f"; {guard.skipped} steps skipped, {guard.rollbacks} rollbacks"
                                if guard.skipped else ""))
@@ -269,7 +273,7 @@ class _Run:
     if out["guard"].in_a_row:
       self.bad(i, out)
     else:
-      self.watch_gates(i, out["memory"])
+      self.activity.see(i, out["memory"], out["update"])
       self.interval.append([float(out["loss"]), int(out["labels"]), int(size.sum())])
     if i % self.config.train.log_every == 0 or i == self.config.train.steps:
       self.write(i, out)
@@ -338,25 +342,14 @@ class _Run:
     layers = {str(layer): {name: value[layer] for name, value in out["memory"].items()
                            if not math.isnan(value[layer])}
               for layer in range(self.config.model.layers)} if out["memory"] and good else {}
-    self.record(i, {"train": values | rates, "memory": layers})
+    parts = {name: out[name] for name in ("gradient", "update") if good}
+    self.record(i, {"train": values | rates, "memory": layers} | parts)
     if labels:
       moved = [sum(value for name, value in layer.items() if name.startswith("moved"))
                for layer in layers.values()]
       say(format_line(i, self.config.train.steps, loss=values["loss"], bpb=values.get("bpb"),
                       rates=rates,
                       grad_norm=float(out["grad_norm"]), lr=float(values["lr"]), memory=moved))
-
-  def watch_gates(self, i: int, memory: dict):
-    """Says so when no chunk's surprise has reached the threshold for a while."""
-    for name, opened in memory.items():
-      kind, _, path = name.partition("/")
-      if kind == "open":
-        self.closed[path] = 0 if opened.any() else self.closed.get(path, 0) + 1
-        if self.closed[path] == CLOSED_STEPS:
-          self.closed[path] = 0
-          say(f"step {i}: no gate of {path} opened in {CLOSED_STEPS} steps: its surprise is now "
-              f"{float(memory['surprise/' + path].max()):.3g}, teach.threshold is "
-              f"{self.config.teach.threshold:.3g}")
 
   def evaluate(self, i: int) -> dict:
     """The scores at step i, at the end beside the bigram model's; {} when a signal comes, or where

@@ -13,7 +13,7 @@ import optax
 from hope_jax.model import axes, lm, plan, sharding
 from hope_jax.model.state import TrainState, by_stream
 from hope_jax.reading import sequences
-from hope_jax.training import optimizer, spikes
+from hope_jax.training import groups, optimizer, spikes
 
 
 def init_state(config, key) -> TrainState:
@@ -101,13 +101,17 @@ def make_train_step(config, devices=None):
         updates, opt_state = tx.update(gradients, state.opt_state, state.params, labels=labels,
                                        applied=state.guard.applied,
                                        last=state.step + 1 == config.train.steps)
-        return optax.apply_updates(state.params, updates), opt_state
+        return optax.apply_updates(state.params, updates), opt_state, groups.norms(updates)
+      pulled = groups.norms(gradients)
+      still = jax.tree.map(jnp.zeros_like, pulled)
       old = state.params, state.opt_state
-      new, guard = jax.lax.cond(some, lambda: (apply(), guard), lambda: (old, state.guard))
+      (*new, moved), guard = jax.lax.cond(some, lambda: (apply(), guard),
+                                          lambda: ((*old, still), state.guard))
     if config.train.rollback_after:
-      new, fast = spikes.choose(good, (new, fast), (old, state.fast))
+      new, fast, moved = spikes.choose(good, (tuple(new), fast, moved), (old, state.fast, still))
     metrics = {"loss": loss, "labels": labels, "grad_norm": norm,
-               "lr": config.optim.lr * factor(state.guard.applied), "memory": stats, "guard": guard}
+               "lr": config.optim.lr * factor(state.guard.applied), "memory": stats,
+               "gradient": pulled, "update": moved, "guard": guard}
     return TrainState(state.step + 1, *new, state.rng, fast, guard), metrics
 
   if devices is None:

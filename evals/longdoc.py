@@ -1,8 +1,8 @@
 """What memory gains in long held-out documents, streamed with state, and where in a document.
 
-    python evals/long_documents.py --checkpoint=runs/smoke --output=docs.json
-    python evals/long_documents.py --checkpoint=runs/smoke --output=docs.json --documents=notes/
-    python evals/long_documents.py --checkpoint=runs/plain --output=docs.json --in_context --lr=0.01
+    python evals/longdoc.py --checkpoint=runs/smoke --output=docs.json
+    python evals/longdoc.py --checkpoint=runs/smoke --output=docs.json --documents=notes/
+    python evals/longdoc.py --checkpoint=runs/plain --output=docs.json --in_context --lr=0.01
 
 The first reads validation documents of the checkpoint's own sources; the last writes levels that
 were trained without.
@@ -253,7 +253,7 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     output = results.ready(f.output)
     result, partial = evaluate(*opening.load(f.checkpoint), f)
     print(show(result))
-    results.write(output, results.stamp("evals/long_documents.py"), result)
+    results.write(output, results.stamp("evals/longdoc.py"), result)
     partial.close()
   try:
     gain.draw(result).savefig(output.with_suffix(".png"), dpi=120)

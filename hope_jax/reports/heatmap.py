@@ -1,0 +1,87 @@
+"""What is found in contexts, by their length and the depth of what is asked for: tables, picture.
+
+One panel for each way to read (scoring/retrieval.py) and one for the paired difference; colours
+that people with colour-blindness tell apart (cividis, and PuOr around 0). Needs matplotlib
+(hope_jax[plots]).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from hope_jax.reports import tables
+from hope_jax.runtime.startup import say
+
+NAMES = {"baseline": "baseline", "memorized": "memorized", "control": "control: no needle",
+         "difference": "memorized - baseline"}
+
+
+def report(result: dict, output: str | Path, picture: Callable | None = None) -> None:
+  """Prints the tables of a result of niah, passkey or babi; the picture lies next to its file."""
+  print(show(result))
+  try:
+    (picture or draw)(result).savefig(Path(output).with_suffix(".png"), dpi=120)
+  except ImportError:
+    say("no picture without matplotlib: pip install hope_jax[plots]")
+
+
+def show(result: dict) -> str:
+  """Scores by length of all kinds, then of each; what was written; how fast."""
+  ways = [*result["ways"], *(["difference"] if "memorized" in result["ways"] else [])]
+  def row(name, part, score):
+    return [name, f"{part['length']:,}", part["samples"],
+            *(tables.score(part[score][way]) if way in part[score] else "" for way in ways)]
+  texts = []
+  for score, title in (("found", "answers written"),
+                       ("choice", f"choices (chance {result['chance']:.3f})")):
+    rows = [row("all", part, score) for part in result["lengths"]]
+    if len({part["kind"] for part in result["kinds"]}) > 1:
+      rows += [row(part["kind"], part, score) for part in result["kinds"]]
+    texts.append(tables.markdown([title, "tokens", "contexts",
+                                  *(f"{NAMES[way]} (95 %)" for way in ways)], rows))
+  reached = {name: ", ".join(f"{way} {length or 'none'}" for way, length in own.items())
+             for name, own in result["effective_length"].items()}
+  texts.append(tables.markdown([f"effective length, {result['threshold']:.0%} found", "tokens"],
+                               [[name, text] for name, text in reached.items()]))
+  texts.append(tables.memories(result["memories"], "context"))
+  texts.append(tables.markdown(
+      ["speed", "tokens/s read", "seconds a question"],
+      [[NAMES[way], f"{own['tokens_per_second']:,.0f}", f"{own['seconds_per_question']:.3g}"]
+       for way, own in result["speed"].items() if way in NAMES]))
+  leak = "LEAKS THE ANSWER: it was memorized before the question was asked\n"
+  return "\n".join([leak] * result["leaks_the_answer"] + [text for text in texts if text])
+
+
+def draw(result: dict, score: str = "found", by: str = "depth"):
+  """The figure: length by depth (means over the kinds that have one), or by kind."""
+  from matplotlib.figure import Figure  # an extra: plots
+  panels = [*result["ways"], *(["difference"] if "memorized" in result["ways"] else [])]
+  figure = Figure(figsize=(1.5 + 3.4 * len(panels), 3.4), layout="constrained")
+  for axis, way in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+    lengths, rows, grid = table(result["cells" if by == "depth" else "kinds"], score, way, by)
+    colours, least = ("PuOr", -1) if way == "difference" else ("cividis", 0)
+    image = axis.imshow(grid, aspect="auto", cmap=colours, vmin=least, vmax=1)
+    axis.set(title=NAMES[way], xlabel="tokens", ylabel=by, xticks=range(len(lengths)),
+             yticks=range(len(rows)))
+    axis.set_xticklabels([f"{n:,}" for n in lengths], rotation=45, ha="right")
+    axis.set_yticklabels([f"{row:.0%}" if by == "depth" else row for row in rows])
+    for (line, column), value in np.ndenumerate(grid):
+      if np.isfinite(value):
+        dark = abs(value) > 0.6 if way == "difference" else value < 0.5
+        axis.text(column, line, f"{value:.2f}", ha="center", va="center", fontsize="small",
+                  color="white" if dark else "black")
+    figure.colorbar(image, ax=axis)
+  return figure
+
+
+def table(cells: list[dict], score: str, way: str,
+          by: str = "depth") -> tuple[list[int], list, np.ndarray]:
+  """(lengths, depths or kinds, (those, lengths): means; not-a-number where there is none)."""
+  cells = [cell for cell in cells if cell[by] is not None and way in cell[score]]
+  lengths, rows = (sorted({cell[key] for cell in cells}) for key in ("length", by))
+  values = [[[cell[score][way]["value"] for cell in cells
+              if (cell["length"], cell[by]) == (length, row)] for length in lengths]
+            for row in rows]
+  return lengths, rows, np.array([[np.mean(own) if own else np.nan for own in row]
+                                  for row in values]).reshape(len(rows), len(lengths))
