@@ -142,6 +142,35 @@ def test_a_model_reads_the_shards_as_if_it_had_tokenised_the_documents(raw):
       assert [tok.decode(ids[a:b].tolist()) for a, b in zip(ends, ends[1:])] == texts
 
 
+def test_sources_are_weighed_by_their_tokens_and_a_temperature(raw):
+  folder, _ = raw
+  c = raw_data.made_of(folder, "once")
+  sizes = {}
+  for s in c.sources:
+    stem = folder / "once" / "shards" / f"{s.name}.train"
+    sizes[s.name] = int(np.load(f"{stem}.offsets.npy")[-1])
+  for temperature, exponent in ((0, 0.0), (1, 1.0), (2, 0.5), (1e9, 0.0)):
+    weights = {s.name: s.weight for s in recipe.training(c, temperature)}
+    want = {"web": 2 * sizes["web"]**exponent, "code": sizes["code"]**exponent}
+    assert weights == pytest.approx({n: w / sum(want.values()) for n, w in want.items()})
+  read = recipe.epochs(c, recipe.training(c), 30_000)
+  assert read == pytest.approx({"web": 20_000 / sizes["web"], "code": 10_000 / sizes["code"]})
+  with pytest.raises(ValueError, match="manifest.json is missing: make the data first"):
+    recipe.training(raw_data.made_of(folder, "nowhere"), 1)
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+  path = tmp_path / f"a{store.LINES}"
+  for before in ([], [dict(text="x\udcff")]):
+    with pytest.raises(OSError, match="the disk is full"), store.lines(path) as add:
+      add(dict(text="new" * 1000))
+      raise OSError("the disk is full")
+    assert list(store.read_lines(path) if path.exists() else ()) == before
+    assert [found.name for found in tmp_path.iterdir()] == [path.name][:len(before)]
+    with store.lines(path) as add:
+      add(dict(text="x\udcff"))
+
+
 def test_shards_end_with_the_document_that_reaches_the_size():
   assert tokens.spans(np.array([0, 3, 5, 9]), 4) == [(0, 5), (5, 9)]
   assert tokens.spans(np.array([0, 3, 5, 9]), 100) == [(0, 9)]

@@ -97,11 +97,36 @@ def shards(c: ConfigDict) -> str:
   return str(folder(c) / "shards")
 
 
-def training(c: ConfigDict) -> tuple[ConfigDict, ...]:
-  """The data.sources of a model that trains on it."""
+def training(c: ConfigDict, temperature: float = 0.0) -> tuple[ConfigDict, ...]:
+  """The data.sources of a model that trains on it.
+
+  Their weights are the recipe's; with a temperature T, times tokens^(1/T): 1 draws from each as
+  much as there is in it, and the higher T, the more alike. ValueError where nothing was made yet,
+  whose tokens could be counted.
+  """
+  weights = [s.weight for s in c.sources]
+  if temperature:
+    weights = [w * n**(1 / temperature) for w, n in zip(weights, _tokens(c))]
   return tuple(ConfigDict(dict(
       name=s.name, kind="prepared", path=str(folder(c) / "documents" / s.name), field="text",
-      domains="", weight=s.weight)) for s in c.sources)
+      domains="", weight=w / sum(weights))) for s, w in zip(c.sources, weights))
+
+
+def epochs(c: ConfigDict, sources: tuple[ConfigDict, ...], tokens: int) -> dict[str, float]:
+  """{source: how often a training of so many tokens reads it}; padding is not counted."""
+  total = sum(s.weight for s in sources)
+  return {s.name: s.weight / total * tokens / n for s, n in zip(sources, _tokens(c), strict=True)}
+
+
+def _tokens(c: ConfigDict) -> list[int]:
+  """Of each source, to train on."""
+  path = folder(c) / "shards" / "manifest.json"
+  if not path.exists():
+    raise ValueError(f"{path} is missing: make the data first, python -m hope_jax.data --config="
+                     "this recipe")
+  domains = json.loads(path.read_text())["domains"]
+  return [sum(splits["train"]["tokens"] for splits in domains[s.name].values())
+          for s in c.sources]
 
 
 def settings(c: ConfigDict) -> dict:

@@ -158,8 +158,7 @@ class Workers:
       context = multiprocessing.get_context("forkserver")
       # one process imports all; workers are copies of it
       context.set_forkserver_preload(["hope_jax.data.pipeline.build"])
-      self._pool = futures.ProcessPoolExecutor(self._count, context, _begin,
-                                               (os.getpid(), str(self._held)))
+      self._pool = futures.ProcessPoolExecutor(self._count, context, _begin, (str(self._held),))
     return self._pool
 
   def __enter__(self) -> Self:
@@ -170,22 +169,18 @@ class Workers:
       self._pool.shutdown(cancel_futures=True)
 
 
-def _begin(builder: int, held: str) -> None:
+def _begin(held: str) -> None:
   """A worker: it holds the file until it ends, which it does when the builder has."""
   global _file
   _file = open(held, "a")
   with contextlib.suppress(OSError):
     fcntl.flock(_file, fcntl.LOCK_SH)
-  threading.Thread(target=_watch, args=(builder,), daemon=True).start()
+  threading.Thread(target=_watch, daemon=True).start()
 
 
-def _watch(builder: int) -> None:
-  while True:
-    try:
-      os.kill(builder, 0)
-    except OSError:
-      os._exit(1)
-    time.sleep(_LOOK)
+def _watch() -> None:
+  multiprocessing.parent_process().join()
+  os._exit(1)
 
 
 def _show(stage: Stage, place: Place, over: threading.Event) -> None:
