@@ -81,7 +81,7 @@ def made_of(folder, name, workers=1):
   c = recipe.base()
   c.dir = str(folder / name)
   c.sources = (recipe.source("web", "mixed", str(folder / "web"), weight=2, licence="CC0"),
-               recipe.source("code", "text", str(folder / "code"), filters=()))
+               recipe.source("code", "text", str(folder / "code"), domain="lists", filters=()))
   c.decontaminate.files = (str(folder / "asked.jsonl"),)
   c.part_bytes = 1500
   c.shard_tokens = 2000

@@ -130,7 +130,7 @@ def test_a_model_reads_the_shards_as_if_it_had_tokenised_the_documents(raw):
       itertools.islice(zip(loader.train_batches(shards), loader.train_batches(anew)), 20),
       zip(loader.eval_batches(shards, 20), loader.eval_batches(anew, 20), strict=True)):
     np.testing.assert_equal(ours, theirs)
-  assert "web/notes" not in tokenized.table(shards) and "code/code" in tokenized.table(shards)
+  assert "web/notes" not in tokenized.table(shards) and "code/lists" in tokenized.table(shards)
   tok = tokenizer.load(recipe.shards(r))
   for s in r.sources:
     rows = {d: [row["text"] for row in kept(folder / "once", s.name)

@@ -28,7 +28,8 @@ def get_config(folder="texts"):
   if not names:
     raise ValueError(f"{folder} is empty: give it a folder or file of text for each source")
   c.sources = tuple(
-      recipe.source(_name(name), "mixed", str(root / name), weight=WEIGHTS.get(_name(name), 0.05),
+      recipe.source(_name(name), "mixed", str(root / name), domain=_name(name),
+                    weight=WEIGHTS.get(_name(name), 0.05),
                     filters=FILTERS.get(_name(name), recipe.FILTERS)) for name in names)
   if (root / "evaluations").exists():
     c.decontaminate.files = (str(root / "evaluations"),)

@@ -76,15 +76,16 @@ def _filters() -> ConfigDict:
 
 
 def source(name: str, kind: str, path: str = "", *, field: str = "text", domains: str = "",
-           weight: float = 1.0, filters: tuple[str, ...] = FILTERS, address: str = "",
-           licence: str = "", date: str = "") -> ConfigDict:
+           domain: str = "", weight: float = 1.0, filters: tuple[str, ...] = FILTERS,
+           address: str = "", licence: str = "", date: str = "") -> ConfigDict:
   """A source (corpus.py says which kinds there are), and where it came from.
 
+  domains: those that are read; domain: of all its documents, instead of one a file or folder.
   weight: in training; filters: those that it goes through.
   """
   return ConfigDict(dict(name=name, kind=kind, path=path, field=field, domains=domains,
-                         weight=float(weight), filters=tuple(filters), address=address,
-                         licence=licence, date=date))
+                         domain=domain, weight=float(weight), filters=tuple(filters),
+                         address=address, licence=licence, date=date))
 
 
 def folder(c: ConfigDict) -> Path:

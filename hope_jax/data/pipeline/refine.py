@@ -80,7 +80,7 @@ def select(place: Place, rank: int, meter: Meter) -> None:
                   else {})
         continue
       digests.append(hashlib.blake2b(files.encode(document.text), digest_size=16).digest())
-      keep(dict(name=item.name, domain=item.domain, text=document.text))
+      keep(dict(name=item.name, domain=source.domain or item.domain, text=document.text))
   store.write_array(place.work / "digests" / f"{rank:05d}.npy",
                     np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2))
   store.write_facts(place.counts("filter", rank), dict(
