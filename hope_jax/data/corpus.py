@@ -1,4 +1,4 @@
-"""Documents and where they come from: text every Python carries, text files, JSON lines.
+"""Documents and where they come from: text every Python carries, text files, JSON lines, parquet.
 
 A source is data, `ConfigDict(name, kind, path, field, domains, weight)`, one entry of
 `config.data.sources`:
@@ -7,42 +7,40 @@ A source is data, `ConfigDict(name, kind, path, field, domains, weight)`, one en
     text      a text file, or every file of a folder: one document a file
     jsonl     a JSON lines file (.jsonl, .json, .ndjson, plain or packed), or every such file of a
               folder: one document a line, its text in `field`
+    parquet   a parquet file, or every such file of a folder: one document a row, in column `field`
+    mixed     every file of a folder, each by its name's ending: as jsonl, as parquet or as text
+    prepared  the documents of a source that a recipe has made (pipeline/recipe.py)
 
-Documents come in the same order on every read. What bytes mean: files.py. What is left out of a
-folder (files that are no text, or no JSON lines; lines without a text) is said.
+A path may be an address that fsspec opens: hf://datasets/OWNER/NAME/FOLDER reads files of the
+Hugging Face hub as they come, without a copy of them on disk.
+
+Documents come in the same order on every read. What bytes mean: files.py; how a file is read:
+units.py. What is left out (files that are no text, or of another kind; lines without a text) is
+said.
 """
 
-import dataclasses
 import hashlib
-import json
-import re
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+import re
+import sysconfig
 
 from ml_collections import ConfigDict
 
-from hope_jax.data import files
+from hope_jax.data import files, units
+from hope_jax.data.units import Document, LeftOut, Unit  # noqa: F401
 
 SPLITS = ("train", "validation")
+KINDS = ("embedded", "text", "jsonl", "parquet", "mixed", "prepared")
 _EMBEDDED = ("reference", "library", "tests")
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
 # Third-party code, tables, and files written for one machine: not the language's own text.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "encodings"}
 # the topics are the reference domain already
 _SKIPPED_FILES = re.compile(r"_sysconfigdata.*|topics\.py")
-_JSONL = re.compile(r"\.(jsonl?|ndjson)$")
 _LARGEST_SOURCE_FILE = 500_000  # bytes; what is larger was generated
-_LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # those that do not escape a byte
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-  """`name`: unique in its source; `text` may hold surrogate escapes; `domain`: for evaluation."""
-
-  name: str
-  text: str
-  domain: str
+_OTHER = {"jsonl": "no JSON lines (.jsonl, .json, .ndjson; .gz, .bz2, .xz, .zst)",
+          "parquet": "no parquet (.parquet, .pq)"}
 
 
 def read(source: ConfigDict) -> Iterator[Document]:
@@ -51,30 +49,56 @@ def read(source: ConfigDict) -> Iterator[Document]:
   Raises ValueError for an unknown kind or domain, for bad input (naming file and line), and when
   nothing is left.
   """
-  kinds = {"embedded": _read_embedded, "text": _read_text, "jsonl": _read_jsonl}
-  if source.kind not in kinds:
-    raise ValueError(f"source {source.name}: unknown kind {source.kind!r}; set it to one of "
-                     f"{', '.join(kinds)}")
-  wanted = {d.strip() for d in source.domains.split(",") if d.strip()}
-  seen, found = set(), 0
-  for document in kinds[source.kind](source, wanted):
-    seen.add(document.domain)
-    if document.text.strip() and (not wanted or document.domain in wanted):
-      found += 1
-      yield document
-  known = seen | set(_EMBEDDED) if source.kind == "embedded" else seen
-  if wanted - known:
-    raise ValueError(f"source {source.name}: unknown domain {', '.join(sorted(wanted - known))}; "
-                     f"it has {', '.join(sorted(known)) or 'none'}")
+  found, left_out = 0, {}
+  for item in items(source, select(source)):
+    if isinstance(item, LeftOut):
+      left_out.setdefault(item.why, []).append(item.name)
+      continue
+    found += 1
+    yield item
+  left_out.pop("blank", None)
+  for why, names in left_out.items():
+    files.tell(f"source {source.name}: {len(names)} left out, {why}: {', '.join(names[:5])}"
+               f"{' ...' if len(names) > 5 else ''}")
   if not found:
     raise ValueError(f"source {source.name} (kind {source.kind}, path {source.path!r}, domains "
                      f"{source.domains!r}) has no documents; correct its path or domains, or "
                      "remove it from data.sources")
 
 
+def items(source: ConfigDict, some: list[Unit]) -> Iterator[Document | LeftOut]:
+  """What is in these of a source's files, in order."""
+  wanted = _wanted(source) if source.kind == "prepared" else ()
+  for unit in some:
+    if wanted:  # a file has documents of many domains
+      yield from (item for item in units.documents(unit, source.field) if item.domain in wanted)
+    elif unit.kind == "other":
+      yield LeftOut(unit.name, _OTHER[source.kind], unit.domain)
+    else:
+      yield from units.documents(unit, source.field)
+
+
+def select(source: ConfigDict) -> list[Unit]:
+  """The source's files, in order, of the domains that it selects; ValueError for an unknown one."""
+  if source.kind not in KINDS:
+    raise ValueError(f"source {source.name}: unknown kind {source.kind!r}; set it to one of "
+                     f"{', '.join(KINDS)}")
+  every = _embedded() if source.kind == "embedded" else _below(source)
+  wanted = _wanted(source) if source.kind != "prepared" else set()
+  known = {unit.domain for unit in every if unit.kind != "other"}
+  if wanted - known:
+    raise ValueError(f"source {source.name}: unknown domain {', '.join(sorted(wanted - known))}; "
+                     f"it has {', '.join(sorted(known)) or 'none'}")
+  return [unit for unit in every if not wanted or unit.domain in wanted or unit.kind == "other"]
+
+
+def _wanted(source: ConfigDict) -> set[str]:
+  return {d.strip() for d in source.domains.split(",") if d.strip()}
+
+
 def is_jsonl(path: Path) -> bool:
   """Whether a file's name is one of JSON lines, packed or not."""
-  return _JSONL.search(files.stem(path)) is not None
+  return units.kind_of(path) == "jsonl"
 
 
 def split_of(name: str, val_fraction: float) -> str:
@@ -86,83 +110,49 @@ def split_of(name: str, val_fraction: float) -> str:
   return SPLITS[int.from_bytes(digest[:8], "big") < val_fraction * 2**64]
 
 
-def _read_embedded(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
-  # Reading the tests takes longer than all the rest: domains nobody wants are not read at all.
-  if not wanted or "reference" in wanted:
-    from pydoc_data.topics import topics  # 0.5 MB of literals: loaded only when asked for
-    for name, text in sorted(topics.items()):
-      yield Document(f"reference/{name}", text, "reference")
-  if wanted == {"reference"}:
-    return
+def _embedded() -> list[Unit]:
+  import pydoc_data
+  topics = Path(pydoc_data.__path__[0]) / "topics.py"
+  found = [Unit(str(topics), "reference", "reference", "topics", topics.stat().st_size)]
   root = Path(sysconfig.get_paths()["stdlib"])
   for path in sorted(root.rglob("*.py")):
     parts = path.relative_to(root).parts
     if _SKIPPED_FOLDERS & set(parts) or _SKIPPED_FILES.fullmatch(path.name):
       continue
     domain = "tests" if _TEST_FOLDERS & set(parts[:-1]) else "library"
-    if (not wanted or domain in wanted) and path.stat().st_size <= _LARGEST_SOURCE_FILE:
-      yield Document(f"library/{'/'.join(parts)}", files.decode(path.read_bytes()), domain)
+    if (size := path.stat().st_size) <= _LARGEST_SOURCE_FILE:
+      found.append(Unit(str(path), f"library/{'/'.join(parts)}", domain, "text", size, sole=True))
+  return found
 
 
-def _read_text(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
-  """The domain is the folder below `path` that a file lies in; without one, `path`'s last part."""
-  root, no_text = _existing(source), []
-  for path in files.below(root):
-    relative = path.relative_to(root.parent if root.is_file() else root)
+def _below(source: ConfigDict) -> list[Unit]:
+  """The domain of a text file is the folder below `path` that it lies in; without one, `path`'s
+  last part. That of others is the file's name up to its ending.
+  """
+  root, every = _listed(source)
+  found = []
+  for path, address, size in every:
+    relative = path.relative_to(root.parent if path == root else root)
+    kind = units.kind_of(path)
+    if source.kind == "prepared":
+      kind = "prepared"
+    elif source.kind != "mixed":
+      kind = source.kind if path == root or source.kind in (kind, "text") else "other"
     domain = relative.parts[0] if len(relative.parts) > 1 else root.stem
-    text = files.text(path) if not wanted or domain in wanted else ""
-    if "\0" in text and path != root:
-      no_text.append(relative.as_posix())
-      continue
-    yield Document(relative.as_posix(), text, domain)
-  _tell(source, no_text, "no text")
+    if kind != "text":
+      domain = re.sub(r"\.(jsonl?|ndjson|parquet|pq)(\.\w+)?$", "", path.name, flags=re.IGNORECASE)
+    found.append(Unit(address, relative.as_posix(), domain, kind, size, sole=path == root))
+  return found
 
 
-def _read_jsonl(source: ConfigDict, wanted: set[str]) -> Iterator[Document]:
-  """The domain is the file's name up to its ending; the name is the relative path and the line."""
-  root, others, empty = _existing(source), [], []
-  for path in files.below(root):
-    relative = path.relative_to(root.parent if root.is_file() else root).as_posix()
-    if not is_jsonl(path) and path != root:
-      others.append(relative)
-      continue
-    domain = re.sub(r"\.(jsonl?|ndjson)(\.\w+)?$", "", path.name, flags=re.IGNORECASE)
-    if wanted and domain not in wanted:
-      yield Document("", "", domain)  # so that an unknown domain's error can list it
-      continue
-    with files.unpacked(path) as lines:
-      for number, line in enumerate(lines, 1):
-        text = _field(line, source.field, f"{path}:{number}") if line.strip() else ""
-        if text is None:
-          empty.append(f"{relative}:{number}")
-        elif line.strip():
-          yield Document(f"{relative}:{number}", text, domain)
-  _tell(source, others, "no JSON lines (.jsonl, .json, .ndjson; .gz, .bz2, .xz)")
-  _tell(source, empty, f"null in field {source.field!r}")
-
-
-def _tell(source: ConfigDict, names: list[str], why: str) -> None:
-  if names:
-    files.tell(f"source {source.name}: {len(names)} left out, {why}: {', '.join(names[:5])}"
-               f"{' ...' if len(names) > 5 else ''}")
-
-
-def _field(line: bytes, field: str, where: str) -> str | None:
-  """The text, or None for a null."""
-  try:
-    record = json.loads(files.decode(line))
-  except (ValueError, RecursionError) as error:
-    raise ValueError(
-        f"{where}: not JSON ({error}); a jsonl source holds one JSON object a line") from None
-  if isinstance(record, dict) and record.get(field, "") is None:
-    return None
-  if not isinstance(record, dict) or not isinstance(record.get(field), str):
-    keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-    raise ValueError(f"{where}: no text in field {field!r}; set the source's field to one of: "
-                     f"{keys}")
-  # JSON may escape half a surrogate pair, which UTF-8 cannot hold: keep the three bytes of it.
-  return _LONE_SURROGATE.sub(lambda m: files.decode(m.group().encode("utf-8", "surrogatepass")),
-                             record[field])
+def _listed(source: ConfigDict) -> tuple[Path, list[tuple[Path, str, int]]]:
+  """(root, [(path, what opens it, bytes)]) of all files below a source's path or address."""
+  if files.is_url(source.path):
+    root, found = files.listed(source.path)
+    scheme = source.path.split("://")[0]
+    return Path(root), [(Path(name), f"{scheme}://{name}", size) for name, size in found]
+  root = _existing(source)
+  return root, [(path, str(path), path.stat().st_size) for path in files.below(root)]
 
 
 def _existing(source: ConfigDict) -> Path:

@@ -2,7 +2,7 @@
 program.
 
 Text is UTF-8, or says by its first bytes that it is UTF-16; bytes that are neither survive as
-surrogate escapes. A byte-order mark is no text. .gz, .bz2 and .xz are unpacked.
+surrogate escapes. A byte-order mark is no text. .gz, .bz2, .xz and .zst are unpacked.
 """
 
 import bz2
@@ -20,7 +20,41 @@ import zlib
 
 from tqdm import tqdm
 
-PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+from hope_jax.data import zstd
+
+PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": zstd.open_zstd}
+
+
+class Damaged(ValueError):
+  """A file that is not what its name says, or not all of it."""
+
+
+def is_url(path: str | Path) -> bool:
+  """Whether it names something that fsspec opens: hf://datasets/..., s3://..., https://..."""
+  return "://" in str(path)
+
+
+def open_url(url: str) -> BinaryIO:
+  """A file that is read as it comes. ValueError, naming the fix, where it cannot be opened."""
+  try:
+    import fsspec
+    return fsspec.open(url, "rb").open()
+  except Exception as error:  # every file system has errors of its own
+    raise ValueError(f"{url} cannot be read ({error}): pip install 'hope_jax[data]' reads hf://, "
+                     "and see to the address and the connection") from None
+
+
+def listed(url: str) -> tuple[str, list[tuple[str, int]]]:
+  """(the root's name, [(file's address, bytes)]) below an address, in order; itself, if a file."""
+  try:
+    import fsspec
+    system, root = fsspec.core.url_to_fs(url)
+    found = system.find(root, detail=True)
+  except Exception as error:  # every file system has errors of its own
+    raise ValueError(f"{url} cannot be listed ({error}): pip install 'hope_jax[data]' reads hf://, "
+                     "and see to the address and the connection") from None
+  return root, [(name, info["size"] or 0) for name, info in sorted(found.items())
+                if not any(part.startswith(".") for part in name[len(root):].split("/"))]
 
 
 def below(root: Path) -> list[Path]:
@@ -41,16 +75,21 @@ def below(root: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def unpacked(path: Path) -> Iterator[BinaryIO]:
-  """A file of bytes to read from; ValueError, naming it, for a packed one that is damaged."""
+def unpacked(path: str | Path) -> Iterator[BinaryIO]:
+  """A file of bytes to read from; `Damaged`, naming it, for a packed one that is."""
+  url, path = (str(path) if is_url(path) else ""), Path(path)
   try:
-    with PACKED.get(path.suffix.lower(), open)(path, "rb") as file:
-      yield file
+    with contextlib.ExitStack() as stack:
+      place = stack.enter_context(open_url(url)) if url else path
+      pack = PACKED.get(path.suffix.lower())
+      if pack or not url:
+        yield stack.enter_context((pack or open)(place, "rb"))
+      else:
+        yield place
   except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
     if getattr(error, "filename", None) is not None:  # the disk's own
       raise
-    raise ValueError(f"{path} is not a whole {path.suffix} file ({error}); fetch it again"
-                     ) from None
+    raise Damaged(f"{path} is not a whole {path.suffix} file ({error}); fetch it again") from None
 
 
 def stem(path: Path) -> str:
@@ -61,7 +100,7 @@ def stem(path: Path) -> str:
 
 def text(path: str | Path) -> str:
   """All of a file."""
-  with unpacked(Path(path)) as file:
+  with unpacked(path) as file:
     return decode(file.read())
 
 

@@ -1,9 +1,12 @@
-"""A file of tokens that is read for days: retried where unreadable, an error when replaced."""
+"""Files of tokens: written in pieces, and read for days: retried where unreadable, an error when
+replaced.
+"""
 
 import errno
 import os
 from pathlib import Path
 import time
+from typing import Self
 
 import numpy as np
 
@@ -52,3 +55,49 @@ class Shard:
   @staticmethod
   def _mark_of(stat: os.stat_result) -> tuple:
     return stat.st_size, stat.st_mtime_ns
+
+  def __len__(self) -> int:
+    return self._size
+
+
+class Shards:
+  """The files <stem>.tokens.npy, or <stem>.tokens.00000.npy and on, as one array."""
+
+  def __init__(self, stem: Path):
+    whole = Path(f"{stem}.tokens.npy")
+    paths = [whole] if whole.exists() else sorted(stem.parent.glob(f"{stem.name}.tokens.*.npy"))
+    self._shards = list(map(Shard, paths or [whole]))
+    self._ends = np.cumsum([len(shard) for shard in self._shards])
+
+  def read(self, starts_N: np.ndarray, count: int) -> np.ndarray:
+    """As of a shard; a run of numbers that begins in one file is 0 beyond that file's end."""
+    owner_N = np.minimum(np.searchsorted(self._ends, starts_N, side="right"), len(self._ends) - 1)
+    out = np.zeros((len(starts_N), count), np.int32)
+    for i in np.unique(owner_N).tolist():
+      before = self._ends[i] - len(self._shards[i])
+      out[owner_N == i] = self._shards[i].read(starts_N[owner_N == i] - before, count)
+    return out
+
+
+class Writer:
+  """A .npy file of a flat array that comes in pieces: the bytes that np.save would write."""
+
+  def __init__(self, path: Path, dtype: type):
+    self._file, self._dtype, self.size = open(path, "wb"), np.dtype(dtype), 0
+    self._header()
+
+  def add(self, array: np.ndarray) -> None:
+    self._file.write(np.ascontiguousarray(array, self._dtype).data)
+    self.size += len(array)
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *error) -> None:
+    with self._file:
+      self._file.seek(0)
+      self._header()
+
+  def _header(self) -> None:  # as long for any size
+    np.lib.format.write_array_header_1_0(self._file, dict(
+        descr=np.lib.format.dtype_to_descr(self._dtype), fortran_order=False, shape=(self.size,)))

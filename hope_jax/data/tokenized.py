@@ -5,6 +5,8 @@ file) and, for each source and split, `tokens` (flat, one document after another
 <s> ... </s>, if the tokenizer has <s>), `offsets` and `domains`.
 """
 
+import array
+import contextlib
 import hashlib
 import json
 import math
@@ -24,6 +26,7 @@ from hope_jax.checkpoints import sidecar
 from hope_jax.data import corpus
 from hope_jax.data.corpus import SPLITS
 from hope_jax.data.pieces import Pieces
+from hope_jax.data.shard import Writer
 from hope_jax.data.tokenizer import find, load, train as train_tokenizer
 from hope_jax.data.windows import Windows
 from hope_jax.runtime import lock
@@ -129,14 +132,14 @@ def check_sources(config: ConfigDict) -> None:
 def _wanted(config: ConfigDict) -> dict:
   """What decides the folder's content. Weights mix batches only."""
   given = config.data.tokenizer
-  return dict({"tokenizer": sidecar.sha256(_given(given))} if given else {},
+  return dict({"tokenizer": sidecar.sha256(given_tokenizer(given))} if given else {},
               format=_FORMAT, vocab=config.model.vocab, val_fraction=config.data.val_fraction,
               tokenizer_chars=config.data.tokenizer_chars,
               sources=[{k: v for k, v in s.to_dict().items() if k != "weight"}
                        for s in config.data.sources])
 
 
-def _given(place: str) -> Path:
+def given_tokenizer(place: str) -> Path:
   """The file of data.tokenizer, which names it, or a run or data folder that has it."""
   path = Path(place).expanduser()
   path = path if path.is_file() else find(path)
@@ -149,9 +152,10 @@ def _given(place: str) -> Path:
 def _write(folder: Path, config: ConfigDict) -> None:
   sizes, documents = _measure(config)
   if config.data.tokenizer:
-    shutil.copy(_given(config.data.tokenizer), folder)
+    shutil.copy(given_tokenizer(config.data.tokenizer), folder)
   else:
-    train_tokenizer(_sample(config, sizes), folder / "tokenizer.model", config.model.vocab)
+    train_tokenizer(draw(_train_texts(config), sizes, config.data.tokenizer_chars),
+                    folder / "tokenizer.model", config.model.vocab)
   tok = load(folder)
   if tok.size > config.model.vocab:
     raise ValueError(f"data.tokenizer={config.data.tokenizer} has {tok.size} tokens, more than "
@@ -181,23 +185,31 @@ def _measure(config: ConfigDict) -> tuple[dict[tuple[str, str], int], int]:
   return sizes, documents
 
 
-def _sample(config: ConfigDict, sizes: dict[tuple[str, str], int]) -> Iterator[str]:
-  """Train lines, about tokenizer_chars characters: as many from each (source, domain), if there."""
-  share, left = {}, config.data.tokenizer_chars
+def _train_texts(config: ConfigDict) -> Iterator[tuple[tuple[str, str], str]]:
+  for source in config.data.sources:
+    for d in corpus.read(source):
+      if corpus.split_of(d.name, config.data.val_fraction) == "train":
+        yield (source.name, d.domain), d.text
+
+
+def draw(texts: Iterator[tuple[tuple[str, str], str]], sizes: dict[tuple[str, str], int],
+         chars: int) -> Iterator[str]:
+  """Lines, about `chars` characters: as many from each (source, domain), if there.
+
+  sizes: characters of all of its texts.
+  """
+  share, left = {}, chars
   for n, key in enumerate(sorted(sizes, key=sizes.get)):
     share[key] = min(1.0, left / (len(sizes) - n) / sizes[key])
     left -= share[key] * sizes[key]
   # lines owed: taking one in 1 / share spreads the sample over every document
   due = dict.fromkeys(sizes, 0.0)
-  for source in config.data.sources:
-    for d in corpus.read(source):
-      if corpus.split_of(d.name, config.data.val_fraction) == "train":
-        key = source.name, d.domain
-        for line in _lines(d.text):
-          due[key] += share[key]
-          if due[key] >= 1:
-            due[key] -= 1
-            yield line
+  for key, text in texts:
+    for line in _lines(text):
+      due[key] += share[key]
+      if due[key] >= 1:
+        due[key] -= 1
+        yield line
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -214,30 +226,43 @@ def _lines(text: str) -> Iterator[str]:
 def _write_source(folder: Path, source: ConfigDict, val_fraction: float, tok: Pieces,
                   bar: tqdm) -> dict:
   """Writes a source's shards; {domain: {split: {documents, tokens, bytes}}}, by their numbers."""
-  dtype = np.uint16 if tok.size <= 2**16 else np.uint32
-  totals, tokens = {}, {s: [np.zeros(0, dtype)] for s in SPLITS}
-  lengths, numbers = {s: [] for s in SPLITS}, {s: [] for s in SPLITS}
-  for documents in _groups(corpus.read(source)):
-    for d, ids in zip(documents, tok.encode_batch([d.text for d in documents])):
-      split = corpus.split_of(d.name, val_fraction)
-      total = totals.setdefault(d.domain, {s: dict(documents=0, tokens=0, bytes=0) for s in SPLITS})
-      ids = np.array([*tok.begin, *ids, tok.eos], dtype)
-      tokens[split].append(ids)
-      lengths[split].append(len(ids))
-      numbers[split].append(list(totals).index(d.domain))
-      for key, n in dict(documents=1, tokens=len(ids),
-                         bytes=int(tok.token_bytes[ids].sum())).items():
-        total[split][key] += n
-    bar.update(len(documents))
+  totals = {}
+  lengths, numbers = ({s: array.array(kind) for s in SPLITS} for kind in "qi")
+  with contextlib.ExitStack() as stack:
+    tokens = {s: stack.enter_context(Writer(folder / f"{source.name}.{s}.tokens.npy", dtype(tok)))
+              for s in SPLITS}
+    for documents in groups(corpus.read(source)):
+      for d, ids in zip(documents, encoded(tok, documents)):
+        split = corpus.split_of(d.name, val_fraction)
+        total = totals.setdefault(d.domain, {s: dict(documents=0, tokens=0, bytes=0)
+                                             for s in SPLITS})
+        tokens[split].add(ids)
+        lengths[split].append(len(ids))
+        numbers[split].append(list(totals).index(d.domain))
+        for key, n in dict(documents=1, tokens=len(ids),
+                           bytes=int(tok.token_bytes[ids].sum())).items():
+          total[split][key] += n
+      bar.update(len(documents))
   for split in SPLITS:
-    for part, array in dict(tokens=np.concatenate(tokens[split]),
-                            domains=np.array(numbers[split], np.int32),
-                            offsets=np.cumsum([0, *lengths[split]], dtype=np.int64)).items():
-      np.save(folder / f"{source.name}.{split}.{part}.npy", array)
+    np.save(folder / f"{source.name}.{split}.domains.npy", np.array(numbers[split], np.int32))
+    np.save(folder / f"{source.name}.{split}.offsets.npy",
+            np.cumsum([0, *lengths[split]], dtype=np.int64))
   return totals
 
 
-def _groups(documents: Iterator[corpus.Document]) -> Iterator[list[corpus.Document]]:
+def dtype(tok: Pieces) -> type:
+  """Of a shard's tokens."""
+  return np.uint16 if tok.size <= 2**16 else np.uint32
+
+
+def encoded(tok: Pieces, documents: list[corpus.Document]) -> Iterator[np.ndarray]:
+  """The tokens of each, with those that begin and end a document."""
+  for ids in tok.encode_batch([d.text for d in documents]):
+    yield np.array([*tok.begin, *ids, tok.eos], dtype(tok))
+
+
+def groups(documents: Iterator[corpus.Document]) -> Iterator[list[corpus.Document]]:
+  """As many at a time as are tokenised together."""
   group, chars = [], 0
   for d in documents:
     group.append(d)
@@ -257,7 +282,9 @@ def _check(folder: Path, config: ConfigDict, verify: bool) -> None:
   except (OSError, json.JSONDecodeError, KeyError):
     raise ValueError(f"{folder} holds no readable manifest.json, so it is not a data folder; "
                      f"choose another data.dir, or {rebuild}") from None
-  for key, value in json.loads(json.dumps(_wanted(config))).items():
+  if "recipe" in stored:
+    _check_prepared(folder, config, stored)
+  for key, value in () if "recipe" in stored else json.loads(json.dumps(_wanted(config))).items():
     if built.get(key) != value:
       raise ValueError(f"{folder} was built with {key} {built.get(key)!r}, the config says "
                        f"{value!r}; set them alike, choose another data.dir, or {rebuild}")
@@ -274,6 +301,20 @@ def _check(folder: Path, config: ConfigDict, verify: bool) -> None:
     raise ValueError(f"{find(folder)} is not the tokenizer of these shards (sha256 "
                      f"{tok.digest[:12]}, built with {stored['tokenizer'][:12]}); put the right "
                      f"one back or {rebuild}")
+
+
+def _check_prepared(folder: Path, config: ConfigDict, stored: dict) -> None:
+  """That a configuration is one for shards that a recipe has made."""
+  for s in config.data.sources:
+    if s.kind != "prepared" or s.name not in stored["domains"]:
+      raise ValueError(f"source {s.name}: {folder} was made by a recipe, from the sources "
+                       f"{', '.join(stored['domains'])}; give data.sources those names and the "
+                       "kind prepared, or choose another data.dir")
+  built = stored["config"]
+  if config.model.vocab < built["vocab"] or config.data.val_fraction != built["val_fraction"]:
+    raise ValueError(f"{folder} was made with {built['vocab']} tokens and val_fraction "
+                     f"{built['val_fraction']}; set model.vocab and data.val_fraction alike, or "
+                     "choose another data.dir")
 
 
 def table(config: ConfigDict) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hope_jax.data.shard import Shard
+from hope_jax.data.shard import Shards
 
 
 class Lanes:
@@ -55,7 +55,7 @@ class Windows:
                        f"set data.seq to {max(1, seq // max(align, 1)) * max(align, 1)}")
     stem = folder / f"{source}.{split}"
     offsets, domains = np.load(f"{stem}.offsets.npy"), np.load(f"{stem}.domains.npy")
-    self._shard = Shard(Path(f"{stem}.tokens.npy"))
+    self._shard = Shards(stem)
     chosen = np.arange(len(domains)) if domain is None else np.flatnonzero(domains == domain)
     chosen = np.random.default_rng(seed).permutation(chosen)
     # in the shard, in packed order
