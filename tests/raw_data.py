@@ -107,6 +107,11 @@ def until(folder, name, writes):
   return os.waitpid(child, 0)[1] == 0
 
 
+def die(place, rank, meter):
+  """A task for which there is not memory enough."""
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main(folder):
   build.make(made_of(folder, "once"))
   rng, kills = random.Random(1), 0

@@ -19,7 +19,9 @@ pytest.importorskip("py3langid")
 
 from hope_jax import config
 from hope_jax.data import __main__ as program, corpus, files, loader, tokenized, tokenizer
-from hope_jax.data.pipeline import build, contamination, manifest, recipe, store, tokens
+from hope_jax.data.pipeline import (build, contamination, manifest, recipe, stages, store,
+                                    tokens)
+from hope_jax.runtime import program as runtime
 from tests import raw_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,3 +232,37 @@ def test_a_tokenizer_that_reads_text_worse_is_an_error(raw, tmp_path, capsys):
     called(c, **given)
   with pytest.raises(ValueError, match="--coverage goes with --baseline: give both"):
     called(c, coverage=str(sample))
+
+
+def test_recipes_of_the_package_are_whole(tmp_path):
+  for name in ("web", "books", "poems"):
+    (tmp_path / name).mkdir()
+  (tmp_path / "evaluations").mkdir()
+  sample, more, web = map(runtime.configuration, (
+      "configs/data/sample.py", f"configs/data/sample.py:{tmp_path}",
+      f"configs/data/refinedweb.py:{tmp_path}"))
+  for c in (sample, more, web):
+    recipe.check(c)
+  assert [(s.name, s.filters == recipe.FILTERS) for s in web.sources] == [
+      ("books", False), ("poems", True), ("web", True)]
+  assert web.decontaminate.files == (str(tmp_path / "evaluations"),)
+  assert more.sources[0].path == str(tmp_path) and len(sample.sources) == 2
+
+
+def test_a_missing_library_is_named():
+  done = subprocess.run(
+      [sys.executable, "-c", "import sys; sys.modules['datatrove'] = None; sys.argv[1:] = ["
+       "'--config=configs/data/sample.py']; from hope_jax.data import __main__; __main__.run()"],
+      cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 1 and done.stderr.strip() == (
+      "ValueError: a recipe needs the library datatrove: pip install 'hope_jax[data]'")
+
+
+def test_a_worker_that_is_killed_is_said(raw, tmp_path):
+  folder, _ = raw
+  c = raw_data.made_of(folder, str(tmp_path / "killed"), workers=2)
+  place = stages.Place(c)
+  place.work.mkdir(parents=True)
+  with stages.Workers(place, 2) as workers:
+    with pytest.raises(OSError, match="filter: a process was killed, perhaps for want of memory"):
+      workers.run(stages.Stage("filter", 2, raw_data.die))

@@ -38,8 +38,8 @@ def _follow(recipe: ConfigDict, f: flags.FlagValues) -> None:
   try:
     from hope_jax.data.pipeline import build, coverage, manifest, page, recipe as recipes
   except ModuleNotFoundError as error:
-    raise ValueError(f"a recipe needs the library {error.name}: pip install 'hope_jax[data]'"
-                     ) from None
+    raise ValueError(f"a recipe needs the library {error.name.split('.')[0]}: pip install "
+                     "'hope_jax[data]'") from None
   folder = recipes.folder(recipe)
   if bool(f.coverage) != bool(f.baseline):
     raise ValueError("--coverage goes with --baseline: give both")

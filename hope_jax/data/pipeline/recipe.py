@@ -59,7 +59,7 @@ def base() -> ConfigDict:
 
 def _filters() -> ConfigDict:
   return ConfigDict(dict(
-      language=dict(on=True, languages=("en",), least=0.0, chars=500),
+      language=dict(on=True, languages=("en",), least=0.0, chars=1000),
       quality=dict(
           on=True, min_doc_words=50, max_doc_words=100_000, min_avg_word_length=3,
           max_avg_word_length=10, max_symbol_word_ratio=0.1, max_bullet_lines_ratio=0.9,
