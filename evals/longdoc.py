@@ -21,24 +21,20 @@ documents already scored (OUTPUT.partial).
 
 import dataclasses
 import functools
-import math
 
 from absl import app, flags
 from ml_collections import ConfigDict
-import numpy as np
 from tqdm import tqdm
 
 from hope_jax import config as configs
 from hope_jax.data import heldout
-from hope_jax.data.heldout import Sample
-from hope_jax.model import checks, lm, plan
+from hope_jax.model import checks, plan
 from hope_jax.reading import opening, study
 from hope_jax.reports import gain, tables
 from hope_jax.reports.tables import markdown
 from hope_jax.runtime import program, startup
 from hope_jax.runtime.startup import say
-from hope_jax.scoring import memorization, results
-from hope_jax.scoring.intervals import both_ways
+from hope_jax.scoring import documents, memorization, results
 
 
 def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
@@ -80,94 +76,6 @@ def change(config: ConfigDict, f: flags.FlagValues) -> ConfigDict:
   return config
 
 
-def switched_off(config, selfmod: bool):
-  """The configuration to read with memory off; `selfmod`: self-modifying memories still write."""
-  config = config.copy_and_resolve_references()
-  config.teach.paths = ("selfmod",
-                        ) if selfmod and "selfmod" in plan.of(config).enabled else ("none",)
-  return config
-
-
-def edges(chunk: int, tokens: int) -> np.ndarray:
-  """Of the bins of positions: [0, chunk), in which nothing is written yet, then two an octave."""
-  steps = max(0, math.ceil(2 * math.log2(tokens / chunk)))
-  return np.unique([0, *(round(chunk * 2 ** (k / 2)) for k in range(steps)), tokens])
-
-
-def read(params, on, off, samples: list[Sample], at: np.ndarray) -> list[dict]:
-  """One batch, both ways: a row of the file for each document. `at`: edges of the bins."""
-  texts = [sample.ids for sample in samples]
-  def fresh(config):
-    return lm.init_fast(config, len(texts))
-  reports = {"off": study.memorize(off, params, fresh(off), texts, write=False)[1],
-             "on": study.memorize(on, params, fresh(on), texts)[1]}
-  return [row(on, sample, {name: report.stream(on, b, len(sample.ids))
-                           for name, report in reports.items()}, at)
-          for b, sample in enumerate(samples)]
-
-
-def row(config, sample: Sample, reports: dict[str, study.Report], at: np.ndarray) -> dict:
-  """All numbers of a document. A token's position: tokens of text before it."""
-  losses = {name: report.nats_BxT[report.labels_BxT].astype(np.float64)
-            for name, report in reports.items()}
-  count = len(sample.ids) - 1
-  where = np.digitize(np.arange(count), at[1:-1])
-  def by_bin(a_N):
-    return np.bincount(where, a_N, len(at) - 1).tolist()
-  nats, on = {name: float(nats_N.sum()) for name, nats_N in losses.items()}, reports["on"]
-  return {"source": sample.source, "document": sample.name, "domain": sample.domain,
-          "tokens": count, "whole": sample.whole, "bytes": sample.bytes, "nats": nats,
-          "bits_per_byte": {name: value / math.log(2) / sample.bytes
-                            for name, value in nats.items()},
-          "bins": {"tokens": by_bin(np.ones(count))}
-          | {name: by_bin(nats_N) for name, nats_N in losses.items()},
-          "memories": on.totals(plan.of(config).enabled),
-          "selfmod": {key: float(np.mean(value[-1]))
-                      for key, value in on.stats.get("selfmod", {}).items()}}
-
-
-def scores(rows: list[dict], seed: int) -> dict:
-  """Of all text of some documents: bits per byte and nats per token."""
-  def column(key):
-    return np.array([each[key] for each in rows])
-  off_D, on_D = (np.array([each["nats"][name] for each in rows]) for name in ("off", "on"))
-  return {"documents": len(rows), "tokens": int(column("tokens").sum()),
-          "bytes": int(column("bytes").sum()), "better": int(np.sum(on_D < off_D)),
-          "bits_per_byte": both_ways(off_D / math.log(2), on_D / math.log(2), column("bytes"),
-                                     seed),
-          "nats_per_token": both_ways(off_D, on_D, column("tokens"), seed)}
-
-
-def positions(rows: list[dict], at: np.ndarray, seed: int) -> list[dict]:
-  """Nats per token in the bins that any document reaches."""
-  tokens, off, on = (np.array([each["bins"][key] for each in rows])
-                     for key in ("tokens", "off", "on"))
-  return [{"from": int(at[i]), "to": int(at[i + 1]),
-           "documents": int(np.count_nonzero(tokens[:, i])),
-           "tokens": int(tokens[:, i].sum())} | both_ways(off[:, i], on[:, i], tokens[:, i], seed)
-          for i in range(len(at) - 1) if tokens[:, i].any()]
-
-
-def memories(rows: list[dict], paths: list[str]) -> dict:
-  """What each did, mean over documents and layers; of self-modifying ones, distances from the start
-  and gates. RuntimeError, saying why, for one of `paths` that was never written.
-  """
-  means = {key: float(np.mean([each["selfmod"][key] for each in rows]))
-           for key in rows[0]["selfmod"]}
-  did = results.memories([each["memories"] for each in rows], means if "selfmod" in paths else None)
-  return {"memories": did, "selfmod": means}
-
-
-def summary(rows: list[dict], at: np.ndarray, seed: int, paths: list[str]) -> dict:
-  """All scores with their intervals."""
-  domains = {}
-  for each in rows:
-    domains.setdefault(f"{each['source']}/{each['domain']}", []).append(each)
-  return scores(rows, seed) | {"domains": {name: scores(own, seed)
-                                           for name, own in sorted(domains.items())},
-                               "positions": positions(rows, at, seed)} | memories(rows, paths)
-
-
 def show(result: dict) -> str:
   """Scores by domain, by position, and what was written."""
   def three(part):
@@ -191,7 +99,7 @@ def show(result: dict) -> str:
 def evaluate(config, params, tokenizer, f: flags.FlagValues) -> tuple[dict, results.Partial]:
   """(all that the file holds but its date and command, what goes when it is written)."""
   on = change(config, f)
-  off = switched_off(on, f.selfmod_always)
+  off = documents.switched_off(on, f.selfmod_always)
   paths = [path for path in plan.of(on).enabled if path not in plan.of(off).enabled]
   if not paths:
     raise ValueError(f"this model ({configs.describe(on)}) writes nothing more with memory on than "
@@ -209,14 +117,14 @@ def evaluate(config, params, tokenizer, f: flags.FlagValues) -> tuple[dict, resu
       "min_tokens": f.min_tokens, "batch": f.batch, "written": paths}
   chosen = [[sample.source, sample.name, sample.whole, sample.bytes] for sample in samples]
   kept = results.Partial(f.output + ".partial", settings | {"documents": chosen})
-  at = edges(study.size(on), f.tokens)
+  at = documents.edges(study.size(on), f.tokens)
   with tqdm(total=len(samples), desc="score", unit="document") as bar:
     for number, first in enumerate(range(0, len(samples), f.batch)):
       if number == len(kept.batches):
-        kept.add(read(params, on, off, samples[first:first + f.batch], at))
+        kept.add(documents.read(params, on, off, samples[first:first + f.batch], at))
       bar.update(len(kept.batches[number]))
   rows = [each for batch in kept.batches for each in batch]
-  return settings | {"cut": cut} | summary(rows, at, f.seed, paths) | {"rows": rows}, kept
+  return settings | {"cut": cut} | documents.summary(rows, at, f.seed, paths) | {"rows": rows}, kept
 
 
 def define_flags(values: flags.FlagValues) -> None:

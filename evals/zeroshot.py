@@ -15,6 +15,9 @@ twice, without and with what its own prompt taught, and the paired difference is
 An interrupted run goes on from the questions already answered (OUTPUT.partial).
 """
 
+import hashlib
+import json
+
 from absl import app, flags
 import numpy as np
 from tqdm import tqdm
@@ -32,12 +35,18 @@ def chosen(questions: list, count: int, seed: int) -> list:
   return [questions[i] for i in sorted(drawn)]
 
 
+def digest(questions: list) -> str:
+  """Of what is asked: other questions are other rows."""
+  return hashlib.sha256(json.dumps(questions).encode()).hexdigest()
+
+
 def evaluate(model, how, f: flags.FlagValues) -> tuple[dict, results.Partial]:
   """(all that the file holds but its date and command, what goes when it is written)."""
   config, params, tokenizer = model
   asked = {name: chosen(zeroshot.read(name, f.data_dir), f.max_samples, f.seed) for name in f.tasks}
   settings = results.of_model(config, params, tokenizer.digest) | how.facts() | {
-      "checkpoint": f.checkpoint, "seed": f.seed, "max_samples": f.max_samples}
+      "checkpoint": f.checkpoint, "seed": f.seed, "max_samples": f.max_samples,
+      "questions": {name: digest(questions) for name, questions in asked.items()}}
   own = answers.Asked(config, params, tokenizer, how, f.batch)
   batches = {name: own.batches(questions) for name, questions in asked.items()}
   kept = results.Partial(f.output + ".partial", settings | {"batches": batches})

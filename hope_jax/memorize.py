@@ -108,7 +108,7 @@ def learn_one(f, config, params, tokenizer, save) -> None:
                   results.of_model(config, params, tokenizer.digest),
                   {"text": f.text, "tokens": len(ids), "steps": f.steps, "nats_per_token": losses,
                    "bits_per_byte": {name: nats * to_bits for name, nats in losses.items()}},
-                  study.describe(config, reports), {"tokens": by_token(tokenizer, ids, reports)})
+                  study.describe(config, reports), {"by_token": by_token(tokenizer, ids, reports)})
 
 
 def learn_folder(f, config, params, tokenizer, save) -> None:

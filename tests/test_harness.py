@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+import sys
 
+from absl import flags
 import numpy as np
 import pytest
 
@@ -14,6 +16,9 @@ from lm_eval.evaluator import simple_evaluate
 from hope_jax.scoring import answers, harness, memorization, zeroshot
 from tests import tiny_run
 from tests.test_zeroshot import GOLDEN, put
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from evals import harness as program
 
 # ours: (file of the harness, what local files need beside their place)
 FORMS = {
@@ -85,6 +90,24 @@ def test_what_is_written_ends_where_it_should(model):
   cut, = model.generate_until(instances("generate_until", (
       "read", {"max_gen_toks": 12, "until": [end]})))
   assert cut == whole[:whole.index(end)]
+
+
+@pytest.mark.slow
+def test_the_program_has_both_ways(folder, monkeypatch):
+  monkeypatch.setenv("HF_HOME", str(folder / "cache"))
+  values = flags.FlagValues()
+  program.define_flags(values)
+  def call(*argv):
+    program.main(values(["", f"--checkpoint={folder / 'run'}", f"--output={folder / 'out.json'}",
+                         f"--include_path={folder / 'tasks'}", "--batch=4", *argv]), values)
+    return json.loads((folder / "out.json").read_text())
+  result = call("--tasks=local_boolq", "--memorize", "--memorize_paths=titan")
+  scores = result["tasks"]["local_boolq"]["scores"]["acc"]
+  assert set(scores) == {"baseline", "memorized", "difference"} and list(result["memories"]) == [
+      "titan"]
+  assert result["memories"]["titan"]["updates"] > 0
+  with pytest.raises(SystemExit, match="--tasks=local_bool: neither the harness nor"):
+    call("--tasks=local_bool")
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_the_wheel_has_all_that_the_readme_names(wheel):
       assert (name if folder == "hope_jax" else f"hope_jax/{name}") in names
   assert "hope_jax/reports/page.html" in names
   assert not {name.split("/")[0] for name in names if not name.startswith("hope_jax")}
-  said = (ROOT / "README.md").read_text()
+  said = "".join((ROOT / name).read_text() for name in ("README.md", "docs/guide.md"))
   assert not re.findall(r"python evals/", said)
   for module in re.findall(r"python -m (hope_jax[\w.]*\w)", said):
     path = module.replace(".", "/")

@@ -21,7 +21,7 @@ from hope_jax.model import lm, plan
 from hope_jax.model.state import TrainState
 from hope_jax.reading import opening, study
 from hope_jax.reports import gain as picture, memorized
-from hope_jax.scoring import intervals
+from hope_jax.scoring import documents, intervals
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evals import longdoc as program
@@ -178,7 +178,7 @@ def test_positions_add_up_and_nothing_is_gained_before_the_first_write(whole):
 
 @pytest.mark.parametrize("chunk, tokens", [(64, 8192), (64, 8200), (64, 60), (1, 9), (8, 8)])
 def test_edges_are_two_an_octave(chunk, tokens):
-  at = program.edges(chunk, tokens)
+  at = documents.edges(chunk, tokens)
   assert at[0] == 0 and at[-1] == tokens and (np.diff(at) > 0).all()
   if tokens > 4 * chunk and chunk > 1:
     assert at[1] == chunk and at[3] == 2 * chunk and at[5] == 4 * chunk and (at[2:] < 1.5
@@ -202,13 +202,13 @@ def test_intervals():
 
 
 def test_interrupted_and_resumed_is_the_same_file(folder, lines, whole, monkeypatch):
-  reads, read = [], program.read
+  reads, read = [], documents.read
   def once(*args):
     reads.append(args[3])
     if len(reads) == 2:
       raise KeyboardInterrupt
     return read(*args)
-  monkeypatch.setattr(program, "read", once)
+  monkeypatch.setattr(documents, "read", once)
   with pytest.raises(KeyboardInterrupt):
     call(folder, "again.json", *lines, *WRITTEN, *SHORT)
   partial = folder / "again.json.partial"
@@ -262,13 +262,13 @@ def test_a_memory_without_updates_fails(whole):
   rows = [row | {"memories": {"cms_slow": closed}} for row in whole["rows"]]
   with pytest.raises(RuntimeError,
                      match="memory cms_slow made no update: no gate opened: .* surprise was 0.25"):
-    program.memories(rows, ["cms_slow"])
-  did = program.memories([*rows, whole["rows"][0]], ["cms_slow"])
+    documents.memories(rows, ["cms_slow"])
+  did = documents.memories([*rows, whole["rows"][0]], ["cms_slow"])
   assert did["memories"]["cms_slow"]["updates"] > 0
   still = [{"memories": {}, "selfmod": {"moved/mem": 0.0, "eta": 0.1}}]
   with pytest.raises(RuntimeError, match="self-modifying memories have not moved"):
-    program.memories(still, ["selfmod"])
-  assert program.memories(still, ["cms_slow"])["selfmod"] == still[0]["selfmod"]
+    documents.memories(still, ["selfmod"])
+  assert documents.memories(still, ["cms_slow"])["selfmod"] == still[0]["selfmod"]
 
 
 @pytest.mark.parametrize("argv, message", [
@@ -290,10 +290,10 @@ def test_memory_off():
   """Nothing is written, by self-modifying memories either, unless they are to write both times."""
   c = tiny("hope_selfmod", in_context=True, levels=(config.Level("fast", 8),))
   assert plan.of(c).enabled == ("selfmod", "cms_fast")
-  assert plan.of(program.switched_off(c, False)).enabled == () and c.teach.paths == ()
-  assert plan.of(program.switched_off(c, True)).enabled == ("selfmod",)
+  assert plan.of(documents.switched_off(c, False)).enabled == () and c.teach.paths == ()
+  assert plan.of(documents.switched_off(c, True)).enabled == ("selfmod",)
   c.teach.paths = ("cms_fast",)
-  assert plan.of(program.switched_off(c, True)).enabled == ()
+  assert plan.of(documents.switched_off(c, True)).enabled == ()
 
 
 def test_flags_set_titan_and_levels():

@@ -113,7 +113,7 @@ def test_a_text_token_by_token(tmp_path):
           "nats": {"before": [4.0, 2.0], "read": [4.0, 1.0], "after": [1.0, 3.0]}, "selfmod": {},
           "memories": {"cms_fast": {"period": 2, "updates": [[1], [1]], "open": [[1], [1]],
                                     "moved": [[0.5], [0.25]], "surprise": [[1.0], [1.0]]}},
-          "tokens": {"text": ["", "a<b>", " &", "\n"], "nats": {
+          "by_token": {"text": ["", "a<b>", " &", "\n"], "nats": {
               "before": [3.0, 1.0, 2.0], "read": [3.0, 1.0, 1.0], "after": [1.0, 1.0, 3.0]}}}
   path = tmp_path / "text.json"
   path.write_text(json.dumps(data))

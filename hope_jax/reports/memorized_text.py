@@ -27,7 +27,7 @@ def wrote(data: dict, chunk: int) -> str:
 
 def tokens(data: dict) -> list[Token]:
   """Those of the text; its first has no loss, as nothing is before it."""
-  own = data["tokens"]
+  own = data["by_token"]
   out = [Token(own["text"][0], "transparent", "the first token")]
   for i, text in enumerate(own["text"][1:]):
     before, read, after = (own["nats"][name][i] for name in ("before", "read", "after"))
@@ -40,7 +40,7 @@ def tokens(data: dict) -> list[Token]:
 def sections(path) -> list[Section]:
   """ValueError for another file."""
   data = memorized.load(path)
-  if "tokens" not in data:
+  if "by_token" not in data:
     raise ValueError(f"{path} has no tokens: memorize --output of this version writes them")
   rows = [[name, f"{value:.4f}"] for name, value in data["nats_per_token"].items()]
   return [Section("nats per token", head=["", ""], rows=rows,

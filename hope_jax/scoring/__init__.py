@@ -18,6 +18,7 @@
     choices         log-likelihoods of what may follow a prompt, many prompts at a time
     answers         questions with choices, answered with and without memorization
     harness         a checkpoint as a model of EleutherAI's harness
+    documents       whole documents, memory off and on: bits per byte, by domain and position
     segments        domains or years of text, with documents to learn from and others to test
     sequence        a model that learns segments one after the other, and is tested on all
     forgetting      what is forgotten then, and what one segment does for another

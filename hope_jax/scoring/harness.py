@@ -1,11 +1,12 @@
 """A checkpoint as a model of EleutherAI's harness, `lm_eval`, under the name hope_jax (extra
 harness; torch is not needed).
 
-    python evals/harness.py run --model hope_jax --model_args checkpoint=runs/smollm --tasks piqa
+    from hope_jax.scoring import harness                    # registers the name
+    lm_eval.simple_evaluate("hope_jax", {"checkpoint": "runs/smollm"}, tasks=["piqa"])
 
 model_args: checkpoint; batch_size; the options of memorization without their dashes, such as
 memorize=True,memorize_steps=2: each context is then memorized before its continuations are scored,
-or before an answer is written. Importing this file registers the name.
+or before an answer is written. evals/harness.py is the program.
 """
 
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ class HopeJax(LM):
       raise ValueError("memorize_use_correct_answer: the harness does not say which is correct")
     self.config, self.params, self.tokenizer, self.how = memorization.begin(values)
     batch = int(batch_size) if str(batch_size or "").isdecimal() else None
+    self.did = []  # by the memories, in each context
     self._asked = Asked(self.config, self.params, self.tokenizer, self.how, batch)
 
   def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -57,7 +59,8 @@ class HopeJax(LM):
     with tqdm(total=len(requests), desc="score", disable=disable_tqdm) as bar:
       for batch in self._asked.batches(questions):
         some = [questions[i] for i in batch]
-        scores, _ = self._asked.score(kind, some, self._asked.encoded(some))
+        scores, did = self._asked.score(kind, some, self._asked.encoded(some))
+        self.did += [own for own in did if own]
         for i, own in zip(batch, scores):
           for number, score in zip(numbers[i], own):
             out[number] = (score.log_likelihood, score.greedy)

@@ -34,6 +34,14 @@ PROGRAMS = {
                        headline="lengths.-1.choice"),
     "babi": Program("bAbI's questions 1 to 5, facts scattered in books.",
                     ("--lengths=512", "--samples=4"), headline="lengths.-1.choice", data=True),
+    "zeroshot": Program(
+        "PIQA to LAMBADA: log-likelihoods of choices, as EleutherAI's harness counts them.",
+        ("--tasks=piqa,boolq", "--max_samples=8"), headline="average", data=True),
+    "perplexity": Program("Whole documents by domain: perplexity and bits per byte.",
+                          ("--documents=embedded", "--max_samples=2"), headline="bits_per_byte"),
+    "class_incremental": Program(
+        "Classes that arrive in groups, read once.",
+        ("--set=banking77", "--orders=1", "--shots=2", "--tests=1"), data=True),
     "longdoc": Program(
         "What memory gains in long documents, by position.",
         ("--documents=embedded", "--max_samples=4", "--tokens=512", "--min_tokens=512",
