@@ -51,8 +51,8 @@ def measure(model, name: str, f: flags.FlagValues) -> dict:
   config, params, tokenizer = model
   asked = answers.Asked(config, params, tokenizer, memorization.Options(False))
   questions = zeroshot.read(name, f.data_dir)
-  batch = asked.batches(questions)[len(questions) // f.batch // 2]  # of middling length
-  some = [questions[i] for i in batch][:f.batch]
+  batches = asked.batches(questions)
+  some = [questions[i] for i in batches[len(batches) // 2]][:f.batch]  # of middling length
   flat, read = [prompt for own in asked.encoded(some) for prompt in own], alone(config)
   ways = {"together": lambda: [value for row in asked.answer(some)
                                for value in row["baseline"]["log_likelihoods"]],

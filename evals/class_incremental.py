@@ -8,8 +8,8 @@ orders. After each group, test texts of all classes seen so far are given the be
 so far. `hope_jax/scoring/incremental.py` says in which ways, memorizing being one of them (with
 --memorize); beside them, joint: all examples memorized in one mixture. The file holds accuracy
 after every group, at the end, on average, and what was forgotten, each with a 95 % interval, and
-the paired difference to what the model does without any example. An interrupted run goes on
-(OUTPUT.partial). Needs hope_jax[evals].
+the paired difference to what the model does without any example; a picture lies next to it where
+matplotlib is there. An interrupted run goes on (OUTPUT.partial). Needs hope_jax[evals].
 """
 
 import importlib.util
@@ -18,8 +18,9 @@ from absl import app, flags
 import numpy as np
 from tqdm import tqdm
 
-from hope_jax.reports import tables
+from hope_jax.reports import learned, tables
 from hope_jax.runtime import program, startup
+from hope_jax.runtime.startup import say
 from hope_jax.scoring import intervals, labelled, memorization, results
 from hope_jax.scoring.incremental import Ways
 
@@ -142,6 +143,10 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     print(show(result))
     results.write(output, results.stamp("evals/class_incremental.py"), result)
     partial.close()
+  try:
+    learned.curves(result).savefig(output.with_suffix(".png"), dpi=120)
+  except ImportError:
+    say("no picture without matplotlib: pip install hope_jax[plots]")
 
 
 if __name__ == "__main__":

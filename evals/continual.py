@@ -13,7 +13,8 @@ every segment all of them are tested. The file holds the whole matrix and what
 `hope_jax/scoring/forgetting.py` makes of it, with 95 % intervals: final average, forgetting,
 backward and forward transfer, beside the bounds: frozen (nothing is ever learned) and joint (all
 segments in one mixture). A segment that is not learned even alone is flagged: the protocol then
-says nothing about forgetting. An interrupted run goes on (OUTPUT.partial).
+says nothing about forgetting. A picture lies next to the file where matplotlib is there. An
+interrupted run goes on (OUTPUT.partial).
 """
 
 from absl import app, flags
@@ -21,8 +22,9 @@ import numpy as np
 from tqdm import tqdm
 
 from hope_jax.reading import opening
-from hope_jax.reports import tables
+from hope_jax.reports import learned, tables
 from hope_jax.runtime import program, startup
+from hope_jax.runtime.startup import say
 from hope_jax.scoring import forgetting, memorization, results, segments
 from hope_jax.scoring.sequence import Learner, stages
 
@@ -48,14 +50,14 @@ def of_one(f: flags.FlagValues) -> tuple[dict, results.Partial]:
   own = found(f, tokenizer)
   order, learner = stages(own, f.seed), Learner(config, params, how, own, f.batch)
   settings = results.of_model(config, params, tokenizer.digest) | how.facts() | about(f, own)
-  kept, learned = results.Partial(f.output + ".partial", settings), 0
+  kept, reached = results.Partial(f.output + ".partial", settings), 0
   for number, stage in enumerate(tqdm(order, unit="stage")):
     if number < len(kept.batches):
       continue
-    for before in order[learned:number]:  # an interrupted run's state is learned again
+    for before in order[reached:number]:  # an interrupted run's state is learned again
       if not stage.fresh:
         learner.learn(before)
-    learned, did = number + 1, learner.learn(stage)
+    reached, did = number + 1, learner.learn(stage)
     kept.add([{"stage": stage.name, "nats": learner.test(),
                "memories": results.memories(did) if did else {}}])
   rows = [row for batch in kept.batches for row in batch]
@@ -164,6 +166,10 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
     print(show(result))
     results.write(output, results.stamp("evals/continual.py"), result)
     partial.close()
+  try:
+    learned.matrix(result).savefig(output.with_suffix(".png"), dpi=120)
+  except ImportError:
+    say("no picture without matplotlib: pip install hope_jax[plots]")
 
 
 if __name__ == "__main__":

@@ -44,16 +44,19 @@ def read(model, how, samples, learned) -> tuple[list[dict], object]:
     out = study.memorize(*args, **options)
     return *out, time.perf_counter() - before
   _, report, seconds = timed(off, params, lm.init_fast(off, len(texts)), texts, write=False)
-  reports, speed = {"off": report}, {"off": seconds}
+  reports, speed, before_B = {"off": report}, {"off": seconds}, {"off": np.zeros(len(texts), int)}
   if how.on:
     fast = (memorization.start(room, params, how, len(texts), config) if learned is None
             else memorization.fitted(room, learned))
     fast, _ = study.replay(room, params, fast, texts, how.steps - 1)
+    before_B["on"] = np.asarray(fast.count_B)
     fast, reports["on"], speed["on"] = timed(room, params, lm.forget_context(room, fast), texts)
     learned = None if how.reset else jax.tree.map(jnp.copy, fast)
   at = np.array([0, max(map(len, texts))])
-  return [documents.row(room, sample, {name: own.stream(room, b, len(sample.ids))
-                                       for name, own in reports.items()}, at)
+  def of_stream(name, b):
+    reach = memorization.reach(room, before_B[name][b], len(texts[b]))
+    return reports[name].stream(room, b, reach)
+  return [documents.row(room, sample, {name: of_stream(name, b) for name in reports}, at)
           | {"seconds": {name: value / len(texts) for name, value in speed.items()}}
           for b, sample in enumerate(samples)], learned
 

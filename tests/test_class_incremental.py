@@ -10,6 +10,7 @@ import pytest
 
 from hope_jax.data import tokenizer
 from hope_jax.model import lm
+from hope_jax.reports import learned
 from hope_jax.scoring import features, incremental, labelled, memorization
 from hope_jax.scoring.labelled import Example
 from tests import tiny_run
@@ -122,6 +123,9 @@ def test_scores_by_hand():
                  "forgetting": 0.5}
   assert [own["value"] for own in ways["nothing"]["after_each"]] == [0.5, 0.0]
   assert ways["joint"]["final"]["value"] == 1.0 and "average" not in ways["joint"]
+  axis, = learned.curves({"set": "clinc150", "ways": ways}).axes
+  assert [line.get_label() for line in axis.lines] == ["nothing", "memorized", "joint"]
+  assert list(axis.lines[1].get_ydata()) == [1.0, 0.75]
 
 
 @pytest.mark.nightly

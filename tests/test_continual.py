@@ -11,6 +11,7 @@ import pytest
 
 from hope_jax.model.state import select
 from hope_jax.reading import opening, study
+from hope_jax.reports import learned
 from hope_jax.scoring import memorization, segments, sequence
 from tests import tiny_run
 
@@ -69,7 +70,7 @@ def test_the_matrix_is_that_of_readings_by_hand(folder, whole):
   assert whole["bits_per_byte"][2][2]["value"] == pytest.approx(bits, rel=1e-4)
 
 
-def test_stages_and_bounds(whole):
+def test_stages_and_bounds(folder, whole):
   names = [row["stage"] for row in whole["rows"]]
   assert names == ["before", *(f"after {name}" for name in whole["segments"]),
                    *(f"only {name}" for name in whole["segments"]), "joint"]
@@ -79,6 +80,10 @@ def test_stages_and_bounds(whole):
   gain = whole["frozen"]["value"] - whole["metrics"]["final"]["value"]
   assert whole["metrics"]["gain"]["value"] == pytest.approx(gain)
   assert len(whole["alone"]) == 3 and {"learned", "low"} <= set(whole["alone"][0])
+  shown = learned.matrix(whole).axes[0].images[0].get_array()
+  want = whole["bits_per_byte"][0][2]["value"] - whole["bits_per_byte"][3][2]["value"]
+  assert shown.shape == (3, 3) and shown[2, 2] == pytest.approx(want)
+  assert (folder / "whole.png").stat().st_size > 10_000
 
 
 def test_cut_and_resumed_equals_uninterrupted(folder, whole, monkeypatch):

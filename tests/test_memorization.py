@@ -78,6 +78,18 @@ def test_a_saved_state_is_where_every_sample_starts(tmp_path):
     memorization.start(c, params, how._replace(state=str(tmp_path / "fresh")), 2)
 
 
+def test_updates_of_a_text_are_counted_wherever_its_stream_is():
+  """A stream that goes on inside a chunk: all of the second text's chunks count."""
+  c, params, some = tiny(KIND), parameters(KIND), texts(11, 14, seed=6)
+  how = memorization.Options(True)
+  fast, _ = memorization.learn(c, params, lm.init_fast(c, 1), some[:1], how)
+  copy = jax.tree.map(np.copy, fast)
+  _, did = memorization.learn(c, params, fast, some[1:], how)
+  _, report = study.memorize(c, params, copy, some[1:])
+  assert memorization.reach(c, 11, 14) == 17 and report.nats_BxT.shape[1] == 24
+  assert did[0]["cms_fast"]["updates"] == report.totals()["cms_fast"]["updates"]
+
+
 def test_what_a_stream_learned_is_its_own():
   """Lengths beside it do not count: updates of one text are those that it makes alone."""
   c, params, some = tiny(KIND), parameters(KIND), texts(40, 11, seed=5)

@@ -67,8 +67,7 @@ def _open(path: Path, fix: str) -> TextIO:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      file.seek(0)
-      owner = file.read().strip() or "another process"
+      owner = _owner(file)
       file.close()
       locked = path.parent if path.name == ".lock" else path.with_name(path.name[1:-len(".lock")])
       raise BlockingIOError(f"{locked} is in use by {owner}: wait for its end, or choose {fix}"
@@ -83,3 +82,13 @@ def _open(path: Path, fix: str) -> TextIO:
       file.flush()
       return file
     file.close()  # its holder has just ended and taken the file away
+
+
+def _owner(file: TextIO) -> str:
+  """What the holder says of itself: it may just have got the lock, and be about to write that."""
+  for _ in range(50):
+    file.seek(0)
+    if said := file.read().strip():
+      return said
+    time.sleep(0.01)
+  return "another process"
