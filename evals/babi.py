@@ -51,7 +51,8 @@ def make(f: flags.FlagValues, tokenizer) -> recalled.Plan:
 
 def main(argv, f: flags.FlagValues = flags.FLAGS):
   result = recalled.run(argv, f, "evals/babi.py", make)
-  heatmap.report(result, f.output, functools.partial(heatmap.draw, by="kind", score="exact"))
+  heatmap.report(result, f.output, functools.partial(heatmap.draw, by="kind",
+                                                       scores=("exact", "choice")))
 
 
 if __name__ == "__main__":
