@@ -55,18 +55,18 @@ def score(setting: Setting, some: Sequence[Case], fast=None) -> tuple[list[dict]
       continue
     streams = fast if fast is not None and way == "memorized" else memorization.start(
         setting.config, setting.params, setting.how, len(some))
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     if way == "memorized" or way == "control" and setting.how.on:
       streams, did = learn(setting, streams, some, contexts)
     else:
       streams, did = replies.read(setting.config, setting.params, streams, contexts), None
     jax.block_until_ready(streams)
-    read = time.perf_counter()
+    read, busy = time.perf_counter(), time.process_time() - busy
     if way == "memorized":
       rows = [row | {"memories": each} for row, each in zip(rows, did)]
       learned = None if setting.how.reset else jax.tree.map(np.array, streams)
     rows = [row | {way: own} for row, own in zip(rows, ask(setting, streams, some))]
-    seconds[way] = {"read": read - began, "answer": time.perf_counter() - read,
+    seconds[way] = {"read": read - began, "processor": busy, "answer": time.perf_counter() - read,
                     "tokens": sum(map(len, contexts)), "questions": len(some)}
   return rows, seconds, learned
 
@@ -161,15 +161,16 @@ def summary(rows: Sequence[dict], ways: Sequence[str], threshold: float) -> dict
 
 
 def speed(seconds: Sequence[dict], ways: Sequence[str]) -> list[dict]:
-  """Of each length and way: tokens read a second, seconds to answer a question; median batches.
-
-  The first batch of a shape compiles, too.
+  """Of each length and way, of the median batch: tokens read a second, this program's processor
+  seconds to read one context, seconds to answer a question. The first batch of a shape compiles,
+  too.
   """
   groups = {}
   for each in seconds:
     for way, own in each.items():
       groups.setdefault((own["tokens"] // own["questions"], way), []).append(own)
   return [{"length": length, "way": way, "batches": len(own),
+           "processor_seconds": float(np.median([s["processor"] / s["questions"] for s in own])),
            "tokens_per_second": float(np.median([s["tokens"] / s["read"] for s in own])),
            "seconds_per_question": float(np.median([s["answer"] / s["questions"] for s in own]))}
           for (length, way), own in sorted(groups.items(),
