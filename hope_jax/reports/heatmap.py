@@ -79,20 +79,22 @@ def draw(result: dict, by: str = "depth", scores: Sequence[str] = ("found", "cho
 
 
 def draw_seconds(result: dict):
-  """The figure: seconds to read a context by its length, of each way; dotted: linear."""
+  """The figure: seconds and processor seconds to read a context by its length; dotted: linear."""
   from matplotlib.figure import Figure  # an extra: plots
-  figure = Figure(figsize=(5, 3.4), layout="constrained")
-  axis = figure.subplots()
+  figure = Figure(figsize=(8, 3.4), layout="constrained")
+  left, right = figure.subplots(1, 2)
   for way, colour in (("baseline", "tab:gray"), ("memorized", "tab:blue")):
     own = [entry for entry in result["speed"] if entry["way"] == way]
-    if own:
-      lengths = np.array([entry["length"] for entry in own])
-      seconds = lengths / [entry["tokens_per_second"] for entry in own]
-      axis.loglog(lengths, seconds, "o-", label=NAMES[way], color=colour)
-      axis.loglog(lengths, seconds[-1] * lengths / lengths[-1], ":", color=colour)
-  axis.set(xlabel="tokens of a context", ylabel="seconds to read it (dotted: linear)")
-  axis.grid(alpha=0.3)
-  axis.legend()
+    lengths = np.array([entry["length"] for entry in own])
+    seconds = lengths / [entry["tokens_per_second"] for entry in own]
+    for axis, each in ((left, seconds), (right, [entry["processor_seconds"] for entry in own])):
+      if own:
+        axis.loglog(lengths, each, "o-", label=NAMES[way], color=colour)
+        axis.loglog(lengths, each[-1] * lengths / lengths[-1], ":", color=colour)
+  for axis, unit in ((left, "seconds"), (right, "processor seconds")):
+    axis.set(xlabel="tokens of a context", ylabel=f"{unit} to read it")
+    axis.grid(alpha=0.3)
+  left.legend()
   return figure
 
 
