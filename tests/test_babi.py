@@ -94,6 +94,15 @@ def test_facts_lie_in_their_order_in_exactly_so_many_tokens(folder):
 
 
 
+def test_facts_that_fill_half_a_context_are_not_asked_for(folder):
+  tok, stories = tokenizer.load(folder / "run"), {1: list(babi.read(QA1, "qa1"))}
+  most = max(len(tok.encode(" " + " ".join(story.facts))) for story in stories[1])
+  assert babi.fitting(stories, tok, most) == stories
+  assert len(babi.fitting(stories, tok, most - 1)[1]) == 2
+  with pytest.raises(ValueError, match="no question of bAbI task 1 has facts of at most 3 tokens"):
+    babi.fitting(stories, tok, 3)
+
+
 def test_the_score_is_the_average_of_the_tasks(folder):
   values = flags.FlagValues()
   program.define_flags(values)

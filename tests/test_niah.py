@@ -15,7 +15,7 @@ from tests import tiny_run
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evals import niah, passkey
 
-TIMES = dict.fromkeys(("date", "command", "speed"))
+TIMES = dict.fromkeys(("date", "command", "speed", "machine"))
 SHORT = ("--lengths=150,180", "--depths=0,1", "--samples=4", "--kinds=single_1,literal_free",
          "--memorize", "--batch=8")
 
@@ -52,8 +52,9 @@ def test_a_random_model_is_at_chance_and_writes_no_answer(whole):
   assert all(total["updates"] > 0 for total in whole["memories"].values())
   assert (whole["memories"].keys() & {"cms_fast", "cms_mid", "cms_slow"})
   assert whole["effective_length"]["all"] == {"baseline": None, "memorized": None}
-  assert all(own["tokens_per_second"] > 0 for way, own in whole["speed"].items()
-             if way in whole["ways"])
+  assert [(own["length"], own["way"], own["batches"]) for own in whole["speed"]] == [
+      (length, way, 2) for length in (150, 180) for way in whole["ways"]]
+  assert all(own["tokens_per_second"] > 0 for own in whole["speed"])
 
 
 def test_scores_add_up_and_differences_are_paired(whole):
@@ -97,8 +98,11 @@ def test_the_page_of_a_result_shows_its_numbers(whole):
   text = heatmap.show(whole)
   assert f"{whole['lengths'][0]['choice']['memorized']['value']:.4f}" in text
   figure = heatmap.draw(whole)
+  drawn = heatmap.draw_seconds(whole).axes[0].lines
+  np.testing.assert_allclose(drawn[2].get_ydata() * [own["tokens_per_second"] for own in whole[
+      "speed"] if own["way"] == "memorized"], [150, 180])
   lengths, depths, grid = heatmap.table(whole["cells"], "choice", "baseline")
-  assert (lengths, depths) == ([150, 180], [0.0, 1.0]) and len(figure.axes) == 2 * 4
+  assert (lengths, depths) == ([150, 180], [0.0, 1.0]) and len(figure.axes) == 2 * 2 * 4
   rows = [row["baseline"]["choice"] for row in whole["rows"]
           if (row["length"], row["depth"]) == (180, 0.0)]
   assert grid[0, 1] == pytest.approx(np.mean(rows))
@@ -129,6 +133,18 @@ def test_bad_input_is_one_line(folder, argv, told):
   with pytest.raises(SystemExit, match=told) as error:
     call(folder, "none.json", *argv)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("gained, lost", [(0.3, 0.1), (0.05, 0.05), (0, 0)])
+def test_the_interval_of_paired_differences_covers(gained, lost):
+  rng, count = np.random.default_rng(0), 24
+  drawn = rng.multinomial(count, [gained, lost, 1 - gained - lost], 2000)
+  covered = []
+  for up, down, same in drawn:
+    own = retrieval.paired([1.0] * up + [-1.0] * down + [0.0] * same)
+    covered.append(own["low"] <= gained - lost <= own["high"])
+    assert own["value"] == pytest.approx((up - down) / count) and own["low"] < own["high"]
+  assert np.mean(covered) > 0.93
 
 
 def test_the_effective_length_ends_at_the_first_that_is_too_hard():

@@ -140,7 +140,7 @@ def test_a_suite_runs_what_is_missing_and_its_page_is_true(tmp_path, run, small)
   result = json.loads((tmp_path / "run" / "niah.json").read_text())
   assert "--seed=0" in result["command"] and result["memorize"]["on"]
   text = (tmp_path / "index.html").read_text()
-  assert compare(tmp_path, text) > 50 and text.count("data:image/png;base64,") == 2
+  assert compare(tmp_path, text) > 50 and text.count("data:image/png;base64,") == 4
   assert len(text) < 2_000_000
   with pytest.raises(SystemExit, match="1 of 1 evaluations failed: niah"):
     programs.PROGRAMS["niah"] = programs.PROGRAMS["niah"]._replace(quick=("--lengths=9",))

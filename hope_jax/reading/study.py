@@ -145,7 +145,7 @@ def memorize(config, params, fast: FastState, texts: Sequence[Sequence[int]], *,
     fast, out = read(params, fast, jax.tree.map(lambda a: a[i], chunks))
     outs.append(out)
     if i % FETCH == FETCH - 1:  # so that nothing piles up on the device
-      outs = jax.device_get(outs)
+      outs[-FETCH:] = jax.device_get(outs[-FETCH:])
   outs = jax.device_get(outs) or [{"nats_BxC": np.zeros((batch, 0)), "stats": {}}]
   joined = jax.tree.map(lambda *a: np.stack(a), *outs)
   def rows(a):

@@ -1,11 +1,12 @@
 """What is found in contexts, by their length and the depth of what is asked for: tables, picture.
 
-One panel for each way to read (scoring/retrieval.py) and one for the paired difference; colours
+A panel for each score and way to read (scoring/retrieval.py) and for the paired difference; colours
 that people with colour-blindness tell apart (cividis, and PuOr around 0). Needs matplotlib
 (hope_jax[plots]).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ NAMES = {"baseline": "baseline", "memorized": "memorized", "control": "control: 
 
 
 def report(result: dict, output: str | Path, picture: Callable | None = None) -> None:
-  """Prints the tables of a result of niah, passkey or babi; the picture lies next to its file."""
+  """Prints the tables of a result of niah, passkey or babi; pictures lie next to its file."""
   print(show(result))
   try:
     (picture or draw)(result).savefig(Path(output).with_suffix(".png"), dpi=120)
+    draw_seconds(result).savefig(Path(output).with_suffix(".seconds.png"), dpi=120)
   except ImportError:
     say("no picture without matplotlib: pip install hope_jax[plots]")
 
@@ -46,23 +48,24 @@ def show(result: dict) -> str:
                                [[name, text] for name, text in reached.items()]))
   texts.append(tables.memories(result["memories"], "context"))
   texts.append(tables.markdown(
-      ["speed", "tokens/s read", "seconds a question"],
-      [[NAMES[way], f"{own['tokens_per_second']:,.0f}", f"{own['seconds_per_question']:.3g}"]
-       for way, own in result["speed"].items() if way in NAMES]))
+      ["speed", "tokens", "tokens/s read", "seconds a question"],
+      [[NAMES[own["way"]], f"{own['length']:,}", f"{own['tokens_per_second']:,.0f}",
+        f"{own['seconds_per_question']:.3g}"] for own in result["speed"]]))
   leak = "LEAKS THE ANSWER: it was memorized before the question was asked\n"
   return "\n".join([leak] * result["leaks_the_answer"] + [text for text in texts if text])
 
 
-def draw(result: dict, score: str = "found", by: str = "depth"):
-  """The figure: length by depth (means over the kinds that have one), or by kind."""
+def draw(result: dict, by: str = "depth", scores: Sequence[str] = ("found", "choice")):
+  """The figure: length by depth (means over the kinds that have one), or by kind; a row a score."""
   from matplotlib.figure import Figure  # an extra: plots
   panels = [*result["ways"], *(["difference"] if "memorized" in result["ways"] else [])]
-  figure = Figure(figsize=(1.5 + 3.4 * len(panels), 3.4), layout="constrained")
-  for axis, way in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+  figure = Figure(figsize=(1.5 + 3.2 * len(panels), 3.1 * len(scores)), layout="constrained")
+  axes = figure.subplots(len(scores), len(panels), squeeze=False)
+  for axis, (score, way) in zip(axes.flat, itertools.product(scores, panels)):
     lengths, rows, grid = table(result["cells" if by == "depth" else "kinds"], score, way, by)
     colours, least = ("PuOr", -1) if way == "difference" else ("cividis", 0)
     image = axis.imshow(grid, aspect="auto", cmap=colours, vmin=least, vmax=1)
-    axis.set(title=NAMES[way], xlabel="tokens", ylabel=by, xticks=range(len(lengths)),
+    axis.set(title=f"{score}: {NAMES[way]}", xlabel="tokens", ylabel=by, xticks=range(len(lengths)),
              yticks=range(len(rows)))
     axis.set_xticklabels([f"{n:,}" for n in lengths], rotation=45, ha="right")
     axis.set_yticklabels([f"{row:.0%}" if by == "depth" else row for row in rows])
@@ -72,6 +75,26 @@ def draw(result: dict, score: str = "found", by: str = "depth"):
         axis.text(column, line, f"{value:.2f}", ha="center", va="center", fontsize="small",
                   color="white" if dark else "black")
     figure.colorbar(image, ax=axis)
+  return figure
+
+
+def draw_seconds(result: dict):
+  """The figure: seconds and processor seconds to read a context by its length; dotted: linear."""
+  from matplotlib.figure import Figure  # an extra: plots
+  figure = Figure(figsize=(8, 3.4), layout="constrained")
+  left, right = figure.subplots(1, 2)
+  for way, colour in (("baseline", "tab:gray"), ("memorized", "tab:blue")):
+    own = [entry for entry in result["speed"] if entry["way"] == way]
+    lengths = np.array([entry["length"] for entry in own])
+    seconds = lengths / [entry["tokens_per_second"] for entry in own]
+    for axis, each in ((left, seconds), (right, [entry["processor_seconds"] for entry in own])):
+      if own:
+        axis.loglog(lengths, each, "o-", label=NAMES[way], color=colour)
+        axis.loglog(lengths, each[-1] * lengths / lengths[-1], ":", color=colour)
+  for axis, unit in ((left, "seconds"), (right, "processor seconds")):
+    axis.set(xlabel="tokens of a context", ylabel=f"{unit} to read it")
+    axis.grid(alpha=0.3)
+  left.legend()
   return figure
 
 

@@ -17,8 +17,8 @@ from hope_jax.runtime import program
 from hope_jax.scoring import programs
 
 FILE = "suite.json"
-APART = ("rows", "config", "versions", "device", "date", "command", "fingerprint", "tokenizer",
-         "documents", "leaks_the_answer")
+APART = ("rows", "config", "machine", "versions", "device", "date", "command", "fingerprint",
+         "tokenizer", "leaks_the_answer")
 
 
 class Cell(NamedTuple):
@@ -106,16 +106,22 @@ def _summary(result: dict, path: str) -> str:
   return "; ".join(f"{name} {shown(own)}" for name, own in programs.headline(path, result).items())
 
 
+def _pictures(file: Path) -> list[str]:
+  """Those that lie next to a result's file: x.png and x.curve.png of x.json."""
+  return [document.picture(path) for form in (".png", ".*.png")
+          for path in sorted(file.parent.glob(file.stem + form))]
+
+
 def render(folder: str | Path) -> str:
   """The page of what a suite has run so far. ImportError, saying what to install."""
   folder, parts = Path(folder), []
   suite = json.loads((folder / FILE).read_text())
   for run in suite["runs"]:
-    part = dict(run, tables=[], picture="", result={}, summary=run["error"] or "")
+    part = dict(run, tables=[], pictures=[], result={}, summary=run["error"] or "")
     if not run["error"]:
       result = json.loads((folder / run["file"]).read_text())
       part |= {"tables": list(tables(result)), "result": result,
-               "picture": document.picture((folder / run["file"]).with_suffix(".png")),
+               "pictures": _pictures(folder / run["file"]),
                "summary": _summary(result, run["headline"]),
                "config": json.dumps(result.get("config", {}), indent=1)}
     parts.append(part)

@@ -79,6 +79,18 @@ def read(text: str, name: str) -> Iterator[Story]:
       yield Story(tuple(facts), match[2].strip(), match[3])
 
 
+def fitting(stories: dict[int, list[Story]], tokenizer, tokens: int) -> dict[int, list[Story]]:
+  """Those whose facts take at most so many tokens. ValueError for a task that has none."""
+  found = {}
+  for task, own in stories.items():
+    sizes = map(len, tokenizer.encode_batch([" " + " ".join(story.facts) for story in own]))
+    found[task] = [story for story, size in zip(own, sizes) if size <= tokens]
+    if not found[task]:
+      raise ValueError(f"no question of bAbI task {task} has facts of at most {tokens} tokens: "
+                       "choose longer --lengths, or other --tasks")
+  return found
+
+
 def case(world: needles.World, stories: dict[int, list[Story]], task: int, length: int,
          index: int) -> needles.Case:
   """A question whose facts lie anywhere in a context of `length` tokens, in their order.

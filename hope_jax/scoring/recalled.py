@@ -36,7 +36,7 @@ def define_flags(values: flags.FlagValues, samples: int, depths: Sequence[str] =
   several("lengths", list(LENGTHS), "Tokens of a context, <s> included.")
   several("depths", list(depths), "Where the needle lies: 0 is the start, 1 the end.")
   whole("samples", samples, "Contexts of each kind, length and depth.", lower_bound=1)
-  whole("seed", 0, "Of contexts and intervals.", lower_bound=0)
+  whole("seed", 0, "Of the contexts.", lower_bound=0)
   whole("batch", 8, "Contexts read at a time.", lower_bound=1)
   whole("distractors", 10, "Wrong answers that a choice is among.", lower_bound=1)
   whole("attention_context", None, "Tokens that attention to everything keeps. Default: as "
@@ -93,11 +93,10 @@ def evaluate(f: flags.FlagValues,
   read_all(setting, plan, lengths, f, kept)
   rows = [row for batch in kept.batches for row in batch["rows"]]
   totals = [row["memories"] for row in rows if "memories" in row]
-  return settings | retrieval.summary(rows, setting.ways, f.threshold, f.seed) | {
+  return settings | retrieval.summary(rows, setting.ways, f.threshold) | {
       "memories": results.memories(totals) if totals else {},
-      "speed": retrieval.speed([batch["seconds"] for batch in kept.batches], setting.ways)
-      | results.machine(),
-      "rows": rows}, kept
+      "speed": retrieval.speed([batch["seconds"] for batch in kept.batches], setting.ways),
+      "machine": results.machine(), "rows": rows}, kept
 
 
 def read_all(setting: retrieval.Setting, plan: Plan, lengths: Sequence[int], f: flags.FlagValues,

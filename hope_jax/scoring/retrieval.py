@@ -1,7 +1,7 @@
 """How well what lies in a long context is found, by length and depth; baseline and memorized.
 
     rows, seconds, _ = score(setting, cases)  # of needles.py, all of one length
-    result = summary(rows, setting.ways, threshold=0.85, seed=0)
+    result = summary(rows, setting.ways, threshold=0.85)
 
 Ways to read a context:
 
@@ -10,11 +10,12 @@ Ways to read a context:
     control    as memorized, else as the baseline, with text where what is asked for lay
 
 Scores of a way: `exact`, all answers stand in what the model writes; `found`, the share of them
-(RULER's); `choice`, the right answer is likelier than all distractors. Shares have Wilson's
-interval, means and paired differences (memorized - baseline) a bootstrap one, all of 95 %.
+(RULER's); `choice`, the right answer is likelier than all distractors. Intervals are of 95 %:
+Wilson's of shares, `paired` of differences (memorized - baseline).
 """
 
 from collections.abc import Sequence
+import math
 import re
 import time
 from typing import NamedTuple
@@ -54,18 +55,18 @@ def score(setting: Setting, some: Sequence[Case], fast=None) -> tuple[list[dict]
       continue
     streams = fast if fast is not None and way == "memorized" else memorization.start(
         setting.config, setting.params, setting.how, len(some))
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     if way == "memorized" or way == "control" and setting.how.on:
       streams, did = learn(setting, streams, some, contexts)
     else:
       streams, did = replies.read(setting.config, setting.params, streams, contexts), None
     jax.block_until_ready(streams)
-    read = time.perf_counter()
+    read, busy = time.perf_counter(), time.process_time() - busy
     if way == "memorized":
       rows = [row | {"memories": each} for row, each in zip(rows, did)]
       learned = None if setting.how.reset else jax.tree.map(np.array, streams)
     rows = [row | {way: own} for row, own in zip(rows, ask(setting, streams, some))]
-    seconds[way] = {"read": read - began, "answer": time.perf_counter() - read,
+    seconds[way] = {"read": read - began, "processor": busy, "answer": time.perf_counter() - read,
                     "tokens": sum(map(len, contexts)), "questions": len(some)}
   return rows, seconds, learned
 
@@ -100,22 +101,32 @@ def ask(setting: Setting, streams, some: Sequence[Case]) -> list[dict]:
 
 
 def share(hits: Sequence[float]) -> dict:
-  """A share with Wilson's interval."""
+  """A mean of values from 0 to 1 with Wilson's interval, which is wide for those between."""
   value = float(np.mean(hits))
   low, high = intervals.wilson(value, len(hits))
   return {"value": value, "low": low, "high": high}
 
 
-def scores(rows: Sequence[dict], ways: Sequence[str], seed: int) -> dict:
+def paired(gains: Sequence[float]) -> dict:
+  """A mean of paired differences from -1 to 1, with an interval that has a width where all are 0.
+
+  Agresti and Min's (2005): half a pair is added to each cell of the two-by-two table.
+  """
+  count, total = len(gains) + 2, float(np.sum(gains))
+  middle = total / count
+  half = intervals.Z * math.sqrt(float(np.sum(np.square(gains))) + 1 - total ** 2 / count) / count
+  return {"value": float(np.mean(gains)), "low": max(-1.0, middle - half),
+          "high": min(1.0, middle + half)}
+
+
+def scores(rows: Sequence[dict], ways: Sequence[str]) -> dict:
   """{score: {way: with its interval, "difference"}} of some rows."""
   out = {"samples": len(rows)}
   for name in SCORES:
     own = {way: [float(row[way][name]) for row in rows if way in row] for way in ways}
-    out[name] = {way: intervals.interval(hits, np.ones(len(hits)), seed) if name == "found"
-                 else share(hits) for way, hits in own.items() if hits}
+    out[name] = {way: share(hits) for way, hits in own.items() if hits}
     if "memorized" in own:
-      gain = np.subtract(own["memorized"], own["baseline"])
-      out[name]["difference"] = intervals.interval(gain, np.ones(len(gain)), seed)
+      out[name]["difference"] = paired(np.subtract(own["memorized"], own["baseline"]))
   return out
 
 
@@ -131,13 +142,13 @@ def effective(by_length: Sequence[dict], ways: Sequence[str], threshold: float) 
   return out
 
 
-def summary(rows: Sequence[dict], ways: Sequence[str], threshold: float, seed: int) -> dict:
+def summary(rows: Sequence[dict], ways: Sequence[str], threshold: float) -> dict:
   """All scores: of each kind, length and depth; of each kind by length; of all by length."""
   def grouped(*keys):
     groups = {}
     for row in rows:
       groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return [dict(zip(keys, group)) | scores(own, ways, seed) for group, own in groups.items()]
+    return [dict(zip(keys, group)) | scores(own, ways) for group, own in groups.items()]
   by_length = grouped("length")
   reached = [way for way in ways if way != "control"]
   kinds = grouped("kind", "length")
@@ -149,14 +160,18 @@ def summary(rows: Sequence[dict], ways: Sequence[str], threshold: float, seed: i
              for name in names}}
 
 
-def speed(seconds: Sequence[dict], ways: Sequence[str]) -> dict:
-  """Of each way: tokens read a second, and seconds to answer one question; of the median batch."""
-  out = {}
-  for way in ways:
-    own = [each[way] for each in seconds if way in each]
-    if own:
-      out[way] = {
-          "tokens_per_second": float(np.median([s["tokens"] / s["read"] for s in own])),
-          "seconds_per_question": float(np.median([s["answer"] / s["questions"] for s in own])),
-          "batches": len(own)}
-  return out
+def speed(seconds: Sequence[dict], ways: Sequence[str]) -> list[dict]:
+  """Of each length and way, of the median batch: tokens read a second, this program's processor
+  seconds to read one context, seconds to answer a question. The first batch of a shape compiles,
+  too.
+  """
+  groups = {}
+  for each in seconds:
+    for way, own in each.items():
+      groups.setdefault((own["tokens"] // own["questions"], way), []).append(own)
+  return [{"length": length, "way": way, "batches": len(own),
+           "processor_seconds": float(np.median([s["processor"] / s["questions"] for s in own])),
+           "tokens_per_second": float(np.median([s["tokens"] / s["read"] for s in own])),
+           "seconds_per_question": float(np.median([s["answer"] / s["questions"] for s in own]))}
+          for (length, way), own in sorted(groups.items(),
+                                           key=lambda item: (item[0][0], ways.index(item[0][1])))]
