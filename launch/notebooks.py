@@ -28,8 +28,10 @@ def execute(script: Path, folder: str) -> nbformat.NotebookNode:
   notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3",
                                       "language": "python"},
                        "language_info": {"name": "python"}}
-  for cell in notebook.cells:  # when a cell ran is nobody's business
-    cell.metadata = {}
+  for cell in notebook.cells:
+    cell.metadata = {}  # when it ran
+    if cell.cell_type == "code":  # progress is for those who wait for it
+      cell.outputs = [own for own in cell.outputs if own.get("name") != "stderr"]
   return notebook
 
 

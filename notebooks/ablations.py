@@ -1,9 +1,9 @@
 # %% [markdown]
 # # What is each part worth?
 #
-# Four minutes on two cores, no GPU, at a toy size: the way, not the verdict. In the browser: upload
-# this file in [Colab](https://colab.research.google.com/), and a wheel of hope_jax beside it. The
-# verdicts come from `python -m hope_jax.ablate`, which this page can read.
+# A few minutes on two cores, no GPU, at a toy size: the way, not the verdict. In the browser:
+# upload this file in [Colab](https://colab.research.google.com/), and a wheel of hope_jax beside
+# it. The verdicts come from `python -m hope_jax.ablate`, which this page can read.
 
 # %%
 import importlib.util

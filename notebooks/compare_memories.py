@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Which memory stores and finds?
 #
-# Four minutes on two cores, no GPU. In the browser: upload this file in
+# A few minutes on two cores, no GPU. In the browser: upload this file in
 # [Colab](https://colab.research.google.com/), and a wheel of hope_jax beside it.
 #
 # Recall without language: eight pairs of keys and values, then every key once. Models have 120 000

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A fact, and then two thousand tokens
 #
-# Five minutes on two cores, no GPU. In the browser: upload this file in
+# A few minutes on two cores, no GPU. In the browser: upload this file in
 # [Colab](https://colab.research.google.com/), and a wheel of hope_jax beside it.
 #
 # Four facts are stated, other tokens follow, then each is asked for once. In training up to 200

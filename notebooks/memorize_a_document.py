@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A model that learns a document while it reads it
 #
-# Four minutes on two cores, no GPU. In the browser: upload this file in
+# A few minutes on two cores, no GPU. In the browser: upload this file in
 # [Colab](https://colab.research.google.com/), and a wheel of hope_jax beside it.
 #
 # The model sees 64 tokens; two levels of every layer write themselves as it reads. Parameters never
@@ -19,13 +19,11 @@ SMALL = bool(os.environ.get("HOPE_JAX_SMALL"))  # as tests run it: a few steps
 # %%
 from pathlib import Path
 
-import jax
-
-from hope_jax.model import lm
 from hope_jax.reading import opening, study
 from hope_jax.reports import memorized
 from hope_jax.runtime import program, startup
 from hope_jax.training import loop
+from IPython.display import Image
 
 startup.prepare(4)
 config = program.configuration("configs/online.py").copy_and_resolve_references()
@@ -47,7 +45,8 @@ for name, report in reports.items():
   print(f"{name:8} {float(report.loss_B[0]):.3f} nats per token")
 
 # %%
-memorized.draw(study.describe(config, reports))
+memorized.draw(study.describe(config, reports)).savefig("memorized.png", dpi=80)
+Image("memorized.png")
 
 # %% [markdown]
 # The control: the same text read by levels that write with the other sign. If that helped as much,

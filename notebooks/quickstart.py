@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Train a HOPE model and let it write
 #
-# Two minutes on two cores, no GPU. In the browser: upload this file in
+# A few minutes on two cores, no GPU. In the browser: upload this file in
 # [Colab](https://colab.research.google.com/), and a wheel of hope_jax beside it.
 #
 # A HOPE model replaces attention by memories that are written at every token, and the MLP by levels
