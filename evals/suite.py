@@ -1,4 +1,4 @@
-"""All evaluations, or those named, of one checkpoint or several: one folder with one page.
+"""Evaluations of one checkpoint or several, all that fit or those named: one folder with one page.
 
     python evals/suite.py --checkpoints=runs/smoke --output=report/ --quick
     python evals/suite.py --checkpoints=runs/a,runs/b --output=report/ --data_dir=data
@@ -7,6 +7,9 @@
 The folder gets the JSON and the picture of each evaluation, suite.json, which lists them, and
 index.html, which opens without server or network (hope_jax[evals]). Models that write while they
 read are scored with --memorize, too (--nomemorize: they are not).
+
+Not among them: continual.py, which wants its segments named, synthetic.py, which trains models of
+its own, and harness.py, which has options of its own.
 
 The page is written after each evaluation. The same command goes on where it was cut: what is there
 is not scored again, unless its settings or the checkpoint's step have changed. An evaluation that

@@ -124,3 +124,15 @@ def test_controls_of_the_teach_signal_change_only_what_levels_write():
                                            {"reset": True}))
   assert all(distance(plain, one) > 1e-6 for one in (back, other, fresh))
   assert totals["updates"] == TOKENS // CHUNK
+
+
+def test_after_a_reset_a_call_that_writes_nothing_finds_nothing_either():
+  """Its weights are added up before it reads."""
+  def found(**control):
+    c = tiny("gated_deltanet", **control)
+    c.channel.in_context, c.channel.levels = True, (config.Level("fast", CHUNK, lr=0.1),)
+    params = jax.jit(functools.partial(lm.init_params, c))(jax.random.key(0))
+    fresh = lm.current_weights(c, params, lm.init_fast(c, 1))
+    fast, _ = study.memorize(c, params, lm.init_fast(c, 1), [(np.arange(TOKENS) % VOCAB).tolist()])
+    return distance(jax.tree.leaves(lm.current_weights(c, params, fast)), jax.tree.leaves(fresh))
+  assert found() > 1e-6 and found(reset=True) == 0

@@ -107,11 +107,8 @@ class HopeLM(nn.Module):
       raise ValueError(f"documents={documents}: with levels that write in context, a call reads "
                        "one document a stream")
     begins_B = slots.starts(layout)
-    if self.config.control.reset:
-      levels = {name: level_write.restart(own, jnp.ones_like(begins_B)).replace(
-          updates_B=own.updates_B) for name, own in fast.layers.levels.items()}
-      fast = fast.replace(layers=fast.layers.replace(levels=levels))
-    return (level_write.restart(fast.layers.levels, begins_B),
+    levels = _found(self.config, fast)
+    return (level_write.restart(levels, begins_B),
             jnp.where(begins_B[:, None], -1, fast.held_BxC))
 
   def scan(self, x, blocks, tokens, weights, probes, layout, rng):
@@ -236,7 +233,17 @@ def forget_context(config, fast: FastState) -> FastState:
 
 def current_weights(config, params, fast: FastState) -> dict:
   """{level: weights of each stream}, for calls that write no level: one token costs less then."""
-  return _weights(config, params["blocks"], fast.layers.levels)
+  return _weights(config, params["blocks"], _found(config, fast))
+
+
+def _found(config, fast: FastState) -> dict | None:
+  """The levels as a call finds them: under control.reset, nothing of what was written."""
+  levels = fast.layers.levels
+  if not config.control.reset or not levels:
+    return levels
+  every_B = jnp.ones_like(fast.segment_B, bool)
+  return {name: level_write.restart(own, every_B).replace(updates_B=own.updates_B)
+          for name, own in levels.items()}
 
 
 def _weights(config, blocks: dict, levels: dict | None) -> dict:

@@ -61,7 +61,9 @@ def _leaves(value, at: tuple = ()) -> Iterator[tuple[tuple, object]]:
     for key, own in value.items():
       yield from _leaves(own, (*at, key))
   elif isinstance(value, list) and any(isinstance(own, (dict, list)) for own in value):
-    return
+    for i, own in enumerate(value):  # scores in a row, or a matrix of them
+      if is_score(own) or isinstance(own, list):
+        yield from _leaves(own, (*at, i))
   elif isinstance(value, list):
     yield at, ", ".join(map(shown, value))
   else:
