@@ -35,7 +35,7 @@ for name, changes in SETS.items():
 # the same batches at the same seed, so differences are paired.
 
 # %%
-names = ["full", "cms_one", "reversed"]
+names = ["full", "cms_one", "reversed"][:2 if SMALL else 3]
 settings = ["model.dim=64", "model.layers=2", "data.batch=8", "train.eval_batches=4"]
 found = {name: compare.named([f"configs/ablations.py:{name}"], settings)[name] for name in names}
 workdir = Path("runs/notebooks/ablations")

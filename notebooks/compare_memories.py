@@ -29,6 +29,7 @@ from IPython.display import Markdown
 
 startup.prepare(64)
 names = ["transformer", "transformer_window", "gru", "gated_deltanet", "hope_selfmod"]
+names = names[:2] if SMALL else names
 found = {}
 for name in names:
   c = program.configuration(f"configs/synthetic.py:mqar,{name}").copy_and_resolve_references()

@@ -28,6 +28,7 @@ from IPython.display import Image
 startup.prepare(4)
 config = program.configuration("configs/online.py").copy_and_resolve_references()
 config.train.update(dict(steps=2 if SMALL else 150, log_every=25, eval_every=50))
+config.data.seq = 256 if SMALL else 1024
 workdir = Path("runs/notebooks/memorize")
 loop.train(config, workdir);
 

@@ -141,8 +141,8 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
 
 def _validate_fields(c):
   ranges = {field: (least, most) for least, most, fields in RANGES for field in fields}
-  _check({*c.train.boards} <= {*BOARDS}, f"train.boards={tuple(c.train.boards)}: choose from "
-                                         f"{', '.join(BOARDS)}")
+  _check(all(name in [*BOARDS] for name in c.train.boards),
+         f"train.boards={tuple(c.train.boards)}: choose from {', '.join(BOARDS)}")
   numbers = {"seed": c.seed} | {f"{section}.{name}": c[section][name] for section in c
                                 if section != "seed" for name in c[section]}
   for field, value in numbers.items():
