@@ -16,6 +16,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
+from hope_jax.model import plan
 from hope_jax.reading import study
 from hope_jax.reading.stream import Stream
 from hope_jax.scoring import memorization
@@ -68,12 +69,20 @@ class HopeJax(LM):
     return out
 
   def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-    """Of whole texts, each streamed with its state; written while it is read if memorizing."""
+    """Of whole texts, each streamed with its state; written while it is read if memorizing.
+
+    ValueError for texts that are to be read more than once, or one from the other's state.
+    """
+    if self.how.on and (self.how.steps != 1 or not self.how.reset):
+      raise ValueError("tasks of whole texts are read once, each from a fresh state: leave out "
+                       "memorize_steps and memorize_no_reset")
     out = []
     for text, in tqdm([request.args for request in requests], disable=disable_tqdm):
       ids = [*(self.tokenizer.begin or [self.tokenizer.eos]), *self.tokenizer.encode(text)]
       fast = memorization.start(self.config, self.params, self.how, 1)
       report = study.memorize(self.config, self.params, fast, [ids], write=self.how.on)[1]
+      if self.how.on:
+        self.did.append(report.totals(plan.of(self.config).enabled))
       out.append(-float(report.nats_BxT[report.labels_BxT].sum(dtype="float64")))
     return out
 
@@ -88,7 +97,9 @@ class HopeJax(LM):
     stream = Stream(self.config, self.params, temperature=temperature if do_sample else 0.0,
                     top_p=top_p)
     if self.how.on:
-      stream.start(self._asked.learn([_question(context, [""])], self.config)[0])
+      fast, did = self._asked.learn([_question(context, [""])], self.config)
+      self.did += [own for own in did if own]
+      stream.start(fast)
     ids, text = [*self.tokenizer.begin, *self.tokenizer.encode(context)], ""
     written = []
     for token in stream.generate(ids or [self.tokenizer.eos], max_gen_toks, self.tokenizer.stops):

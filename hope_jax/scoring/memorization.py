@@ -3,8 +3,8 @@
     define_flags(values); config, params, tokenizer = load(f)          # for memory off against on
     define_options(values); config, params, tokenizer, how = begin(f)  # --memorize and the like
 
-With --memorize, a program reads what it scores from `start` (the baseline) and after `learn` (the
-same, after texts were memorized), and gives both, with their paired difference.
+With --memorize, a program scores twice: from streams that know nothing (the baseline), and from
+`start`, perhaps a saved state, after `learn` has memorized texts; their difference is paired.
 """
 
 from collections.abc import Sequence

@@ -245,6 +245,9 @@ def _frequent_words(world, rng, length, _) -> Case:
 
 
 def _literal_free(world, rng, length, depth) -> Case:
+  if world.distractors >= len(facts.NAMES):
+    raise ValueError(f"literal_free has {len(facts.NAMES) - 1} wrong names: set --distractors="
+                     f"{len(facts.NAMES) - 1} or fewer, or leave the kind out")
   fact, question = facts.PAIRS[rng.integers(len(facts.PAIRS))]
   name = str(rng.choice(facts.NAMES))
   contexts = hidden(world, length, (world.text_N, int(rng.integers(len(world.text_N)))),

@@ -78,11 +78,13 @@ def evaluate(f: flags.FlagValues,
   config, params, tokenizer, how = memorization.begin(f)
   if how.on and not how.steps:
     raise ValueError("--memorize_steps=0: the contexts are what is memorized here; read them once")
+  trained = config
   if f.attention_context is not None:
     config = config.copy_and_resolve_references().unlock()
     config.attention.context = f.attention_context
   replies.check_room(config, lengths[-1] + ROOM, "attention_context")
-  setting, plan = retrieval.Setting(config, params, tokenizer, how, f.control), make(f, tokenizer)
+  setting = retrieval.Setting(config, params, tokenizer, how, f.control, trained)
+  plan = make(f, tokenizer)
   for kind in plan.kinds:
     plan.case(kind, lengths[0], plan.depths[0], 0)  # what does not fit is told at once
   settings = results.of_model(config, params, tokenizer.digest) | how.facts() | {

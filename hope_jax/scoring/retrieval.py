@@ -23,6 +23,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from hope_jax.model import lm
 from hope_jax.scoring import intervals, memorization, replies
 from hope_jax.scoring.needles import Case
 
@@ -36,6 +37,7 @@ class Setting(NamedTuple):
   tokenizer: object
   how: memorization.Options
   control: bool  # read the control, too
+  saved: object = None  # the configuration of --memorize_state, where `config` has other room
 
   @property
   def ways(self) -> tuple[str, ...]:
@@ -53,10 +55,16 @@ def score(setting: Setting, some: Sequence[Case], fast=None) -> tuple[list[dict]
     contexts = [case.without_L if way == "control" else case.context_L for case in some]
     if way == "control" and any(ids is None for ids in contexts):
       continue
-    streams = fast if fast is not None and way == "memorized" else memorization.start(
-        setting.config, setting.params, setting.how, len(some))
+    learns = way == "memorized" or way == "control" and setting.how.on
+    if fast is not None and way == "memorized":
+      streams = fast
+    elif learns:
+      streams = memorization.start(setting.config, setting.params, setting.how, len(some),
+                                   setting.saved)
+    else:
+      streams = lm.init_fast(setting.config, len(some))
     began, busy = time.perf_counter(), time.process_time()
-    if way == "memorized" or way == "control" and setting.how.on:
+    if learns:
       streams, did = learn(setting, streams, some, contexts)
     else:
       streams, did = replies.read(setting.config, setting.params, streams, contexts), None

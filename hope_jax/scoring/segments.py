@@ -44,6 +44,8 @@ def years(path: str, field: str, date: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def _rows(path: str) -> list[Row]:
+  if not Path(path).is_file():
+    raise FileNotFoundError(f"no {path}: --domains and --years name files of JSON lines")
   return published.rows(Source(Path(path).name.removesuffix(".gz"), "your own text", split="whole"),
                         str(Path(path).parent))
 
