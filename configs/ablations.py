@@ -70,8 +70,8 @@ SETS = {  # set: {name: fields that are changed, or a function of the base that 
         "full": {}, "surprise_loss": {"teach.metric": "loss", "teach.threshold": 2.0},
         "surprise_entropy": {"teach.metric": "logit_entropy", "teach.threshold": 2.0}},
     "controls": {"full": {}, **{name: _controlled(name) for name in (
-        "memory_off", "reset", "frozen", "reversed", "shuffled", "one_period", "no_cms",
-        "no_self_modification")}},
+        "memory_off", "reset", "frozen", "reversed", "shuffled", "one_period",
+        "no_self_modification")}},  # without CMS: cms_none
     "memories": {
         "memories": {}, "no_rank_one": {"selfmod.rank_one": False},
         "no_retention": {"selfmod.alpha": False, "selfmod.bound": 0.0},  # forgetting bounds

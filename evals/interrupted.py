@@ -178,8 +178,10 @@ def racer(folder: str, me: int, rounds: int) -> None:
   startup.prepare()  # one device, as of the run that they are compared with
   for i in range(rounds):
     (folder / f"{i}.{me}").touch()
+    end = time.monotonic() + 300
     while not (folder / f"{i}.{1 - me}").exists():
-      pass
+      if time.monotonic() > end:
+        raise TimeoutError("the other one did not come")
     try:
       loop.train(c, folder / f"race{i}")
       told.append("trained")

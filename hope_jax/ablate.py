@@ -49,10 +49,10 @@ def page(size: str, found: dict) -> str:
   text = [f"# Ablations, {size}\n"]
   for name, result in found.items():
     text += [f"## {name}\n", comparison.table(result)]
+    command = f"python -m hope_jax.launch --workdir=... --config={CONFIG}"
     memories = [[row["name"], ", ".join(f"{path} {value:.3g}" for path, value
                                         in row["moved"].items()) or "none",
-                 f"`python -m hope_jax.launch --config={CONFIG}:{row['name']},{size}`"]
-                for row in result["models"]]
+                 f"`{command}:{row['name']},{size}`"] for row in result["models"]]
     text += [tables.markdown(["ablation", "sum of a step's writes, a layer", "command"], memories)]
     if result["missing"]:
       text += [f"Missing: {', '.join(result['missing'])}.\n"]
@@ -94,6 +94,7 @@ def main(_, f: flags.FlagValues = flags.FLAGS):
     with lock.held(workdir / ".lock", "another --workdir"):
       steps = {name: c.train.steps for name, c in every.items()}
       todo = compare.runs(every, steps, f.seeds, workdir / f.size)
+      compare.check_done(todo)
       for run in todo:
         compare.train_all([run], 1)
         done = [each for each in todo if (each.folder / comparison.COSTS).exists()]

@@ -37,7 +37,6 @@ from hope_jax.scoring import results
 from hope_jax.training import budget, costs, loop
 
 POINTS = 10  # evaluations of each run
-OWN = ("align", "carry")  # of the data section: may differ
 
 
 class Run(NamedTuple):
@@ -88,8 +87,8 @@ def _setting(text: str) -> tuple[str, object]:
 def _check_data(found: dict[str, ConfigDict]) -> None:
   (first, one), *others = found.items()
   for name, other in others:
-    for section, field in (*(("data", field) for field in one.data if field not in OWN),
-                           ("model", "vocab"), ("train", "eval_batches")):
+    for section, field in (*(("data", field) for field in one.data), ("model", "vocab"),
+                           ("train", "eval_batches")):
       if one[section][field] != other[section][field]:
         raise ValueError(f"{first} and {name} are not trained on the same batches: {section}."
                          f"{field} is {one[section][field]} and {other[section][field]}; give "
@@ -120,6 +119,7 @@ def planned(found: dict[str, ConfigDict], text: str, workdir: Path) -> dict[str,
   path, plan = workdir / "plan.json", {"budget": text, "configs": {
       name: json.loads(configs.to_json(config)) for name, config in found.items()}}
   kept = json.loads(path.read_text()) if path.exists() else {"steps": {}, **plan}
+  before = json.dumps(kept) if path.exists() else ""
   known = [name for name in plan["configs"] if name in kept["configs"]]
   if kept["budget"] != text or any(kept["configs"][name] != plan["configs"][name]
                                    for name in known):
@@ -129,15 +129,27 @@ def planned(found: dict[str, ConfigDict], text: str, workdir: Path) -> dict[str,
     if name not in kept["steps"]:
       kept["steps"][name] = budget.steps(budget.parse(text), config)
   kept["configs"] |= plan["configs"]
-  program.replace(path, json.dumps(kept, indent=1))
+  if json.dumps(kept) != before:  # workers write nothing
+    program.replace(path, json.dumps(kept, indent=1))
   return kept["steps"]
+
+
+def check_done(todo: Sequence[Run]) -> None:
+  """ValueError for a run that is there and was trained with other settings."""
+  for run in todo:
+    path = run.folder / "config.json"
+    if (run.folder / comparison.COSTS).exists() and (
+        configs.from_json(path.read_text()).to_dict() != run.config.to_dict()):
+      raise ValueError(f"{run.folder} was trained with other settings: choose another --workdir, "
+                       "or delete it")
 
 
 def train(run: Run) -> None:
   """One run to its end, and what it cost beside it, once."""
   if (run.folder / comparison.COSTS).exists():
     return
-  loop.train(run.config, run.folder)
+  if "loss" not in loop.train(run.config, run.folder):
+    raise ValueError(f"{run.folder}: its last evaluation failed, see above")
   total, rest = costs.parameters(run.config)
   compiled, _ = costs.compile_program(*costs.train_program(run.config))
   program.replace(run.folder / comparison.COSTS, json.dumps(

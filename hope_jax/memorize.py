@@ -140,7 +140,9 @@ def main(argv, f: flags.FlagValues = flags.FLAGS):
         raise ValueError("no --state: name the folder whose versions are meant")
       if f.drop is not None:
         say(f"{f.state}: without {', '.join(conversation.drop(f.state, f.drop))}")
-      return show(f.state)
+      if f.drop is None or conversation.steps(f.state):
+        show(f.state)
+      return
     if f.checkpoint is None or f.text is None:
       raise ValueError("give the run with --checkpoint and the file or folder with --text")
     config, params, tokenizer = memorization.load(f)

@@ -45,10 +45,11 @@ def scores(result: object, name: str = "") -> Iterator[tuple[str, dict]]:
         yield from scores(value, f"{name}/{key}" if name else key)
 
 
-def validation(metrics: Path) -> dict:
-  """The last validation numbers of a run; {} where it has none."""
+def validation(metrics: Path, step: int) -> dict:
+  """The validation numbers of a step; {} where it was not evaluated."""
   lines = metrics.read_text().splitlines() if metrics.exists() else []
-  rows = [row for row in map(json.loads, lines) if "validation/loss" in row]
+  rows = [row for row in map(json.loads, lines)
+          if "validation/loss" in row and row["step"] == step]
   return {name: value for name, value in rows[-1].items() if isinstance(value, float)
           and name.startswith("validation/") and name.count("/") == 1} if rows else {}
 
@@ -65,8 +66,8 @@ def card(config: ConfigDict, facts: dict, folder: Path) -> str:
                [name, kind, licence] for name, kind, licence in facts["sources"]])]
   if facts["origin"]:
     parts += [f"It began as {json.dumps(facts['origin'])}.\n"]
-  if found := validation(folder / LOGS[0]):
-    parts += ["## Validation, at the end of the training\n", tables.markdown(
+  if found := validation(folder / LOGS[0], facts["step"]):
+    parts += ["## Validation, at this step\n", tables.markdown(
         ["number", "value"], [[name.partition("/")[2], f"{value:.4f}"]
                               for name, value in found.items()])]
   for path in sorted((folder / "evaluations").glob("*.json")):
@@ -84,6 +85,7 @@ def write(workdir: Path, output: Path, evaluations: list[Path], licence: str,
     raise FileExistsError(f"{output} is there already: choose another --output")
   run, step = opening.find(workdir)
   meta = stored.read_meta(run / "checkpoints", step)
+  step = meta["step"]
   config = configs.from_json(meta["config"])
   if unknown := licences.keys() - {source.name for source in config.data.sources}:
     raise ValueError(f"--licences: no source is called {', '.join(sorted(unknown))}; there are "
@@ -93,6 +95,10 @@ def write(workdir: Path, output: Path, evaluations: list[Path], licence: str,
   try:
     export.write(run, folder / "model.safetensors", step)
     export.import_run(folder / "model.safetensors", folder)
+    own = export.read(folder / "model.safetensors")[2]["fingerprint"]
+    for path in evaluations:
+      if (of := json.loads(path.read_text()).get("fingerprint", own)) != own:
+        raise ValueError(f"{path} is of another model ({of}, this one is {own}): leave it out")
     for log in LOGS:
       if (run / log).exists():
         shutil.copy(run / log, folder / log)
@@ -118,9 +124,11 @@ def listed(given: list[str]) -> list[Path]:
            for path in (sorted(own.glob("*.json")) if own.is_dir() else [own])]
   for path in found:
     try:
-      json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-      raise ValueError(f"{path} is no file of results ({error}): leave it out") from None
+      good = isinstance(json.loads(path.read_text()), dict)
+    except (ValueError, OSError):
+      good = False
+    if not good:
+      raise ValueError(f"{path} is no file of results: leave it out")
   if len({path.name for path in found}) < len(found):
     raise ValueError("two evaluations have the same file name: rename one")
   return found

@@ -6,12 +6,14 @@
 # it. The verdicts come from `python -m hope_jax.ablate`, which this page can read.
 
 # %%
+import glob
 import importlib.util
 import os
 
 if importlib.util.find_spec("hope_jax") is None:  # Colab, or any other empty machine
-  # a wheel that you have uploaded, or the folder of a checkout: HOPE_JAX=path
-  os.system(f"pip install -q \"{os.environ.get('HOPE_JAX', 'hope_jax')}[plots]\"")
+  wheel = os.environ.get("HOPE_JAX") or [*glob.glob("hope_jax-*.whl"), "."][0]
+  failed = os.system(f"pip install -q '{wheel}[plots]'")
+  assert not failed, "upload a wheel of hope_jax, or set HOPE_JAX to a wheel or a checkout"
 SMALL = bool(os.environ.get("HOPE_JAX_SMALL"))  # as tests run it: a few steps
 
 # %%

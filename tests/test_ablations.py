@@ -9,9 +9,10 @@ from absl import flags
 import pytest
 
 from configs import ablations
-from hope_jax import ablate
+from hope_jax import ablate, compare, config
 from hope_jax.model import checks
 from hope_jax.runtime import startup
+from hope_jax.reports import comparison
 from hope_jax.training import loop
 
 SAID = {  # sections that a set may touch
@@ -53,6 +54,18 @@ def test_levels_keep_all_but_what_is_changed():
     assert all(level.lr == own.lr for level, own in zip(levels, base.channel.levels))
   assert [level.scale for level in ablations.get_config("teach_fast_most").channel.levels] == [
       2.0, 1.0, 0.5, 0.25]
+
+
+def test_a_run_that_was_made_with_other_settings_is_not_taken_for_this_one(tmp_path):
+  found = compare.named(["configs/ablations.py:full"])
+  run, = compare.runs(found, {"full": 20}, 1, tmp_path)
+  run.folder.mkdir(parents=True)
+  (run.folder / "config.json").write_text(config.to_json(run.config))
+  compare.check_done([run])
+  (run.folder / comparison.COSTS).write_text("{}")
+  compare.check_done([run])
+  with pytest.raises(ValueError, match="full/seed0 was trained with other settings: choose "):
+    compare.check_done(compare.runs(found, {"full": 200}, 1, tmp_path))
 
 
 def test_names_that_are_none():

@@ -153,7 +153,7 @@ def test_a_budget_of_seconds_is_as_many_steps_as_they_hold(file, monkeypatch):
     (["{file}:gru", "{file}:gru"], "two configurations are called gru"),
     (["{file}:none"], "tiny.py:none: .*KeyError"), (["none.py"], "there is no such file"),
     (["{file}:gru", "configs/smoke.py"],
-     "not trained on the same batches: data.batch is 4 and 16")])
+     "not trained on the same batches: data.align is 16 and 64")])
 def test_what_cannot_be_compared(file, given, message):
   with pytest.raises(ValueError, match=message):
     compare.named([text.format(file=file) for text in given])

@@ -92,6 +92,8 @@ def test_a_board_that_drops_nothing_is_told_every_step_once(tmp_path, monkeypatc
   write(4, 7, resume_step=3)  # 4 and 5 are taken again
   told = (tmp_path / boards.name_of(tmp_path)).read_text().splitlines()
   assert told == [f"{step} {1 / step:.4f}" for step in range(1, 8)]
+  write(1, 2)  # from the start: another run
+  assert (tmp_path / boards.name_of(tmp_path)).read_text() == "1 1.0000\n2 0.5000\n"
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

@@ -197,9 +197,11 @@ def test_a_changed_recipe_input_or_file_is_named(raw, tmp_path):
   fails("near.hashes are at least 1", c)
   assert "files, " in manifest.verify(folder / "four")
   path = folder / "four" / "shards" / "web.train.tokens.00001.npy"
-  path.write_bytes(path.read_bytes()[:-1] + b"\7")
+  before = path.read_bytes()
+  path.write_bytes(before[:-1] + b"\7")
   with pytest.raises(ValueError, match="web.train.tokens.00001.npy changed since it was written"):
     manifest.verify(folder / "four")
+  path.write_bytes(before)
 
 
 def test_a_model_that_does_not_fit_the_shards_is_told(raw):

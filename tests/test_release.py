@@ -24,7 +24,8 @@ pytestmark = pytest.mark.slow
 def run(tmp_path_factory):
   folder = tiny_run.save(tmp_path_factory.mktemp("run") / "run", tiny_run.configured("hope_hybrid"))
   rows = [{"step": 3, "validation/loss": 5.5}, {"step": 7, "validation/loss": 1.25,
-                                                "validation/bpb": 2.5, "validation/domain/x": 9.0}]
+                                                "validation/bpb": 2.5, "validation/domain/x": 9.0},
+          {"step": 9, "validation/loss": 7.75}]  # of a step that is not released
   (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   (folder / "goodput.json").write_text("{}")
   evals = folder / "evals"
@@ -67,7 +68,7 @@ def test_the_card_says_what_the_files_say(released):
   assert "| bpb | 2.5000 |" in card and "| loss | 1.2500 |" in card and "domain" not in card
   entry = json.loads((released / "evaluations" / "passkey.json").read_text())["accuracy"]
   assert f"| accuracy | {entry['value']:.4f} ({entry['low']:.4f} to {entry['high']:.4f}) |" in card
-  assert "`python evals/passkey.py`" in card and "licence: Apache-2.0" in card
+  assert "Step 7; " in card and "`python evals/passkey.py`" in card and "licence: Apache-2.0" in card
   assert "| embedded | embedded | PSF-2.0 |" in card and "rows" not in card
 
 
@@ -91,10 +92,13 @@ def test_it_runs_in_a_folder_without_anything_else(released, tmp_path):
 @pytest.mark.parametrize("more, message", [
     (["--licences=web:MIT"], "no source is called web; there are embedded"),
     (["--licences=MIT"], "write SOURCE:LICENCE"),
-    (["--evaluations=none.json"], "none.json is no file of results")])
+    (["--evaluations=none.json"], "none.json is no file of results"),
+    (["--evaluations={run}/other"], "x.json is of another model .f00d, this one is")])
 def test_what_does_not_fit(run, tmp_path, more, message):
+  (run / "other").mkdir(exist_ok=True)
+  (run / "other" / "x.json").write_text('{"fingerprint": "f00d"}')
   with pytest.raises(SystemExit, match=message):
-    call(run, tmp_path / "release", *more)
+    call(run, tmp_path / "release", *(text.format(run=run) for text in more))
   assert not any(tmp_path.iterdir())
 
 

@@ -24,7 +24,8 @@ def get_config(folder="texts"):
   c = recipe.base()
   c.dir = "runs/data/refinedweb"
   root = Path(folder).expanduser()
-  names = sorted(path.name for path in root.iterdir() if path.name != "evaluations")
+  names = sorted(path.name for path in root.iterdir()
+                 if path.name != "evaluations" and not path.name.startswith("."))
   if not names:
     raise ValueError(f"{folder} is empty: give it a folder or file of text for each source")
   c.sources = tuple(

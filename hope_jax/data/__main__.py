@@ -7,6 +7,8 @@
     python -m hope_jax.data --config=configs/data/sample.py --coverage=text.txt --baseline=kept.json
 """
 
+from pathlib import Path
+
 from absl import app, flags
 from ml_collections import ConfigDict
 
@@ -46,12 +48,14 @@ def _follow(recipe: ConfigDict, f: flags.FlagValues) -> None:
   if f.verify:
     print(manifest.verify(folder))
     return
+  if f.report:
+    program.ready(f.report)
   facts = build.make(recipe)
+  if f.report:
+    page.write(recipe, Path(f.report))
   if f.coverage:
     print(coverage.check(folder / "shards", f.coverage, f.baseline))
     return
-  if f.report:
-    page.write(recipe, program.ready(f.report))
   print(manifest.table(facts))
   print(f"shards for data.dir: {recipes.shards(recipe)}")
 

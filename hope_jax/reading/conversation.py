@@ -60,6 +60,7 @@ def drop(directory: str | Path, name: str) -> list[str]:
     gone = found[names.index(name):]
     for each in reversed(gone):  # at any moment what is left is whole
       aside = Path(directory) / f"{each['step']}.dropped"
+      shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
       os.rename(Path(directory) / str(each["step"]), aside)
       shutil.rmtree(aside)
   return [each["name"] for each in gone]

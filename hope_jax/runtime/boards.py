@@ -49,8 +49,8 @@ class _Remembering:
   """A board that drops nothing: steps up to `logged`, which it has, are not written again."""
 
   def __init__(self, workdir: Path, resumed: int, logged: int, config: dict):
-    del resumed
-    self._logged, self._run = logged, self.begin(workdir, name_of(workdir), config)
+    name = name_of(workdir, resumed < 0)
+    self._logged, self._run = logged, self.begin(workdir, name, config)
 
   def begin(self, workdir: Path, name: str, config: dict):
     raise NotImplementedError
@@ -83,10 +83,10 @@ BOARDS: dict[str, Callable[[Path, int, int, dict], Board]] = {
     "tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio}
 
 
-def name_of(workdir: Path) -> str:
-  """The run's own name, made once."""
+def name_of(workdir: Path, anew: bool = False) -> str:
+  """The run's own name, made when it starts."""
   path = workdir / "run_name"
-  if not path.exists():
+  if anew or not path.exists():
     path.write_text(secrets.token_hex(4))
   return path.read_text().strip()
 

@@ -38,7 +38,8 @@ def write(place: Place) -> dict:
   tok = tokenizer.load(tokens.folder(place))
   sources = {s.name: _source(place, s) for s in place.recipe.sources}
   settings = recipes.settings(place.recipe)
-  of_shards = _digests(tokens.folder(place), "")
+  of_shards = {name: record for name, record in _digests(tokens.folder(place), "").items()
+               if name != NAME}
   store.write_facts(tokens.folder(place) / NAME, dict(
       recipe=recipes.digest(place.recipe), tokenizer=tok.digest,
       config=dict(vocab=tok.size, val_fraction=place.recipe.val_fraction),
@@ -78,7 +79,7 @@ def verify(folder: Path) -> str:
 def _digests(folder: Path, prefix: str) -> dict:
   return {prefix + path.relative_to(folder).as_posix(): dict(
       bytes=path.stat().st_size, sha256=sidecar.sha256(path))
-          for path in sorted(folder.rglob("*")) if path.is_file() and path.name != NAME}
+          for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _source(place: Place, source) -> dict:
