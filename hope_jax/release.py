@@ -85,7 +85,6 @@ def write(workdir: Path, output: Path, evaluations: list[Path], licence: str,
     raise FileExistsError(f"{output} is there already: choose another --output")
   run, step = opening.find(workdir)
   meta = stored.read_meta(run / "checkpoints", step)
-  step = meta["step"]
   config = configs.from_json(meta["config"])
   if unknown := licences.keys() - {source.name for source in config.data.sources}:
     raise ValueError(f"--licences: no source is called {', '.join(sorted(unknown))}; there are "
@@ -93,7 +92,7 @@ def write(workdir: Path, output: Path, evaluations: list[Path], licence: str,
   folder = output.with_name(f".{output.name}.partial")
   shutil.rmtree(folder, ignore_errors=True)
   try:
-    export.write(run, folder / "model.safetensors", step)
+    step = export.write(run, folder / "model.safetensors", step)
     export.import_run(folder / "model.safetensors", folder)
     own = export.read(folder / "model.safetensors")[2]["fingerprint"]
     for path in evaluations:
