@@ -13,6 +13,8 @@ FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_cou
 # later ones do not know it, and an unknown flag ends the process
 if metadata.version("jaxlib").startswith("0.10."):
   FLAGS += " --xla_cpu_use_fusion_emitters=false"
+  # eight devices on two busy cores wait for each other longer than the 40 seconds that are allowed
+  FLAGS += " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
