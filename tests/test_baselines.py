@@ -28,7 +28,7 @@ def test_small_ones_are_of_one_size():
   matched(list(baselines.HIDDEN), ["small"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_large_ones_are_of_the_sizes_of_the_large_configurations():
   for size, module in (("pilot", pilot), ("mid", mid), ("target", target)):
     total, _ = costs.parameters(module.get_config())

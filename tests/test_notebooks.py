@@ -13,6 +13,7 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
+DEAR = ("ablations",)  # of what they call, compare_memories calls most
 
 
 def sources(notebook) -> list[tuple[str, str]]:
@@ -32,8 +33,9 @@ def test_a_notebook_is_its_script_and_was_run(script):
   assert script.with_suffix(".ipynb").stat().st_size < 400_000
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", [
+    pytest.param(path, marks=pytest.mark.nightly if path.stem in DEAR else pytest.mark.slow)
+    for path in SCRIPTS], ids=[path.stem for path in SCRIPTS])
 def test_a_notebook_runs(script, tmp_path, monkeypatch):
   monkeypatch.setenv("HOPE_JAX_SMALL", "1")
   notebook = jupytext.read(script)

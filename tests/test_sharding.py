@@ -151,7 +151,7 @@ def slow(*case):
     ("transformer", "adamw", [(2, 2, 2)]), slow("transformer", "adamw", MESHES),
     slow("hope_selfmod", "adamw", MESHES[1:]),
     slow("hope_hybrid", "adamw", MESHES[1:]), slow("hope_hybrid", "muon", [(2, 2, 2), (1, 8, 1)]),
-    slow("hope_selfmod", "muon", [(2, 2, 2)]),
+    pytest.param("hope_selfmod", "muon", [(2, 2, 2)], marks=pytest.mark.nightly),
     pytest.param("hope_selfmod/mlp", "adamw", [(2, 2, 2)], marks=pytest.mark.nightly)])
 def test_every_mesh_trains_as_one_device(kind, optimizer, meshes):
   one, *others = on_eight("train", kind, optimizer, ONE, *meshes)
