@@ -116,9 +116,16 @@ def learn_folder(f, config, params, tokenizer, save) -> None:
   found, fast = files.below(Path(f.text)), start(config, params, f.state)
   with tqdm(total=sum(path.stat().st_size for path in found), unit="B", unit_scale=True) as bar:
     for path in found:
-      text = files.text(path)
-      ids = [*tokenizer.begin, *tokenizer.encode(text)]
       bar.update(path.stat().st_size)
+      try:
+        text = files.text(path)
+      except ValueError as error:
+        say(f"{error}: left out")
+        continue
+      if "\0" in text:
+        say(f"{path}: no text, left out")
+        continue
+      ids = [*tokenizer.begin, *tokenizer.encode(text)]
       if len(ids) < 2 + len(tokenizer.begin):
         say(f"{path}: fewer than 2 tokens, left out")
         continue

@@ -232,12 +232,16 @@ def test_texts_of_a_folder_are_versions_that_can_be_undone(one, tmp_path, capsys
   texts.mkdir()
   for name, words in (("b", TEXT[300:700]), ("a", TEXT[:300]), ("c", "\n")):
     (texts / name).write_text(words)
+  (texts / "picture").write_bytes(b"\x89PNG\0\1")
+  (texts / "packed.gz").write_bytes(b"\x1f\x8b\0")
   learn(one, f"--text={texts}", f"--state={states[0]}")
   for name in "ab":
     learn(one, f"--text={texts / name}", f"--state={states[1]}")
   learn(one, f"--text={texts / 'a'}", f"--state={states[2]}")
   said = capsys.readouterr()
   assert "c: fewer than 2 tokens, left out" in said.err and "goes on from a" in said.err
+  assert "picture: no text, left out" in said.err
+  assert "packed.gz is not a whole .gz file" in said.err
   call(memorize, f"--state={states[0]}", "--list")
   rows = [line.split() for line in capsys.readouterr().out.splitlines()]
   assert [row[0] for row in rows] == ["a", "b"] and int(rows[0][1]) > 10
